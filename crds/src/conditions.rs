@@ -1,0 +1,224 @@
+//! Phases, conditions and reasons: the closed sets that other programs match on.
+//!
+//! A word here is public API. It is never renamed, and its meaning never narrows; a new cause gets a new word.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::open_enum::open_enum;
+
+open_enum! {
+    /// Where a run is in its life, in one word, for people. Programs read the conditions.
+    pub enum Phase {
+        /// Accepted and waiting: for a free slot, or for the sandbox namespace.
+        Queued,
+        /// A slot is taken; the pod is being created and has not yet received its start message.
+        Starting,
+        /// The start message was sent.
+        Running,
+        /// A stop was asked for (time-out, cancel or deletion) and the pod has not ended yet.
+        Stopping,
+        /// The script ended with exit code 0.
+        Succeeded,
+        /// The script ended with another exit code or by a signal of its own.
+        Failed,
+        /// The script was ended because `timeoutSeconds` was over.
+        TimedOut,
+        /// The run was ended because `spec.cancel` was set.
+        Cancelled,
+        /// The sandbox used more memory than it may and was killed.
+        OutOfMemory,
+        /// The pod was ended from outside: deleted, evicted or preempted.
+        Killed,
+        /// The runner inside the sandbox ended without reporting a result.
+        RunnerKilled,
+        /// The pod could not be started: see the reason.
+        StartFailed,
+        /// The script did not start within the start budget.
+        StartTimedOut,
+        /// What the API server stored is not the pod that was rendered, for example because a sidecar was injected.
+        PodMutated,
+        /// The runner found itself outside the sandbox that the policy demands. The script was not started.
+        PolicyNotEnforced,
+        /// The pod or its evidence vanished before its result could be read. The script is not run again.
+        Lost,
+        /// Not allowed, or not understood: nothing was started.
+        Refused,
+    }
+}
+
+impl Phase {
+    /// Whether a run in this phase never changes again.
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Queued | Self::Starting | Self::Running | Self::Stopping | Self::Unknown(_))
+    }
+}
+
+open_enum! {
+    /// What a condition speaks about.
+    #[derive(PartialOrd, Ord)]
+    pub enum ConditionType {
+        /// The run is well-formed and its policies allow it.
+        Accepted,
+        /// A slot is taken: the run counts against its limits until it is finished.
+        Admitted,
+        /// The start message was about to be sent: from here on the script may have run, and it is never started again.
+        Started,
+        /// `status.result` holds what the script produced.
+        ResultReady,
+        /// The pod has ended by the kubelet's word, or will never exist. Nothing in the status changes any more.
+        Finished,
+        /// kstatus: the run is on its way. Absent once it is finished.
+        Reconciling,
+        /// kstatus: the run ended without success. Absent while it is on its way and after success.
+        Stalled,
+    }
+}
+
+open_enum! {
+    /// Why a condition has its status.
+    pub enum Reason {
+        /// Accepted: the policies allow the run.
+        PolicyAllows,
+        /// Accepted=False: the run carries no requester stamp, so it was created while the admission policy was missing.
+        Unstamped,
+        /// Accepted=False: the spec is not valid in a way that the schema cannot express.
+        InvalidSpec,
+        /// Accepted=False: no ClusterSandboxPolicy selects this namespace, so nothing may run in it.
+        NoClusterPolicy,
+        /// Accepted=False: the policy that `spec.policyRef` names does not exist, or does not select this namespace.
+        PolicyNotFound,
+        /// Accepted=False: a policy that takes part cannot be used as it stands.
+        PolicyInvalid,
+        /// Accepted=False: a policy that takes part does not offer the runtime.
+        RuntimeNotAllowed,
+        /// Accepted=False: the run asks for more memory, CPU, scratch or time than a policy allows.
+        LimitExceeded,
+        /// Accepted=False: the run asks for a capability that a policy does not grant.
+        CapabilityRefused,
+        /// Accepted=False: the ConfigMap or the key with the script does not exist.
+        SourceNotFound,
+        /// Accepted=False: the requester, or the operator, may not read the ConfigMap with the script.
+        SourceForbidden,
+        /// Accepted=False: the script is larger than 64 KiB.
+        SourceTooLarge,
+        /// Accepted=False: script, arguments and input are together larger than the policy or the sandbox can take.
+        InputTooLarge,
+        /// Accepted=False: as many runs wait in this namespace as the policy allows.
+        QueueFull,
+        /// Accepted or Admitted=False: `sbx-…` exists and does not belong to this tenant namespace.
+        SandboxNamespaceForeign,
+        /// Admitted=False: the sandbox namespace is being set up, or its predecessor is still being removed.
+        SandboxNamespaceNotReady,
+        /// Admitted: a slot was taken.
+        SlotTaken,
+        /// Admitted=False: as many runs are active as the policies allow; the run waits for its turn.
+        WaitingForSlot,
+        /// Started=False: the pod is being scheduled or its containers are being created.
+        PodStarting,
+        /// Started=False or Finished: the ResourceQuota of the sandbox namespace has no room for the pod.
+        QuotaExceeded,
+        /// Started: the start message was sent to the one pod that the status names.
+        StartMessageSent,
+        /// ResultReady: the runner reported the end of the script.
+        ResultReceived,
+        /// ResultReady=False: the run ended and there is no result.
+        NoResult,
+        /// Finished: exit code 0.
+        Succeeded,
+        /// Finished: another exit code, or a signal.
+        Failed,
+        /// Finished: `timeoutSeconds` was over.
+        TimedOut,
+        /// Finished: `spec.cancel` was set.
+        Cancelled,
+        /// Finished: the sandbox was killed for its memory use.
+        OutOfMemory,
+        /// Finished: the pod was deleted by somebody else than the operator.
+        PodDeleted,
+        /// Finished: the kubelet or the scheduler removed the pod (eviction, preemption, node shutdown).
+        PodEvicted,
+        /// Finished: the runner ended without a result.
+        RunnerKilled,
+        /// Finished: an image of the pod cannot be had.
+        ImageUnavailable,
+        /// Finished: the RuntimeClass does not exist, or no node has its handler.
+        RuntimeClassUnavailable,
+        /// Finished: the API server or the kubelet refused the pod for another cause, given in the message.
+        PodRejected,
+        /// Finished: a ConfigMap or pod with the name of this run exists and is not what the operator would have made.
+        NameTaken,
+        /// Finished: the script did not start within the start budget.
+        StartTimedOut,
+        /// Finished: the stored pod differs from the rendered one.
+        PodMutated,
+        /// Finished: the runner is not inside gVisor.
+        NotSandboxed,
+        /// Finished: the sandbox has a network interface that the run was not granted.
+        UnexpectedInterface,
+        /// Finished: the sandbox holds a service account token.
+        UnexpectedToken,
+        /// Finished: what is mounted in the sandbox is not the job that was admitted.
+        JobMismatch,
+        /// Finished: the pod is gone and nobody can tell how it ended.
+        Lost,
+        /// Reconciling: the operator works on the run.
+        InProgress,
+        /// Finished, Stalled: the run was refused; see Accepted.
+        Refused,
+    }
+}
+
+/// Status of a condition, as everywhere in Kubernetes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConditionStatus {
+    /// The condition holds.
+    True,
+    /// It does not hold.
+    False,
+    /// It is not known.
+    Unknown,
+}
+
+/// One fact about a run. The shape is that of `metav1.Condition`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What the condition speaks about.
+    #[serde(rename = "type")]
+    pub type_: ConditionType,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// Why, as one word of a documented set.
+    pub reason: Reason,
+    /// The same for people; it holds nothing internal.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// The `metadata.generation` that this was computed from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// When `status` last changed.
+    pub last_transition_time: Time,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_of_a_newer_version_survives_a_round_trip() {
+        let phase: Phase = serde_json::from_str("\"Hibernating\"").unwrap();
+        assert_eq!(phase, Phase::Unknown("Hibernating".into()));
+        assert_eq!(serde_json::to_string(&phase).unwrap(), "\"Hibernating\"");
+        assert!(!phase.is_final());
+    }
+
+    #[test]
+    fn every_known_word_reads_back_as_itself() {
+        for (reason, description) in Reason::ALL {
+            assert_eq!(&Reason::from(reason.as_str()), reason);
+            assert!(description.ends_with('.'), "{reason} needs a sentence");
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The API of Paddock, group `paddock.dev`, version `v1alpha1`: types and schemas, nothing else.
+//!
+//! There is no client and no async code here, so that other programs can use the types without an operator's dependencies.
+
+pub mod conditions;
+pub mod generate;
+mod open_enum;
+pub mod reference;
+pub mod sandbox_policy;
+pub mod schema;
+pub mod script_run;
+
+pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
+pub use sandbox_policy::{
+    ClusterSandboxPolicy, ClusterSandboxPolicySpec, Limits, PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec,
+};
+pub use script_run::{
+    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, OutputStream, PodRef, PolicyKind, PolicyRef, Requester, RunResult, Script,
+    ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, TakenPolicy, Usage, Verdict,
+};
+
+/// API group of every kind here.
+pub const GROUP: &str = "paddock.dev";
+/// The only version served so far.
+pub const VERSION: &str = "v1alpha1";

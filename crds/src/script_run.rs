@@ -1,0 +1,461 @@
+//! `ScriptRun`: one execution of one script.
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::conditions::{Condition, ConditionType, Phase, Reason};
+use crate::open_enum::open_enum;
+use crate::sandbox_policy::ResourceAmounts;
+use crate::schema::{any_json, any_object, list_atomic, list_map, list_of_strings};
+
+list_map!(conditions_schema, Condition, "type", 16);
+list_atomic!(policies_schema, TakenPolicy, 16);
+list_atomic!(decisions_schema, Decision, 64);
+list_atomic!(audit_schema, AuditEvent, 16);
+list_of_strings!(args_schema, 64, 4096);
+list_of_strings!(names_schema, 32, 253);
+list_of_strings!(groups_schema, 64, 256);
+
+/// One execution of one script in a sandbox of its own.
+///
+/// Everything but `cancel` and `ttlSecondsAfterFinished` is fixed when the run is created.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "paddock.dev",
+    version = "v1alpha1",
+    kind = "ScriptRun",
+    plural = "scriptruns",
+    shortname = "sr",
+    category = "paddock",
+    namespaced,
+    status = "ScriptRunStatus",
+    derive = "PartialEq",
+    doc = "One execution of one script in a sandbox of its own.",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Finished\")].reason"),
+    printcolumn(name = "Exit", type_ = "integer", json_path = ".status.result.exitCode"),
+    printcolumn(name = "Runtime", type_ = "string", json_path = ".spec.script.runtime"),
+    printcolumn(name = "Policy", type_ = "string", json_path = ".spec.policyRef.name", priority = 1),
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.pod.node", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.conditions) || !oldSelf.status.conditions.exists(c, c.type == 'Finished' && c.status == 'True') || (has(self.status) && self.status == oldSelf.status)")
+        .message("the status of a finished run never changes"),
+    validation = Rule::new("!has(oldSelf.status) || has(self.status)")
+        .message("status cannot be removed"),
+)]
+#[x_kube(
+    validation = Rule::new("self.policyRef == oldSelf.policyRef").message("policyRef is immutable"),
+    validation = Rule::new("self.script == oldSelf.script").message("script is immutable"),
+    validation = Rule::new("has(self.capabilities) == has(oldSelf.capabilities) && (!has(self.capabilities) || self.capabilities == oldSelf.capabilities)")
+        .message("capabilities are immutable"),
+    validation = Rule::new("has(self.resources) == has(oldSelf.resources) && (!has(self.resources) || self.resources == oldSelf.resources)")
+        .message("resources are immutable"),
+    validation = Rule::new("has(self.timeoutSeconds) == has(oldSelf.timeoutSeconds) && (!has(self.timeoutSeconds) || self.timeoutSeconds == oldSelf.timeoutSeconds)")
+        .message("timeoutSeconds is immutable"),
+    validation = Rule::new("has(self.gracePeriodSeconds) == has(oldSelf.gracePeriodSeconds) && (!has(self.gracePeriodSeconds) || self.gracePeriodSeconds == oldSelf.gracePeriodSeconds)")
+        .message("gracePeriodSeconds is immutable"),
+    validation = Rule::new("!has(oldSelf.cancel) || !oldSelf.cancel || (has(self.cancel) && self.cancel)")
+        .message("cancel cannot be taken back"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ScriptRunSpec {
+    /// The policy that the run asks to run under. Every ClusterSandboxPolicy that selects the namespace applies as well.
+    pub policy_ref: PolicyRef,
+    /// What to run.
+    pub script: Script,
+    /// What the script asks for beyond computing. Everything not listed is refused to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// Memory, CPU and scratch space. What is not set comes from the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceAmounts>,
+    /// Seconds from the start message until the script is ended. The policy gives the default and the maximum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub timeout_seconds: Option<i64>,
+    /// Seconds between TERM and KILL when the script is ended. The policy gives the default and the maximum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 300))]
+    pub grace_period_seconds: Option<i64>,
+    /// Ends the run. It cannot be taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel: Option<bool>,
+    /// Seconds after the end until the operator deletes the run. Without it the run stays until somebody deletes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub ttl_seconds_after_finished: Option<i64>,
+}
+
+/// Names one policy.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRef {
+    /// `SandboxPolicy` in the namespace of the run, or `ClusterSandboxPolicy`.
+    pub kind: PolicyKind,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// Kinds of policy.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PolicyKind {
+    /// Namespaced, written by the tenant's platform team.
+    SandboxPolicy,
+    /// Cluster-wide; no namespace can relax it.
+    ClusterSandboxPolicy,
+}
+
+impl PolicyKind {
+    /// The kind as Kubernetes spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SandboxPolicy => "SandboxPolicy",
+            Self::ClusterSandboxPolicy => "ClusterSandboxPolicy",
+        }
+    }
+}
+
+/// What to run. Immutable as a whole.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Script {
+    /// Name of a runtime that the policy offers, for example `python`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub runtime: String,
+    /// Where the text of the script is.
+    pub source: Source,
+    /// Arguments, handed to the script as they are; no shell sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "args_schema")]
+    pub args: Vec<String>,
+    /// Any JSON value. The script reads it from the file that `$PADDOCK_INPUT` names, and from standard input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_json")]
+    pub input: Option<Value>,
+    /// JSON Schema 2020-12 that `input` claims to satisfy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_object")]
+    pub input_schema: Option<Value>,
+}
+
+/// The text of the script: exactly one of the fields.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[x_kube(validation = Rule::new("has(self.inline) != has(self.configMapKeyRef)").message("exactly one of inline and configMapKeyRef must be set"))]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// The text itself, at most 65536 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 65536))]
+    #[x_kube(validation = Rule::new("bytes(self).size() <= 65536").message("must be at most 65536 bytes"))]
+    pub inline: Option<String>,
+    /// A key of a ConfigMap in the namespace of the run. Its content is fixed by hash when the run is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_key_ref: Option<ConfigMapKeyRef>,
+}
+
+/// A key of a ConfigMap in the namespace of the run.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKeyRef {
+    /// Name of the ConfigMap.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in its `data`.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// What the script asks for. Each entry is granted or refused by itself; one refusal refuses the run.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Capabilities {
+    /// Host names to connect to over TLS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "names_schema")]
+    pub network: Vec<String>,
+    /// Secrets to read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "names_schema")]
+    pub secrets: Vec<String>,
+    /// Data sets to read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "names_schema")]
+    pub data: Vec<String>,
+    /// To run code that is made at run time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dynamic_code: bool,
+    /// To start other programs of the image.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub subprocess: bool,
+}
+
+/// What the operator reports. Written by the operator alone.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct ScriptRunStatus {
+    /// The `metadata.generation` that this was computed from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Where the run is, in one word, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// The same in one sentence, for the author of the script.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+    /// Facts for programs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+    /// The policies that took part in the decision.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "policies_schema")]
+    pub policies: Vec<TakenPolicy>,
+    /// Who created the run, as stamped at admission.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requester: Option<Requester>,
+    /// Every permission that was asked for, and what became of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "decisions_schema")]
+    pub decisions: Vec<Decision>,
+    /// SHA-256 of script, arguments, input, image and limits as they were admitted, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub job_digest: Option<String>,
+    /// The one pod of this run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+    /// When what happened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<Clocks>,
+    /// Why and since when the run is being ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopping: Option<Stopping>,
+    /// What the script produced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<RunResult>,
+    /// What the run used, as the runner measured it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// The last events of the run's life, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "audit_schema")]
+    pub audit: Vec<AuditEvent>,
+}
+
+impl ScriptRunStatus {
+    /// The condition of this type, if it was ever set.
+    pub fn condition(&self, type_: &ConditionType) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| &condition.type_ == type_)
+    }
+
+    /// Whether the condition of this type is `True`.
+    pub fn is_true(&self, type_: &ConditionType) -> bool {
+        self.condition(type_).is_some_and(|condition| condition.status == crate::ConditionStatus::True)
+    }
+}
+
+/// A policy as it was when the run was decided.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct TakenPolicy {
+    /// Its kind.
+    pub kind: PolicyKind,
+    /// Its name.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Its UID.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// Its generation.
+    pub generation: i64,
+    /// SHA-256 of its spec as canonical JSON, in hexadecimal.
+    #[schemars(length(max = 64))]
+    pub hash: String,
+}
+
+/// The user who created a run, from the API server's own `userInfo`.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Requester {
+    /// User name.
+    #[schemars(length(max = 1024))]
+    pub username: String,
+    /// UID, where the authenticator has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub uid: Option<String>,
+    /// Groups.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "groups_schema")]
+    pub groups: Vec<String>,
+}
+
+open_enum! {
+    /// What became of a permission.
+    pub enum Verdict {
+        /// The script has it.
+        Granted,
+        /// The script does not have it.
+        Refused,
+    }
+}
+
+/// One permission that was asked for.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Decision {
+    /// What was asked for, for example `runtime:python` or `memory:64Mi`.
+    #[schemars(length(max = 320))]
+    pub permission: String,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// The rule that decided, for example `ClusterSandboxPolicy/baseline: limits.max.memory`.
+    #[schemars(length(max = 512))]
+    pub rule: String,
+}
+
+/// The one pod of a run.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRef {
+    /// Sandbox namespace.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Name.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// UID. No other pod is ever given the script.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// Node, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node: Option<String>,
+    /// Boot identifier of the runner that was given the start message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub boot: Option<String>,
+}
+
+/// When what happened, by the operator's clock.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Clocks {
+    /// The operator first saw the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<MicroTime>,
+    /// A slot was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admitted: Option<MicroTime>,
+    /// The start message was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<MicroTime>,
+    /// The result was received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_ready: Option<MicroTime>,
+    /// The run was finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<MicroTime>,
+}
+
+/// Why and since when a run is being ended.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Stopping {
+    /// `TimedOut`, `Cancelled` or another reason that Finished will have.
+    pub reason: Reason,
+    /// When the stop was decided.
+    pub since: MicroTime,
+}
+
+/// What a script produced. Text is valid UTF-8; control characters and other bytes are shown as escapes such as `\x1b`.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct RunResult {
+    /// Exit code, if the script exited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 255))]
+    pub exit_code: Option<i32>,
+    /// Signal that ended the script, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub signal: Option<i32>,
+    /// The JSON value that the script wrote to the file that `$PADDOCK_RESULT` names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_json")]
+    pub output: Option<Value>,
+    /// Why there is no `output` although the script wrote something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub output_error: Option<String>,
+    /// Standard output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<OutputStream>,
+    /// Standard error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<OutputStream>,
+}
+
+/// One output stream: its beginning and its end.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct OutputStream {
+    /// The beginning, or all of it.
+    #[schemars(length(max = 65536))]
+    pub text: String,
+    /// The end, if something between was left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 65536))]
+    pub tail: Option<String>,
+    /// Bytes that the script wrote.
+    #[schemars(range(min = 0))]
+    pub bytes: i64,
+    /// Bytes left out between `text` and `tail`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub truncated_bytes: Option<i64>,
+}
+
+/// What a run used, as the runner measured it. The script can falsify it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// CPU time in milliseconds.
+    #[schemars(range(min = 0))]
+    pub cpu_milliseconds: i64,
+    /// Largest resident set of one process, in bytes.
+    #[schemars(range(min = 0))]
+    pub peak_memory_bytes: i64,
+    /// Milliseconds from the start of the interpreter to its end.
+    #[schemars(range(min = 0))]
+    pub wall_milliseconds: i64,
+}
+
+/// One event of a run's life.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditEvent {
+    /// When.
+    pub time: MicroTime,
+    /// What, as a CloudEvents type such as `dev.paddock.run.started.v1`.
+    #[serde(rename = "type")]
+    #[schemars(length(max = 128))]
+    pub type_: String,
+    /// Reason, where the event has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+}
+
+/// The quantity that stands for `bytes`, written as plainly as Kubernetes does.
+pub fn quantity_of_bytes(bytes: u64) -> Quantity {
+    const UNITS: [(u64, &str); 3] = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
+    let (divisor, suffix) = UNITS.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit)).unwrap_or((1, ""));
+    Quantity(format!("{}{suffix}", bytes / divisor))
+}

@@ -1,0 +1,144 @@
+//! Images without a registry: built by buildah from Dockerfiles, kept as OCI archives, imported into containerd.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use sha2::{Digest as _, Sha256};
+
+use super::command::{call, run};
+use super::component::{Programs, build_pause};
+use super::config::PAUSE_IMAGE;
+use super::layout::Layout;
+
+/// A runtime image made of Debian packages.
+struct RuntimeImage {
+    name: &'static str,
+    packages: &'static str,
+}
+
+const RUNTIME_IMAGES: [RuntimeImage; 2] = [
+    RuntimeImage { name: "docker.io/paddock/python:3.11", packages: "python3-minimal,libpython3.11-stdlib,ca-certificates,tzdata" },
+    RuntimeImage { name: "docker.io/paddock/shell:12", packages: "dash,coreutils,grep,sed,mawk,findutils,tar,gzip,jq,procps,iproute2,netcat-openbsd" },
+];
+
+/// Builds the images that the cluster itself needs and that are not in the cache; returns all archives.
+pub fn build_base(layout: &Layout, say: &dyn Fn(&str)) -> Result<Vec<PathBuf>> {
+    let mut archives = vec![pause(layout, say)?];
+    for image in &RUNTIME_IMAGES {
+        archives.push(runtime(layout, image, say)?);
+    }
+    Ok(archives)
+}
+
+fn archive(layout: &Layout, name: &str, recipe: &str) -> PathBuf {
+    let digest: String = Sha256::digest(recipe).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let short = name.rsplit('/').next().unwrap_or(name).replace(':', "_");
+    layout.cache.join("images").join(format!("{short}-{digest}.tar"))
+}
+
+fn pause(layout: &Layout, say: &dyn Fn(&str)) -> Result<PathBuf> {
+    let recipe = "FROM scratch\nCOPY pause /pause\nUSER 65535:65535\nENTRYPOINT [\"/pause\"]\n";
+    let archive = archive(layout, PAUSE_IMAGE, recipe);
+    if !archive.exists() {
+        say("building the image of the pause container");
+        let context = fresh_context(layout, "pause")?;
+        build_pause(layout, &context.join("pause"))?;
+        fs::write(context.join("Dockerfile"), recipe)?;
+        build(&context, &context.join("Dockerfile"), None, PAUSE_IMAGE, &archive)?;
+    }
+    Ok(archive)
+}
+
+fn runtime(layout: &Layout, image: &RuntimeImage, say: &dyn Fn(&str)) -> Result<PathBuf> {
+    let dockerfile = layout.clone.join("e2e/images/runtime/Dockerfile");
+    let recipe = fs::read_to_string(&dockerfile).with_context(|| format!("cannot read {}", dockerfile.display()))? + image.packages;
+    let archive = archive(layout, image.name, &recipe);
+    if !archive.exists() {
+        say(&format!("building the image {}", image.name));
+        let context = fresh_context(layout, "runtime")?;
+        let rootfs = context.join("rootfs.tar");
+        call("mmdebstrap", &["--variant=extract", "--quiet", &format!("--include={}", image.packages), "bookworm", &rootfs.to_string_lossy()])?;
+        build(&context, &dockerfile, None, image.name, &archive)?;
+        fs::remove_dir_all(&context)?;
+    }
+    Ok(archive)
+}
+
+fn fresh_context(layout: &Layout, name: &str) -> Result<PathBuf> {
+    let context = layout.cache.join("build").join(name);
+    let _ = fs::remove_dir_all(&context);
+    fs::create_dir_all(&context)?;
+    Ok(context)
+}
+
+/// Builds the image `name` into an OCI archive, which appears only when it is whole.
+pub fn build(context: &Path, dockerfile: &Path, target: Option<&str>, name: &str, archive: &Path) -> Result<()> {
+    fs::create_dir_all(archive.parent().context("an archive lies in a folder")?)?;
+    let partial = archive.with_extension("partial");
+    let _ = fs::remove_file(&partial);
+    let mut bud = buildah();
+    bud.args(["build", "--isolation=chroot", "--format=oci", "--timestamp=0", "--layers=false"]);
+    if let Some(target) = target {
+        bud.args(["--target", target]);
+    }
+    run(bud.arg("-t").arg(name).arg("-f").arg(dockerfile).arg(context))?;
+    run(buildah().args(["push", "--quiet", name]).arg(format!("oci-archive:{}:{name}", partial.display())))?;
+    run(buildah().args(["rmi", "--force", name]))?;
+    fs::rename(&partial, archive)?;
+    Ok(())
+}
+
+/// vfs needs neither fuse nor an overlay on top of an overlay.
+fn buildah() -> Command {
+    let mut command = Command::new("buildah");
+    command.args(["--storage-driver", "vfs"]);
+    command
+}
+
+/// Imports an archive unless this very file was imported before.
+pub fn load(layout: &Layout, programs: &Programs, archive: &Path) -> Result<bool> {
+    let content = fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+    ensure!(!content.is_empty(), "{} is empty", archive.display());
+    let digest: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mark = layout.state.join("loaded").join(digest);
+    if mark.exists() {
+        return Ok(false);
+    }
+    run(Command::new(programs.path("ctr")?)
+        .arg("--address")
+        .arg(layout.containerd_socket())
+        .args(["--namespace", "k8s.io", "images", "import", "--digests", "--all-platforms"])
+        .arg(archive))?;
+    fs::create_dir_all(mark.parent().context("a mark lies in a folder")?)?;
+    fs::write(mark, archive.to_string_lossy().as_bytes())?;
+    Ok(true)
+}
+
+/// Name of the operator's image.
+pub const OPERATOR_IMAGE: &str = "docker.io/paddock/operator:dev";
+/// Name of the runner's image.
+pub const RUNNER_IMAGE: &str = "docker.io/paddock/runner:dev";
+
+/// Builds both images of this repository from the binaries in `binaries` and imports them.
+pub fn load_own(layout: &Layout, programs: &Programs, binaries: &Path) -> Result<()> {
+    for (target, name) in [("operator", OPERATOR_IMAGE), ("runner", RUNNER_IMAGE)] {
+        let binary = format!("paddock-{target}");
+        let content = fs::read(binaries.join(&binary)).with_context(|| format!("{binary} is not built"))?;
+        let dockerfile = layout.clone.join("Dockerfile");
+        let mut recipe = Sha256::new();
+        recipe.update(fs::read(&dockerfile)?);
+        recipe.update(&content);
+        let digest: String = recipe.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let archive = archive(layout, name, &digest);
+        if !archive.exists() {
+            let context = fresh_context(layout, target)?;
+            fs::copy(binaries.join(&binary), context.join(&binary))?;
+            build(&context, &dockerfile, Some(target), name, &archive)?;
+        }
+        load(layout, programs, &archive)?;
+        println!("{name} {digest}");
+    }
+    Ok(())
+}

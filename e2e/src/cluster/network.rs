@@ -1,0 +1,32 @@
+//! The network namespace of the cluster. It is joined to the machine by one veth pair and has no default route, so that no packet of a
+//! pod can leave the machine. Bridge, iptables rules and ipsets live and die with it.
+
+use anyhow::Result;
+
+use super::command::{call, succeeds};
+use super::layout::{HOST_ADDRESS, HOST_LINK, Layout, NAME, NODE_ADDRESS, NODE_LINK};
+
+/// Makes the namespace and the pair.
+pub fn create() -> Result<()> {
+    call("ip", &["netns", "add", NAME])?;
+    call("ip", &["link", "add", HOST_LINK, "type", "veth", "peer", "name", NODE_LINK, "netns", NAME])?;
+    call("ip", &["address", "add", &format!("{HOST_ADDRESS}/30"), "dev", HOST_LINK])?;
+    call("ip", &["link", "set", HOST_LINK, "up"])?;
+    inside(&["ip", "address", "add", &format!("{NODE_ADDRESS}/30"), "dev", NODE_LINK])?;
+    inside(&["ip", "link", "set", NODE_LINK, "up"])?;
+    inside(&["ip", "link", "set", "lo", "up"])?;
+    inside(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables"])?;
+    Ok(())
+}
+
+/// Runs a command in the namespace.
+pub fn inside(words: &[&str]) -> Result<String> {
+    let namespace = format!("--net={}", Layout::network_namespace().display());
+    call("nsenter", &[&[namespace.as_str(), "--"], words].concat())
+}
+
+/// Takes everything away; harmless when nothing is there.
+pub fn remove() {
+    succeeds(std::process::Command::new("ip").args(["link", "delete", HOST_LINK]));
+    succeeds(std::process::Command::new("ip").args(["netns", "delete", NAME]));
+}

@@ -1,0 +1,3 @@
+//! The local cluster that Paddock is developed and tested on.
+
+pub mod cluster;
