@@ -101,6 +101,8 @@ open_enum! {
         SourceNotFound,
         /// Accepted=False: the requester, or the operator, may not read the ConfigMap with the script.
         SourceForbidden,
+        /// Accepted=False: the ConfigMap changed after the run was accepted and before it was started.
+        SourceChanged,
         /// Accepted=False: the script is larger than 64 KiB.
         SourceTooLarge,
         /// Accepted=False: script, arguments and input are together larger than the policy or the sandbox can take.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
+use serde_json::Value;
 
 use crate::{ClusterSandboxPolicy, SandboxPolicy, ScriptRun, reference};
 
@@ -18,10 +19,30 @@ pub struct Artefact {
 /// The CRDs, each with its plural name.
 pub fn crds() -> [(&'static str, CustomResourceDefinition); 3] {
     [
-        ("scriptruns", ScriptRun::crd()),
-        ("sandboxpolicies", SandboxPolicy::crd()),
-        ("clustersandboxpolicies", ClusterSandboxPolicy::crd()),
+        ("scriptruns", without_null(&ScriptRun::crd())),
+        ("sandboxpolicies", without_null(&SandboxPolicy::crd())),
+        ("clustersandboxpolicies", without_null(&ClusterSandboxPolicy::crd())),
     ]
+}
+
+/// An optional field is left out, never null: a null would count as set in the rules.
+fn without_null(crd: &CustomResourceDefinition) -> CustomResourceDefinition {
+    let mut value = serde_json::to_value(crd).expect("a CRD is plain JSON");
+    remove_nullable(&mut value);
+    serde_json::from_value(value).expect("removing a field leaves a CRD")
+}
+
+fn remove_nullable(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if fields.get("nullable") == Some(&Value::Bool(true)) {
+                fields.remove("nullable");
+            }
+            fields.values_mut().for_each(remove_nullable);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_nullable),
+        _ => {}
+    }
 }
 
 /// Everything that is generated from the types.
@@ -30,18 +51,9 @@ pub fn artefacts() -> Vec<Artefact> {
     for (plural, crd) in crds() {
         let yaml = serde_saphyr::to_string(&serde_json::to_value(&crd).expect("a CRD is plain JSON")).expect("JSON is YAML");
         artefacts.push(Artefact { path: Path::new("crds/yaml").join(format!("{plural}.yaml")), content: yaml.clone() });
-        artefacts.push(Artefact {
-            path: Path::new("charts/paddock/templates/crds").join(format!("{plural}.yaml")),
-            content: chart_template(&yaml),
-        });
+        // Helm installs what lies in a chart's `crds` before everything else, and never removes it: deleting a CRD deletes its objects.
+        artefacts.push(Artefact { path: Path::new("charts/paddock/crds").join(format!("{plural}.yaml")), content: yaml });
     }
     artefacts.push(Artefact { path: "docs/api.md".into(), content: reference::markdown() });
     artefacts
-}
-
-/// Helm renders the CRD when `crds.install` is set, and keeps it on uninstall: deleting a CRD deletes every object of its kind.
-fn chart_template(yaml: &str) -> String {
-    assert!(!yaml.contains("{{"), "a description would be read as a Helm template");
-    let annotated = yaml.replacen("metadata:\n", "metadata:\n  annotations:\n    helm.sh/resource-policy: keep\n", 1);
-    format!("{{{{- if .Values.crds.install }}}}\n{annotated}{{{{- end }}}}\n")
 }

@@ -17,7 +17,9 @@ pub fn markdown() -> String {
         let names = &crd.spec.names;
         let short = names.short_names.as_deref().unwrap_or_default().join(", ");
         let _ = write!(page, "\n## {}\n\n{} Short name `{short}`, category `paddock`.\n", names.kind, scope(&crd.spec.scope));
-        let Some(schema) = crd.spec.versions[0].schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref()) else { continue };
+        let Some(schema) = crd.spec.versions[0].schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref()) else {
+            continue;
+        };
         if let Some(description) = &schema.description {
             let _ = write!(page, "\n{description}\n");
         }

@@ -25,7 +25,6 @@ list_of_strings!(command_schema, 16, 1024);
     namespaced,
     derive = "PartialEq",
     doc = "What may run in one namespace, within what the ClusterSandboxPolicies allow.",
-    printcolumn(name = "Runtimes", type_ = "string", json_path = ".spec.runtimes[*].name"),
     printcolumn(name = "Concurrent", type_ = "integer", json_path = ".spec.limits.maxConcurrent"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -47,7 +46,6 @@ pub struct SandboxPolicySpec {
     category = "paddock",
     derive = "PartialEq",
     doc = "What may run in every namespace that it selects. A namespace that none selects may run nothing.",
-    printcolumn(name = "Runtimes", type_ = "string", json_path = ".spec.runtimes[*].name"),
     printcolumn(name = "Concurrent", type_ = "integer", json_path = ".spec.limits.maxConcurrent"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]

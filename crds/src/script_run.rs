@@ -224,10 +224,17 @@ pub struct ScriptRunStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "decisions_schema")]
     pub decisions: Vec<Decision>,
+    /// SHA-256 of the text of the script, fixed when the run is accepted, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub script_hash: Option<String>,
     /// SHA-256 of script, arguments, input, image and limits as they were admitted, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub job_digest: Option<String>,
+    /// Seconds that the script was granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<i64>,
     /// The one pod of this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,

@@ -1,1 +1,9 @@
+//! What may run. Pure: no clock, no client, no randomness. The same policies and the same ask always give the same decision.
 
+mod decide;
+mod quantity;
+mod selector;
+
+pub use decide::{Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of};
+pub use quantity::{Quantity, QuantityError};
+pub use selector::selects;

@@ -84,12 +84,18 @@ fn run(arguments: Arguments) -> Result<()> {
         }
         Action::Logs { name } => logs(&layout, &name)?,
         Action::Kubeconfig => println!("{}", layout.kubeconfig().display()),
-        Action::Which { program } => println!("{}", component::built(&layout)?.path(&program)?.display()),
+        Action::Which { program } => {
+            println!("{}", component::built(&layout)?.path(&program)?.display())
+        }
         Action::Load { image } => {
             let loaded = images::load(&layout, &component::built(&layout)?, &image)?;
             println!("{}", if loaded { "loaded" } else { "loaded before" });
         }
-        Action::Images { binaries } => images::load_own(&layout, &component::built(&layout)?, &binaries)?,
+        Action::Images { binaries } => {
+            for name in images::load_own(&layout, &component::built(&layout)?, &binaries)? {
+                println!("{name}");
+            }
+        }
         Action::MissingPackages => println!("{}", requirements::missing_packages().join(" ")),
     }
     Ok(())

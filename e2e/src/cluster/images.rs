@@ -20,7 +20,10 @@ struct RuntimeImage {
 
 const RUNTIME_IMAGES: [RuntimeImage; 2] = [
     RuntimeImage { name: "docker.io/paddock/python:3.11", packages: "python3-minimal,libpython3.11-stdlib,ca-certificates,tzdata" },
-    RuntimeImage { name: "docker.io/paddock/shell:12", packages: "dash,coreutils,grep,sed,mawk,findutils,tar,gzip,jq,procps,iproute2,netcat-openbsd" },
+    RuntimeImage {
+        name: "docker.io/paddock/shell:12",
+        packages: "dash,coreutils,grep,sed,mawk,findutils,tar,gzip,jq,procps,iproute2,netcat-openbsd",
+    },
 ];
 
 /// Builds the images that the cluster itself needs and that are not in the cache; returns all archives.
@@ -59,7 +62,10 @@ fn runtime(layout: &Layout, image: &RuntimeImage, say: &dyn Fn(&str)) -> Result<
         say(&format!("building the image {}", image.name));
         let context = fresh_context(layout, "runtime")?;
         let rootfs = context.join("rootfs.tar");
-        call("mmdebstrap", &["--variant=extract", "--quiet", &format!("--include={}", image.packages), "bookworm", &rootfs.to_string_lossy()])?;
+        call(
+            "mmdebstrap",
+            &["--variant=extract", "--quiet", &format!("--include={}", image.packages), "bookworm", &rootfs.to_string_lossy()],
+        )?;
         build(&context, &dockerfile, None, image.name, &archive)?;
         fs::remove_dir_all(&context)?;
     }
@@ -116,29 +122,30 @@ pub fn load(layout: &Layout, programs: &Programs, archive: &Path) -> Result<bool
     Ok(true)
 }
 
-/// Name of the operator's image.
-pub const OPERATOR_IMAGE: &str = "docker.io/paddock/operator:dev";
-/// Name of the runner's image.
-pub const RUNNER_IMAGE: &str = "docker.io/paddock/runner:dev";
+/// The images of this repository.
+const OWN_IMAGES: [&str; 2] = ["operator", "runner"];
 
-/// Builds both images of this repository from the binaries in `binaries` and imports them.
-pub fn load_own(layout: &Layout, programs: &Programs, binaries: &Path) -> Result<()> {
-    for (target, name) in [("operator", OPERATOR_IMAGE), ("runner", RUNNER_IMAGE)] {
-        let binary = format!("paddock-{target}");
-        let content = fs::read(binaries.join(&binary)).with_context(|| format!("{binary} is not built"))?;
-        let dockerfile = layout.clone.join("Dockerfile");
-        let mut recipe = Sha256::new();
-        recipe.update(fs::read(&dockerfile)?);
-        recipe.update(&content);
-        let digest: String = recipe.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        let archive = archive(layout, name, &digest);
-        if !archive.exists() {
-            let context = fresh_context(layout, target)?;
-            fs::copy(binaries.join(&binary), context.join(&binary))?;
-            build(&context, &dockerfile, Some(target), name, &archive)?;
-        }
-        load(layout, programs, &archive)?;
-        println!("{name} {digest}");
+/// Builds both images of this repository from the binaries in `binaries` and imports them; returns their names. The tag is a digest of
+/// the binary, so that a new binary is a new image.
+pub fn load_own(layout: &Layout, programs: &Programs, binaries: &Path) -> Result<Vec<String>> {
+    OWN_IMAGES.iter().map(|target| load_one(layout, programs, binaries, target)).collect()
+}
+
+fn load_one(layout: &Layout, programs: &Programs, binaries: &Path, target: &str) -> Result<String> {
+    let binary = format!("paddock-{target}");
+    let content = fs::read(binaries.join(&binary)).with_context(|| format!("{binary} is not built: run make binaries"))?;
+    let dockerfile = layout.clone.join("Dockerfile");
+    let mut recipe = Sha256::new();
+    recipe.update(fs::read(&dockerfile)?);
+    recipe.update(&content);
+    let digest: String = recipe.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let name = format!("docker.io/paddock/{target}:dev-{digest}");
+    let archive = archive(layout, &name, &digest);
+    if !archive.exists() {
+        let context = fresh_context(layout, target)?;
+        fs::copy(binaries.join(&binary), context.join(&binary))?;
+        build(&context, &dockerfile, Some(target), &name, &archive)?;
     }
-    Ok(())
+    load(layout, programs, &archive)?;
+    Ok(name)
 }

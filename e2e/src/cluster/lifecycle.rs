@@ -1,6 +1,7 @@
 //! Up, down, status, reset.
 
 use std::fs;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -40,17 +41,23 @@ pub fn up(layout: &Layout, say: &dyn Fn(&str)) -> Result<()> {
     start(layout, &programs, "etcd")?;
     start(layout, &programs, "kube-apiserver")?;
     start(layout, &programs, "containerd")?;
-    wait(layout, &programs, "containerd", || succeeds(ctr(layout, &programs)?.args(["version"])).then_some(()).context("not yet"))?;
+    wait(layout, "containerd", || succeeds(ctr(layout, &programs)?.args(["version"])).then_some(()).context("not yet"))?;
     for archive in &archives {
         if images::load(layout, &programs, archive)? {
             say(&format!("loaded {}", archive.file_name().unwrap_or_default().to_string_lossy()));
         }
     }
-    wait(layout, &programs, "kube-apiserver", || kubectl(layout, &programs, &["get", "--raw", "/readyz"]).map(drop))?;
-    for name in ["kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kube-router"] {
+    wait(layout, "kube-apiserver", || kubectl(layout, &programs, &["get", "--raw", "/readyz"]).map(drop))?;
+    for name in ["kube-controller-manager", "kube-scheduler", "kubelet"] {
         start(layout, &programs, name)?;
     }
     apply_cluster_objects(layout, &programs)?;
+    // Both read the Node when they start, and kube-router ends if there is none.
+    wait(layout, "kubelet", || kubectl(layout, &programs, &["get", "node", NAME]).map(drop))?;
+    for (name, health) in [("kube-proxy", port::PROXY_HEALTH), ("kube-router", port::ROUTER_HEALTH)] {
+        start(layout, &programs, name)?;
+        wait(layout, name, || TcpStream::connect((NODE_ADDRESS, health)).map(drop).context("its health port does not answer"))?;
+    }
     say("waiting for a gVisor pod");
     wait_for_gvisor(layout, &programs)?;
     fs::write(layout.run.join("complete"), "")?;
@@ -100,7 +107,8 @@ pub fn status(layout: &Layout) -> Vec<(String, String)> {
 
 /// Whether every process runs and the last `up` came to its end.
 pub fn is_complete(layout: &Layout) -> bool {
-    layout.run.join("complete").exists() && PROCESSES.iter().all(|name| process::record(layout, name).is_some_and(|record| record.is_alive()))
+    layout.run.join("complete").exists()
+        && PROCESSES.iter().all(|name| process::record(layout, name).is_some_and(|record| record.is_alive()))
 }
 
 /// One machine has one cluster: another clone's is left alone while one of its processes runs.
@@ -131,7 +139,9 @@ fn clear(layout: &Layout, say: &dyn Fn(&str)) -> Result<()> {
 fn unmount_below(folders: &[&PathBuf]) -> Result<()> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     for line in table.lines().rev() {
-        let Some(point) = line.split(' ').nth(4) else { continue };
+        let Some(point) = line.split(' ').nth(4) else {
+            continue;
+        };
         let point = point.replace("\\040", " ");
         if folders.iter().any(|folder| PathBuf::from(&point).starts_with(folder)) {
             succeeds(Command::new("umount").args(["--lazy", &point]));
@@ -153,7 +163,7 @@ pub fn kubectl(layout: &Layout, programs: &Programs, arguments: &[&str]) -> Resu
 }
 
 /// Waits until `ready` succeeds, at most a minute, and shows the end of the log if it does not or if the process has ended.
-pub fn wait(layout: &Layout, _: &Programs, name: &str, ready: impl Fn() -> Result<()>) -> Result<()> {
+pub fn wait(layout: &Layout, name: &str, ready: impl Fn() -> Result<()>) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let Err(error) = ready() else { return Ok(()) };
@@ -190,12 +200,10 @@ spec:
 
 /// Runs a pod to its end in gVisor; its output must come from gVisor's kernel.
 fn wait_for_gvisor(layout: &Layout, programs: &Programs) -> Result<()> {
-    wait(layout, programs, "kubelet", || kubectl(layout, programs, &["wait", "node", NAME, "--for=condition=Ready", "--timeout=60s"]).map(drop))?;
+    wait(layout, "kubelet", || kubectl(layout, programs, &["wait", "node", NAME, "--for=condition=Ready", "--timeout=60s"]).map(drop))?;
     let file = layout.config("probe.yaml");
     fs::write(&file, PROBE)?;
-    wait(layout, programs, "kube-controller-manager", || {
-        kubectl(layout, programs, &["apply", "--filename", &file.to_string_lossy()]).map(drop)
-    })?;
+    wait(layout, "kube-controller-manager", || kubectl(layout, programs, &["apply", "--filename", &file.to_string_lossy()]).map(drop))?;
     let seen = kubectl(
         layout,
         programs,

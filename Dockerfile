@@ -1,0 +1,11 @@
+# Both images hold one static binary and nothing else. Build the binaries first: make binaries.
+# The build context is the folder with the binaries: docker build --target operator -f Dockerfile out/bin
+FROM scratch AS runner
+COPY paddock-runner /paddock-runner
+USER 65532:65532
+ENTRYPOINT ["/paddock-runner"]
+
+FROM scratch AS operator
+COPY paddock-operator /paddock-operator
+USER 65532:65532
+ENTRYPOINT ["/paddock-operator"]

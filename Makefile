@@ -1,0 +1,60 @@
+# The table of contents. CI calls these targets and nothing else.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+DEVCLUSTER := target/debug/devcluster
+# A static binary without a musl toolchain: glibc linked in whole.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release --target x86_64-unknown-linux-gnu
+BINARIES := target/x86_64-unknown-linux-gnu/release
+
+.PHONY: help
+help: ## Tell what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: install ## Start the cluster, install the chart, run one Python script in gVisor
+	@./hack/demo
+
+.PHONY: test
+test: check unit e2e ## Everything that is tested: check, unit, e2e
+
+.PHONY: check
+check: packages ## Format, lints, generated files, chart
+	cargo fmt --all -- --check
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo test --quiet -p paddock-crds --test generated
+
+.PHONY: unit
+unit: ## Tests that need nothing but Rust
+	cargo test --quiet
+
+.PHONY: e2e
+e2e: install ## Tests on the local cluster
+	KUBECONFIG=$$($(DEVCLUSTER) kubeconfig) cargo test --quiet -p paddock-e2e
+
+.PHONY: generate
+generate: ## Write the files that are made from the types
+	cargo run --quiet -p paddock-crds --bin crdgen
+
+.PHONY: cluster
+cluster: packages ## Start the local cluster
+	@cargo build --quiet -p paddock-e2e
+	@$(DEVCLUSTER) up
+
+.PHONY: binaries
+binaries: ## Build the static binaries of operator and runner
+	@$(STATIC) -p paddock-operator -p paddock-runner
+
+.PHONY: install
+install: cluster binaries ## Install the chart on the local cluster
+	@./hack/install $(BINARIES)
+
+.PHONY: down
+down: ## End the local cluster
+	@cargo build --quiet -p paddock-e2e
+	@$(DEVCLUSTER) down
+
+.PHONY: packages
+packages: ## Install the Debian packages that are missing (as root)
+	@./hack/packages

@@ -1,0 +1,340 @@
+//! The decision: effective policy × what is asked for → what is granted, with the rule behind each answer.
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Raw;
+use paddock_crds::{Capabilities, Decision, PolicyKind, PolicyRules, Reason, ResourceAmounts, TakenPolicy, Verdict};
+use sha2::{Digest as _, Sha256};
+
+use crate::quantity::Quantity;
+
+/// A policy that takes part, with who it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Identity and hash, as they go into the status.
+    pub taken: TakenPolicy,
+    /// Its rules.
+    pub rules: PolicyRules,
+}
+
+/// What a run asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// Name of the runtime.
+    pub runtime: String,
+    /// Memory, CPU, scratch.
+    pub resources: ResourceAmounts,
+    /// Seconds.
+    pub timeout_seconds: Option<i64>,
+    /// Seconds.
+    pub grace_period_seconds: Option<i64>,
+    /// Everything else.
+    pub capabilities: Capabilities,
+}
+
+/// An image and how to start its interpreter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeGrant {
+    /// Image.
+    pub image: String,
+    /// Interpreter and its arguments.
+    pub command: Vec<String>,
+}
+
+/// What a run gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Image and interpreter.
+    pub runtime: RuntimeGrant,
+    /// Bytes of memory for the whole sandbox.
+    pub memory_bytes: u64,
+    /// Thousandths of a core.
+    pub cpu_milli: u64,
+    /// Bytes of `/workspace`.
+    pub scratch_bytes: u64,
+    /// Seconds from the start message until TERM.
+    pub timeout_seconds: u32,
+    /// Seconds from TERM to KILL.
+    pub grace_seconds: u32,
+    /// Active runs in the namespace.
+    pub max_concurrent: u32,
+    /// Waiting runs in the namespace.
+    pub max_queued: u32,
+}
+
+/// Why nothing is granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The documented word.
+    pub reason: Reason,
+    /// For the author of the script.
+    pub message: String,
+}
+
+/// A decision with all of its parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Grant or refusal.
+    pub result: Result<Grant, Refusal>,
+    /// Every permission that was looked at.
+    pub decisions: Vec<Decision>,
+}
+
+// What holds where no policy says anything.
+const DEFAULT_MEMORY: Bytes = Bytes(128 << 20);
+const DEFAULT_SCRATCH: Bytes = Bytes(16 << 20);
+const DEFAULT_CPU_MILLI: u64 = 500;
+const DEFAULT_TIMEOUT: i64 = 30;
+const DEFAULT_GRACE: i64 = 5;
+const DEFAULT_CONCURRENT: i64 = 10;
+const DEFAULT_QUEUED: i64 = 100;
+/// What an interpreter in gVisor needs at least beside its scratch space, measured with CPython 3.11.
+const LEAST_MEMORY: u64 = 32 << 20;
+
+struct Bytes(u64);
+
+impl Bytes {
+    fn quantity(&self) -> Quantity {
+        Quantity::of(self.0)
+    }
+}
+
+/// SHA-256 of a spec as canonical JSON (keys sorted, no white space), in hexadecimal.
+pub fn hash_of(spec: &serde_json::Value) -> String {
+    Sha256::digest(spec.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Decides. `policies` are the one that the run names and every ClusterSandboxPolicy that selects its namespace.
+pub fn decide(policies: &[Policy], ask: &Ask) -> Outcome {
+    let mut deciding = Deciding { policies, decisions: Vec::new(), first_refusal: None };
+    if !policies.iter().any(|policy| policy.taken.kind == PolicyKind::ClusterSandboxPolicy) {
+        let refusal = Refusal {
+            reason: Reason::NoClusterPolicy,
+            message: "no ClusterSandboxPolicy selects this namespace, so nothing may run in it".into(),
+        };
+        return Outcome { result: Err(refusal), decisions: Vec::new() };
+    }
+    let runtime = deciding.runtime(&ask.runtime);
+    let default =
+        |field: fn(&ResourceAmounts) -> Option<&Raw>| move |rules: &PolicyRules| rules.limits.default.as_ref().and_then(field).cloned();
+    let max = |field: fn(&ResourceAmounts) -> Option<&Raw>| move |rules: &PolicyRules| rules.limits.max.as_ref().and_then(field).cloned();
+    let memory_of: fn(&ResourceAmounts) -> Option<&Raw> = |amounts| amounts.memory.as_ref();
+    let cpu_of: fn(&ResourceAmounts) -> Option<&Raw> = |amounts| amounts.cpu.as_ref();
+    let scratch_of: fn(&ResourceAmounts) -> Option<&Raw> = |amounts| amounts.scratch.as_ref();
+    let memory = deciding.amount("memory", memory_of(&ask.resources), default(memory_of), max(memory_of), DEFAULT_MEMORY.quantity());
+    let cpu = deciding.amount("cpu", cpu_of(&ask.resources), default(cpu_of), max(cpu_of), milli(DEFAULT_CPU_MILLI));
+    let scratch = deciding.amount("scratch", scratch_of(&ask.resources), default(scratch_of), max(scratch_of), DEFAULT_SCRATCH.quantity());
+    let timeout = deciding.seconds(
+        "timeoutSeconds",
+        ask.timeout_seconds,
+        |rules| rules.limits.default_timeout_seconds,
+        |rules| rules.limits.max_timeout_seconds,
+        DEFAULT_TIMEOUT,
+    );
+    let grace = deciding.seconds(
+        "gracePeriodSeconds",
+        ask.grace_period_seconds,
+        |_| None,
+        |rules| rules.limits.max_grace_period_seconds,
+        DEFAULT_GRACE,
+    );
+    deciding.capabilities(&ask.capabilities);
+    deciding.memory_holds_scratch(memory, scratch);
+    let max_concurrent = deciding.smallest(|rules| rules.limits.max_concurrent).unwrap_or(DEFAULT_CONCURRENT);
+    let max_queued = deciding.smallest(|rules| rules.limits.max_queued).unwrap_or(DEFAULT_QUEUED);
+
+    let result = match (deciding.first_refusal, runtime) {
+        (Some(refusal), _) => Err(refusal),
+        (None, None) => Err(Refusal { reason: Reason::RuntimeNotAllowed, message: "the runtime is not offered".into() }),
+        (None, Some(runtime)) => Ok(Grant {
+            runtime,
+            memory_bytes: memory.units(),
+            cpu_milli: cpu.milli(),
+            scratch_bytes: scratch.units(),
+            timeout_seconds: clamp(timeout),
+            grace_seconds: clamp(grace),
+            max_concurrent: clamp(max_concurrent),
+            max_queued: clamp(max_queued),
+        }),
+    };
+    Outcome { result, decisions: deciding.decisions }
+}
+
+fn milli(value: u64) -> Quantity {
+    Quantity::parse(&format!("{value}m")).unwrap_or(Quantity::of(1))
+}
+
+fn clamp(value: i64) -> u32 {
+    u32::try_from(value.max(0)).unwrap_or(u32::MAX)
+}
+
+struct Deciding<'a> {
+    policies: &'a [Policy],
+    decisions: Vec<Decision>,
+    first_refusal: Option<Refusal>,
+}
+
+fn named(policy: &Policy, field: &str) -> String {
+    format!("{}/{}: {field}", policy.taken.kind.as_str(), policy.taken.name)
+}
+
+impl Deciding<'_> {
+    fn grant(&mut self, permission: String, rule: String) {
+        self.decisions.push(Decision { permission, verdict: Verdict::Granted, rule });
+    }
+
+    fn refuse(&mut self, permission: String, rule: String, reason: Reason, message: String) {
+        self.decisions.push(Decision { permission, verdict: Verdict::Refused, rule });
+        self.first_refusal.get_or_insert(Refusal { reason, message });
+    }
+
+    fn smallest(&self, field: impl Fn(&PolicyRules) -> Option<i64>) -> Option<i64> {
+        self.policies.iter().filter_map(|policy| field(&policy.rules)).min()
+    }
+
+    /// Every policy must offer the runtime; those that say which image it is must agree.
+    fn runtime(&mut self, name: &str) -> Option<RuntimeGrant> {
+        let permission = format!("runtime:{name}");
+        let mut image: Option<(&Policy, &str)> = None;
+        let mut command: Option<(&Policy, &[String])> = None;
+        for policy in self.policies {
+            let Some(runtime) = policy.rules.runtimes.iter().find(|runtime| runtime.name == name) else {
+                let message = format!("{} does not offer the runtime {name}", named(policy, "runtimes").trim_end_matches(": runtimes"));
+                self.refuse(permission, named(policy, "runtimes"), Reason::RuntimeNotAllowed, message);
+                return None;
+            };
+            if let Some(own) = runtime.image.as_deref() {
+                if image.is_some_and(|(_, other)| other != own) {
+                    return self.disagree(permission, policy, name);
+                }
+                image = Some((policy, own));
+            }
+            if let Some(own) = runtime.command.as_deref() {
+                if command.is_some_and(|(_, other)| other != own) {
+                    return self.disagree(permission, policy, name);
+                }
+                command = Some((policy, own));
+            }
+        }
+        match (image, command) {
+            (Some((policy, image)), Some((_, command))) if !command.is_empty() => {
+                self.grant(permission, named(policy, &format!("runtimes[{name}]")));
+                Some(RuntimeGrant { image: image.to_owned(), command: command.to_vec() })
+            }
+            _ => {
+                let message = format!("no policy says which image and command the runtime {name} is");
+                self.refuse(permission, "runtimes".into(), Reason::PolicyInvalid, message);
+                None
+            }
+        }
+    }
+
+    fn disagree(&mut self, permission: String, policy: &Policy, name: &str) -> Option<RuntimeGrant> {
+        let message = format!("the policies do not agree on what the runtime {name} is");
+        self.refuse(permission, named(policy, &format!("runtimes[{name}]")), Reason::PolicyInvalid, message);
+        None
+    }
+
+    /// The smallest default, the smallest maximum. Without a maximum nobody may ask for more than the default.
+    fn amount(
+        &mut self,
+        field: &str,
+        asked: Option<&Raw>,
+        default_of: impl Fn(&PolicyRules) -> Option<Raw>,
+        max_of: impl Fn(&PolicyRules) -> Option<Raw>,
+        built_in: Quantity,
+    ) -> Quantity {
+        let default = self.smallest_quantity(field, "default", default_of);
+        let max = self.smallest_quantity(field, "max", max_of);
+        let fallback = default.as_ref().map_or(built_in, |(_, value)| *value);
+        let (rule, ceiling) = max.unwrap_or_else(|| (format!("built-in: {field}"), fallback));
+        let Some(asked) = asked else {
+            // A default above the maximum of another tier is cut to that maximum.
+            return fallback.min(ceiling);
+        };
+        let permission = format!("{field}:{}", asked.0);
+        match Quantity::parse(&asked.0) {
+            Ok(value) if value <= ceiling => {
+                self.grant(permission, rule);
+                value
+            }
+            Ok(value) => {
+                let message = format!("{field} {} is more than is allowed ({rule})", asked.0);
+                self.refuse(permission, rule, Reason::LimitExceeded, message);
+                value
+            }
+            Err(error) => {
+                self.refuse(permission, "resources".into(), Reason::InvalidSpec, error.0);
+                fallback
+            }
+        }
+    }
+
+    fn smallest_quantity(&mut self, field: &str, tier: &str, of: impl Fn(&PolicyRules) -> Option<Raw>) -> Option<(String, Quantity)> {
+        let mut smallest: Option<(String, Quantity)> = None;
+        for policy in self.policies {
+            let Some(raw) = of(&policy.rules) else {
+                continue;
+            };
+            let rule = named(policy, &format!("limits.{tier}.{field}"));
+            match Quantity::parse(&raw.0) {
+                Ok(value) if smallest.as_ref().is_none_or(|(_, other)| value < *other) => smallest = Some((rule, value)),
+                Ok(_) => {}
+                Err(error) => self.refuse(format!("{field}:{}", raw.0), rule, Reason::PolicyInvalid, error.0),
+            }
+        }
+        smallest
+    }
+
+    fn seconds(
+        &mut self,
+        field: &str,
+        asked: Option<i64>,
+        default_of: impl Fn(&PolicyRules) -> Option<i64>,
+        max_of: impl Fn(&PolicyRules) -> Option<i64>,
+        built_in: i64,
+    ) -> i64 {
+        let default = self.smallest(default_of).unwrap_or(built_in);
+        let holder = self.policies.iter().filter_map(|policy| Some((max_of(&policy.rules)?, policy))).min_by_key(|(value, _)| *value);
+        let (ceiling, rule) =
+            holder.map_or((default, format!("built-in: {field}")), |(value, policy)| (value, named(policy, &format!("limits, {field}"))));
+        let Some(asked) = asked else {
+            return default.min(ceiling);
+        };
+        let permission = format!("{field}:{asked}");
+        if asked > ceiling {
+            let message = format!("{field} {asked} is more than is allowed ({ceiling}, {rule})");
+            self.refuse(permission, rule, Reason::LimitExceeded, message);
+        } else {
+            self.grant(permission, rule);
+        }
+        asked
+    }
+
+    /// No policy can grant any of these in this version, so each one that is asked for is refused by name.
+    fn capabilities(&mut self, asked: &Capabilities) {
+        let lists = [("network", &asked.network), ("secrets", &asked.secrets), ("data", &asked.data)];
+        let mut permissions: Vec<String> =
+            lists.into_iter().flat_map(|(kind, names)| names.iter().map(move |name| format!("{kind}:{name}"))).collect();
+        permissions.extend(asked.dynamic_code.then(|| "dynamicCode".to_owned()));
+        permissions.extend(asked.subprocess.then(|| "subprocess".to_owned()));
+        for permission in permissions {
+            let message = format!("the capability {permission} is not granted");
+            self.refuse(permission, "no policy grants it".into(), Reason::CapabilityRefused, message);
+        }
+    }
+
+    /// Scratch is held in memory and counts against it.
+    fn memory_holds_scratch(&mut self, memory: Quantity, scratch: Quantity) {
+        if self.first_refusal.is_none() && memory.units() < scratch.units().saturating_add(LEAST_MEMORY) {
+            let message = format!(
+                "memory ({} bytes) must be at least scratch ({} bytes), which is held in it, and {} MiB for the interpreter",
+                memory.units(),
+                scratch.units(),
+                LEAST_MEMORY >> 20
+            );
+            self.refuse(format!("memory:{}", memory.units()), "built-in: memory".into(), Reason::InvalidSpec, message);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+use paddock_crds::{Limits, Runtime};
+use rstest::rstest;
+
+use super::*;
+
+fn runtime(name: &str, image: Option<&str>) -> Runtime {
+    Runtime { name: name.into(), image: image.map(Into::into), command: image.map(|_| vec!["/usr/bin/python3".into()]) }
+}
+
+fn policy(kind: PolicyKind, name: &str, runtimes: Vec<Runtime>, limits: Limits) -> Policy {
+    let taken = TakenPolicy { kind, name: name.into(), uid: "u".into(), generation: 1, hash: "h".into() };
+    Policy { taken, rules: PolicyRules { runtimes, limits } }
+}
+
+fn cluster(limits: Limits) -> Policy {
+    policy(PolicyKind::ClusterSandboxPolicy, "baseline", vec![runtime("python", Some("img"))], limits)
+}
+
+fn tenant(limits: Limits) -> Policy {
+    policy(PolicyKind::SandboxPolicy, "default", vec![runtime("python", None)], limits)
+}
+
+fn ask() -> Ask {
+    Ask {
+        runtime: "python".into(),
+        resources: ResourceAmounts::default(),
+        timeout_seconds: None,
+        grace_period_seconds: None,
+        capabilities: Capabilities::default(),
+    }
+}
+
+fn amounts(memory: &str) -> ResourceAmounts {
+    ResourceAmounts { memory: Some(Raw(memory.into())), cpu: None, scratch: None }
+}
+
+fn max_memory(memory: &str) -> Limits {
+    Limits { max: Some(amounts(memory)), ..Limits::default() }
+}
+
+fn reason(outcome: &Outcome) -> &Reason {
+    &outcome.result.as_ref().unwrap_err().reason
+}
+
+#[test]
+fn built_in_values_hold_where_no_policy_says_anything() {
+    let grant = decide(&[cluster(Limits::default()), tenant(Limits::default())], &ask()).result.unwrap();
+    assert_eq!((grant.memory_bytes, grant.cpu_milli, grant.scratch_bytes), (128 << 20, 500, 16 << 20));
+    assert_eq!((grant.timeout_seconds, grant.grace_seconds, grant.max_concurrent, grant.max_queued), (30, 5, 10, 100));
+    assert_eq!(grant.runtime, RuntimeGrant { image: "img".into(), command: vec!["/usr/bin/python3".into()] });
+}
+
+#[test]
+fn without_a_cluster_policy_nothing_runs() {
+    assert_eq!(reason(&decide(&[tenant(Limits::default())], &ask())), &Reason::NoClusterPolicy);
+    assert_eq!(reason(&decide(&[], &ask())), &Reason::NoClusterPolicy);
+}
+
+#[rstest]
+#[case::within("64Mi", "128Mi", "256Mi", None)]
+#[case::cluster_tier_holds("200Mi", "128Mi", "256Mi", Some(Reason::LimitExceeded))]
+#[case::tenant_tier_holds("200Mi", "256Mi", "128Mi", Some(Reason::LimitExceeded))]
+#[case::exactly("128Mi", "128Mi", "256Mi", None)]
+#[case::no_quantity("12x", "128Mi", "256Mi", Some(Reason::InvalidSpec))]
+fn the_smallest_maximum_holds(#[case] asked: &str, #[case] cluster_max: &str, #[case] tenant_max: &str, #[case] refused: Option<Reason>) {
+    let policies = [cluster(max_memory(cluster_max)), tenant(max_memory(tenant_max))];
+    let outcome = decide(&policies, &Ask { resources: amounts(asked), ..ask() });
+    assert_eq!(outcome.result.as_ref().err().map(|refusal| refusal.reason.clone()), refused);
+    assert_eq!(outcome.decisions.iter().filter(|decision| decision.permission.starts_with("memory:")).count(), 1);
+}
+
+#[test]
+fn without_a_maximum_nobody_gets_more_than_the_default() {
+    let policies = [cluster(Limits { default: Some(amounts("64Mi")), ..Limits::default() })];
+    assert_eq!(decide(&policies, &ask()).result.unwrap().memory_bytes, 64 << 20);
+    assert_eq!(reason(&decide(&policies, &Ask { resources: amounts("65Mi"), ..ask() })), &Reason::LimitExceeded);
+    assert_eq!(reason(&decide(&policies, &Ask { timeout_seconds: Some(31), ..ask() })), &Reason::LimitExceeded);
+}
+
+#[test]
+fn a_runtime_must_be_offered_by_all_and_mean_the_same() {
+    let other_image = policy(PolicyKind::SandboxPolicy, "p", vec![runtime("python", Some("other"))], Limits::default());
+    assert_eq!(reason(&decide(&[cluster(Limits::default()), other_image], &ask())), &Reason::PolicyInvalid);
+    let without = policy(PolicyKind::SandboxPolicy, "p", vec![], Limits::default());
+    assert_eq!(reason(&decide(&[cluster(Limits::default()), without], &ask())), &Reason::RuntimeNotAllowed);
+    let nameless = policy(PolicyKind::ClusterSandboxPolicy, "c", vec![runtime("python", None)], Limits::default());
+    assert_eq!(reason(&decide(&[nameless], &ask())), &Reason::PolicyInvalid);
+}
+
+#[test]
+fn every_capability_is_answered_by_name() {
+    let capabilities = Capabilities {
+        network: vec!["a.example".into()],
+        secrets: vec!["s".into()],
+        data: vec!["d".into()],
+        dynamic_code: true,
+        subprocess: true,
+    };
+    let outcome = decide(&[cluster(Limits::default())], &Ask { capabilities, ..ask() });
+    assert_eq!(reason(&outcome), &Reason::CapabilityRefused);
+    let refused: Vec<&str> = outcome
+        .decisions
+        .iter()
+        .filter(|decision| decision.verdict == Verdict::Refused)
+        .map(|decision| decision.permission.as_str())
+        .collect();
+    assert_eq!(refused, ["network:a.example", "secrets:s", "data:d", "dynamicCode", "subprocess"]);
+}
+
+#[test]
+fn scratch_must_fit_into_memory() {
+    let outcome = decide(&[cluster(max_memory("1Gi"))], &Ask { resources: amounts("40Mi"), ..ask() });
+    assert_eq!(reason(&outcome), &Reason::InvalidSpec);
+}
+
+#[test]
+fn the_hash_does_not_depend_on_the_order_of_keys() {
+    let one: serde_json::Value = serde_json::from_str(r#"{"a":1,"b":2}"#).unwrap();
+    let other: serde_json::Value = serde_json::from_str(r#"{"b":2,"a":1}"#).unwrap();
+    assert_eq!(hash_of(&one), hash_of(&other));
+}

@@ -1,0 +1,55 @@
+//! Where the job comes from. Today it is mounted; a sandbox that waits in a pool will get it over standard input through the same type.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use paddock_protocol::{INPUT_FILE, JOB_FILE, Job, JobFiles, RefusedReason, SCRIPT_FILE, VERSION};
+
+use crate::report::Refusal;
+
+/// A ConfigMap cannot be larger.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// A job, checked, with the paths that the script sees.
+#[derive(Debug)]
+pub(crate) struct LoadedJob {
+    pub(crate) job: Job,
+    pub(crate) digest: String,
+    pub(crate) script: PathBuf,
+    pub(crate) input: Option<PathBuf>,
+}
+
+/// Reads the job from a mounted folder.
+pub(crate) fn from_folder(folder: &Path) -> Result<LoadedJob, Refusal> {
+    let mismatch = |detail: String| Refusal::new(RefusedReason::JobMismatch, detail);
+    let read = |name: &str| read_bounded(&folder.join(name)).map_err(|error| mismatch(format!("cannot read {name}: {error}")));
+    let input = match read_bounded(&folder.join(INPUT_FILE)) {
+        Ok(bytes) => Some(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(mismatch(format!("cannot read {INPUT_FILE}: {error}"))),
+    };
+    let files = JobFiles { job: read(JOB_FILE)?, script: read(SCRIPT_FILE)?, input };
+    let job: Job = serde_json::from_slice(&files.job).map_err(|error| mismatch(format!("{JOB_FILE} is not a job: {error}")))?;
+    if job.version != VERSION {
+        return Err(mismatch(format!("the job is of version {}, this runner speaks {VERSION}", job.version)));
+    }
+    if job.command.is_empty() {
+        return Err(mismatch("the job names no interpreter".into()));
+    }
+    Ok(LoadedJob {
+        digest: files.digest(),
+        script: folder.join(SCRIPT_FILE),
+        input: files.input.is_some().then(|| folder.join(INPUT_FILE)),
+        job,
+    })
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB"));
+    }
+    Ok(bytes)
+}

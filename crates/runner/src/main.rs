@@ -1,0 +1,53 @@
+//! PID 1 of a sandbox: waits for the start message, runs one script within bounds, reports what became of it.
+//!
+//! It shares a user with the script, so it is written as if the script attacked it; what it reports is still only a claim.
+
+mod capture;
+mod control;
+mod install;
+mod job;
+mod place;
+mod report;
+mod result_file;
+mod supervise;
+mod system;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Exit code of a runner that did not run its job: no script's own, since frames tell them apart.
+const NOT_RUN: u8 = 120;
+const USAGE: &str = "usage: paddock-runner run JOB_FOLDER | install TARGET_FOLDER | --version";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["run", folder] => run(Path::new(folder)),
+        ["install", folder] => match install::install(Path::new(folder)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("paddock-runner: cannot install into {folder}: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        ["--version"] => {
+            println!("paddock-runner {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(folder: &Path) -> ExitCode {
+    let mut reporter = report::Reporter::new(std::io::stdout());
+    match supervise::run(folder, &mut reporter) {
+        Ok(code) => ExitCode::from(code),
+        Err(refusal) => {
+            reporter.refuse(refusal);
+            ExitCode::from(NOT_RUN)
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! One script from the start message to the report: a single loop over standard input, signals, both output pipes and the clock.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use nix::unistd::Pid;
+use paddock_protocol::{Cause, ControlMessage, Payload, RefusedReason, Report, Stream, VERSION};
+
+use crate::capture::Capture;
+use crate::control::Control;
+use crate::job::{self, LoadedJob};
+use crate::report::{Refusal, Reporter};
+use crate::system::{self, Bounds, Ended};
+use crate::{place, result_file};
+
+const WORKSPACE: &str = "/workspace";
+const RESULT: &str = "/workspace/.paddock-result.json";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Open files of one process of the script.
+const OPEN_FILES: u64 = 1024;
+/// Processes of the script, where the kernel counts them.
+const PROCESSES: u64 = 256;
+/// How long killed processes may take to be gone.
+const REAP_LIMIT: Duration = Duration::from_secs(2);
+
+/// Runs the job in `folder`; returns the exit code that mirrors the script's.
+pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result<u8, Refusal> {
+    let broken = |what: &str, error: &dyn std::fmt::Display| Refusal::new(RefusedReason::SpawnFailed, format!("{what}: {error}"));
+    system::make_non_dumpable().map_err(|error| broken("cannot become non-dumpable", &error))?;
+    let signals = system::signals().map_err(|error| broken("cannot take signals", &error))?;
+    let begin = Instant::now();
+    let job = job::from_folder(folder)?;
+    place::check(job.job.interfaces)?;
+    let boot = system::random_identifier().map_err(|error| broken("no random bytes", &error))?;
+
+    let mut control = Control::default();
+    wait_for_start(&job, &boot, begin, &mut control, &signals, reporter)?;
+    reporter.say(Payload::Accepted {});
+
+    let mut supervision = Supervision::start(&job, control, signals).map_err(|error| broken("cannot start the interpreter", &error))?;
+    reporter.say(Payload::Started {});
+    let ended = supervision.follow(reporter);
+    supervision.end_everything();
+    supervision.drain(reporter);
+    Ok(supervision.report(ended, &job, reporter))
+}
+
+/// Holds the script until the one message that starts it.
+fn wait_for_start<W: Write>(
+    job: &LoadedJob,
+    boot: &str,
+    begin: Instant,
+    control: &mut Control,
+    signals: &SignalFd,
+    reporter: &mut Reporter<W>,
+) -> Result<(), Refusal> {
+    let ready = || Payload::Ready { version: VERSION, boot: boot.to_owned() };
+    reporter.say(ready());
+    let deadline = begin + Duration::from_secs(u64::from(job.job.start_budget_seconds));
+    let stdin = io::stdin();
+    loop {
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(Refusal::new(RefusedReason::NotStarted, "no start message came"));
+        }
+        let mut polled = vec![PollFd::new(system::borrow(signals), PollFlags::POLLIN)];
+        if !control.is_closed() {
+            polled.push(PollFd::new(system::borrow(&stdin), PollFlags::POLLIN));
+        }
+        let _ = poll(&mut polled, until(Some(deadline), now));
+        if readable(&polled, 0) && took_stop_signal(signals) {
+            return Err(Refusal::new(RefusedReason::Stopped, "TERM before the start"));
+        }
+        if !readable(&polled, 1) {
+            continue;
+        }
+        for message in control.read(StdinOnce) {
+            match message {
+                ControlMessage::Hello {} => reporter.say(ready()),
+                ControlMessage::Stop {} => {
+                    return Err(Refusal::new(RefusedReason::Stopped, "stopped before the start"));
+                }
+                // A message for an earlier runner of this pod: its script may have run, so this one's must not.
+                ControlMessage::Start { boot: other, .. } if other != boot => {}
+                ControlMessage::Start { digest, .. } if digest != job.digest => {
+                    return Err(Refusal::new(RefusedReason::JobMismatch, "the mounted job is not the admitted one"));
+                }
+                ControlMessage::Start { .. } => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Standard input without a buffer of its own: what lies in a buffer, `poll` does not see.
+struct StdinOnce;
+
+impl io::Read for StdinOnce {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        nix::unistd::read(io::stdin(), buffer).map_err(io::Error::from)
+    }
+}
+
+/// Why and until when the script is being ended.
+enum Ending {
+    NotYet,
+    Term { cause: Cause, kill_at: Instant },
+    Kill { cause: Cause },
+}
+
+struct Pipe {
+    stream: Stream,
+    file: Option<File>,
+    capture: Capture,
+}
+
+struct Supervision {
+    leader: Pid,
+    signals: SignalFd,
+    control: Control,
+    pipes: [Pipe; 2],
+    started: Instant,
+    deadline: Instant,
+    grace: Duration,
+    ending: Ending,
+}
+
+impl Supervision {
+    fn start(job: &LoadedJob, control: Control, signals: SignalFd) -> io::Result<Self> {
+        let stdin = match &job.input {
+            Some(path) => Stdio::from(File::open(path)?),
+            None => Stdio::null(),
+        };
+        let mut command = Command::new(&job.job.command[0]);
+        command.args(&job.job.command[1..]).arg(&job.script).args(&job.job.args);
+        command.env_clear().env("PATH", PATH).env("HOME", WORKSPACE).env("TMPDIR", WORKSPACE).env("LANG", "C.UTF-8");
+        command.env("PADDOCK_RESULT", RESULT).env("PADDOCK_RUN", &job.job.run);
+        if let Some(path) = &job.input {
+            command.env("PADDOCK_INPUT", path);
+        }
+        command.current_dir(WORKSPACE).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+        system::confine(&mut command, Bounds { file_bytes: job.job.file_bytes, open_files: OPEN_FILES, processes: PROCESSES });
+        let mut child = command.spawn()?;
+        let keep = job.job.stream_bytes as usize;
+        let pipe = |stream, end: Option<OwnedFd>| -> io::Result<Pipe> {
+            let file = end.map(File::from);
+            if let Some(file) = &file {
+                system::set_nonblocking(file)?;
+            }
+            Ok(Pipe { stream, file, capture: Capture::new(keep) })
+        };
+        let pipes =
+            [pipe(Stream::Stdout, child.stdout.take().map(OwnedFd::from))?, pipe(Stream::Stderr, child.stderr.take().map(OwnedFd::from))?];
+        let started = Instant::now();
+        Ok(Self {
+            leader: Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?),
+            signals,
+            control,
+            pipes,
+            started,
+            deadline: started + Duration::from_secs(u64::from(job.job.timeout_seconds)),
+            grace: Duration::from_secs(u64::from(job.job.grace_seconds)),
+            ending: Ending::NotYet,
+        })
+    }
+
+    /// Until the interpreter has ended: its children do not count, even if they hold the pipes open.
+    fn follow<W: Write>(&mut self, reporter: &mut Reporter<W>) -> Ended {
+        loop {
+            while let Some((pid, ended)) = system::reap() {
+                if pid == self.leader {
+                    return ended;
+                }
+            }
+            let now = Instant::now();
+            self.advance(now);
+            let stdin = io::stdin();
+            let mut polled = vec![PollFd::new(system::borrow(&self.signals), PollFlags::POLLIN)];
+            let mut sources = vec![Source::Signals];
+            if !self.control.is_closed() {
+                polled.push(PollFd::new(system::borrow(&stdin), PollFlags::POLLIN));
+                sources.push(Source::Control);
+            }
+            for (index, pipe) in self.pipes.iter().enumerate() {
+                if let Some(file) = &pipe.file {
+                    polled.push(PollFd::new(system::borrow(file), PollFlags::POLLIN));
+                    sources.push(Source::Pipe(index));
+                }
+            }
+            let _ = poll(&mut polled, until(self.next_deadline(), now));
+            let ready: Vec<Source> =
+                sources.into_iter().enumerate().filter(|(index, _)| readable(&polled, *index)).map(|(_, source)| source).collect();
+            for source in ready {
+                match source {
+                    Source::Signals if took_stop_signal(&self.signals) => self.stop(Cause::Stopped, Instant::now()),
+                    Source::Signals => {}
+                    Source::Control => {
+                        if self.control.read(StdinOnce).contains(&ControlMessage::Stop {}) {
+                            self.stop(Cause::Stopped, Instant::now());
+                        }
+                    }
+                    Source::Pipe(index) => _ = self.pump(index, reporter),
+                }
+            }
+        }
+    }
+
+    /// Moves from running to TERM and from TERM to KILL as time goes by.
+    fn advance(&mut self, now: Instant) {
+        if now >= self.deadline {
+            self.stop(Cause::TimedOut, now);
+        }
+        if let Ending::Term { cause, kill_at } = self.ending
+            && now >= kill_at
+        {
+            system::kill_all(self.leader);
+            self.ending = Ending::Kill { cause };
+        }
+    }
+
+    fn stop(&mut self, cause: Cause, now: Instant) {
+        if matches!(self.ending, Ending::NotYet) {
+            system::signal_session(self.leader, Signal::SIGTERM);
+            self.ending = Ending::Term { cause, kill_at: now + self.grace };
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        match self.ending {
+            Ending::NotYet => Some(self.deadline),
+            Ending::Term { kill_at, .. } => Some(kill_at),
+            Ending::Kill { .. } => None,
+        }
+    }
+
+    /// Reads once from a pipe. Says whether there may be more.
+    fn pump<W: Write>(&mut self, index: usize, reporter: &mut Reporter<W>) -> bool {
+        let mut buffer = [0; 16 * 1024];
+        let pipe = &mut self.pipes[index];
+        let Some(file) = &mut pipe.file else {
+            return false;
+        };
+        match file.read(&mut buffer) {
+            Ok(0) => pipe.file = None,
+            Ok(count) => {
+                if let Some((offset, head)) = pipe.capture.push(&buffer[..count]) {
+                    reporter.output(pipe.stream, offset, head);
+                }
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => pipe.file = None,
+        }
+        false
+    }
+
+    /// Kills what is left and waits until it is gone, so that nothing writes while the result is read.
+    fn end_everything(&self) {
+        let deadline = Instant::now() + REAP_LIMIT;
+        loop {
+            system::kill_all(self.leader);
+            while system::reap().is_some() {}
+            let now = Instant::now();
+            if now >= deadline || !has_children() {
+                return;
+            }
+            let mut polled = [PollFd::new(system::borrow(&self.signals), PollFlags::POLLIN)];
+            let _ = poll(&mut polled, until(Some(deadline), now));
+            let _ = took_stop_signal(&self.signals);
+        }
+    }
+
+    /// What is still in the pipes, at most what they can hold: a killed writer adds nothing.
+    fn drain<W: Write>(&mut self, reporter: &mut Reporter<W>) {
+        const PIPE_CAPACITY_READS: usize = 128;
+        for index in 0..self.pipes.len() {
+            for _ in 0..PIPE_CAPACITY_READS {
+                if !self.pump(index, reporter) {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn report<W: Write>(mut self, ended: Ended, job: &LoadedJob, reporter: &mut Reporter<W>) -> u8 {
+        let wall = self.started.elapsed();
+        for pipe in &mut self.pipes {
+            if let Some((offset, tail)) = pipe.capture.tail() {
+                reporter.output(pipe.stream, offset, &tail);
+            }
+        }
+        let (output, bytes) = result_file::read(Path::new(RESULT), u64::from(job.job.result_bytes));
+        reporter.output(Stream::Result, 0, &bytes);
+        let (cpu_milliseconds, peak_memory_bytes) = system::children_usage();
+        reporter.say(Payload::Result(Report {
+            exit_code: ended.code,
+            signal: ended.signal,
+            cause: match self.ending {
+                Ending::NotYet => Cause::Itself,
+                Ending::Term { cause, .. } | Ending::Kill { cause } => cause,
+            },
+            stdout_bytes: self.pipes[0].capture.total(),
+            stderr_bytes: self.pipes[1].capture.total(),
+            output,
+            cpu_milliseconds,
+            peak_memory_bytes,
+            wall_milliseconds: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
+        }));
+        reporter.say(Payload::Finished {});
+        let code = ended.code.unwrap_or_else(|| 128 + ended.signal.unwrap_or(0));
+        u8::try_from(code & 255).unwrap_or(1)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Source {
+    Signals,
+    Control,
+    Pipe(usize),
+}
+
+/// Whether a poll says that a read will not wait: data, an end, or an error.
+fn readable(polled: &[PollFd<'_>], index: usize) -> bool {
+    polled.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
+}
+
+/// Takes every pending signal; says whether one asks for the end.
+fn took_stop_signal(signals: &SignalFd) -> bool {
+    let mut stop = false;
+    while let Ok(Some(info)) = signals.read_signal() {
+        stop |= i32::try_from(info.ssi_signo).is_ok_and(|number| number == Signal::SIGTERM as i32 || number == Signal::SIGINT as i32);
+    }
+    stop
+}
+
+fn has_children() -> bool {
+    !matches!(nix::sys::wait::waitpid(None::<Pid>, Some(nix::sys::wait::WaitPidFlag::WNOHANG)), Err(nix::errno::Errno::ECHILD))
+}
+
+/// Time until `deadline` for `poll`, rounded up so that the loop never spins on the last millisecond.
+fn until(deadline: Option<Instant>, now: Instant) -> PollTimeout {
+    deadline.map_or(PollTimeout::NONE, |deadline| {
+        let wait = deadline.saturating_duration_since(now) + Duration::from_millis(1);
+        PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
+    })
+}

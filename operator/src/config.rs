@@ -1,0 +1,170 @@
+//! Flags and environment, read once. Nothing else reads either.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+/// Runs untrusted scripts as single-use gVisor pods, as ScriptRun objects ask for it and SandboxPolicy objects allow it.
+#[derive(Parser, Clone, Debug)]
+#[command(version)]
+pub(crate) struct Config {
+    /// Namespace of the operator: the lease is in it
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub(crate) namespace: String,
+    /// Service account of the operator: it gets its rights in each sandbox namespace
+    #[arg(long, env = "SERVICE_ACCOUNT")]
+    pub(crate) service_account: String,
+    /// Name that this replica holds the lease under
+    #[arg(long, env = "POD_NAME")]
+    pub(crate) identity: String,
+    /// Name of the lease
+    #[arg(long, default_value = "paddock-operator")]
+    pub(crate) lease: String,
+    /// ClusterRole that is bound in each sandbox namespace
+    #[arg(long, default_value = "paddock-sandbox")]
+    pub(crate) sandbox_cluster_role: String,
+    /// Image that holds the runner
+    #[arg(long)]
+    pub(crate) runner_image: String,
+    /// How the runner gets into the sandbox
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) runner_delivery: RunnerDelivery,
+    /// Pull policy of the runner's and the runtimes' images
+    #[arg(long, value_enum, default_value = "if-not-present")]
+    pub(crate) image_pull_policy: PullPolicy,
+    /// RuntimeClass of sandboxes without a network: runsc with network=none
+    #[arg(long, default_value = "gvisor-nonet")]
+    pub(crate) runtime_class: String,
+    /// Seconds from admission until the script must have started
+    #[arg(long, default_value = "60", value_parser = clap::value_parser!(u32).range(5..=3600))]
+    pub(crate) start_budget_seconds: u32,
+    /// Runs that are worked on at once
+    #[arg(long, default_value = "32", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) concurrency: u16,
+    /// Threads of the operator
+    #[arg(long, default_value = "2")]
+    pub(crate) threads: usize,
+    /// Address of /healthz, /readyz and /metrics
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub(crate) listen: SocketAddr,
+    /// Format of the log
+    #[arg(long, value_enum, default_value = "json")]
+    pub(crate) log_format: LogFormat,
+}
+
+/// Ways to bring the runner into a sandbox.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RunnerDelivery {
+    /// An image volume from Kubernetes 1.36 on, an init container before
+    Auto,
+    /// The runner's image mounted as a volume
+    ImageVolume,
+    /// An init container that copies the runner
+    InitContainer,
+}
+
+/// Pull policies, as in a pod.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PullPolicy {
+    /// Always
+    Always,
+    /// IfNotPresent
+    IfNotPresent,
+    /// Never
+    Never,
+}
+
+impl PullPolicy {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
+
+/// Formats of the log.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// One JSON object a line
+    Json,
+    /// For people
+    Text,
+}
+
+/// Longest time that any request of the operator may take, watches and streams excepted. A new leader waits this long for the old one.
+pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Plain data for the pure code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) runner_image: String,
+    pub(crate) runner_by_image_volume: bool,
+    pub(crate) image_pull_policy: &'static str,
+    pub(crate) runtime_class: String,
+    pub(crate) start_budget_seconds: u32,
+    pub(crate) operator_namespace: String,
+    pub(crate) operator_service_account: String,
+    pub(crate) sandbox_cluster_role: String,
+}
+
+/// The first minor version of Kubernetes 1 in which image volumes are on without a feature gate.
+const IMAGE_VOLUMES_SINCE: u32 = 36;
+
+impl Config {
+    /// What clap cannot check.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        for (flag, value) in [
+            ("namespace", &self.namespace),
+            ("service-account", &self.service_account),
+            ("identity", &self.identity),
+            ("runner-image", &self.runner_image),
+            ("runtime-class", &self.runtime_class),
+        ] {
+            if value.trim().is_empty() {
+                return Err(format!("--{flag} must not be empty"));
+            }
+        }
+        if self.threads == 0 {
+            return Err("--threads must be at least 1".into());
+        }
+        Ok(())
+    }
+
+    /// The settings on a cluster of this minor version.
+    pub(crate) fn settings(&self, server_minor: u32) -> Settings {
+        Settings {
+            runner_image: self.runner_image.clone(),
+            runner_by_image_volume: match self.runner_delivery {
+                RunnerDelivery::Auto => server_minor >= IMAGE_VOLUMES_SINCE,
+                RunnerDelivery::ImageVolume => true,
+                RunnerDelivery::InitContainer => false,
+            },
+            image_pull_policy: self.image_pull_policy.as_str(),
+            runtime_class: self.runtime_class.clone(),
+            start_budget_seconds: self.start_budget_seconds,
+            operator_namespace: self.namespace.clone(),
+            operator_service_account: self.service_account.clone(),
+            sandbox_cluster_role: self.sandbox_cluster_role.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("auto", 36, true)]
+    #[case("auto", 35, false)]
+    #[case("image-volume", 33, true)]
+    #[case("init-container", 37, false)]
+    fn the_way_of_the_runner_follows_the_server_unless_told(#[case] delivery: &str, #[case] minor: u32, #[case] by_volume: bool) {
+        let flags = ["x", "--namespace=n", "--service-account=s", "--identity=i", "--runner-image=r", "--runner-delivery", delivery];
+        assert_eq!(Config::parse_from(flags).settings(minor).runner_by_image_volume, by_volume);
+    }
+}

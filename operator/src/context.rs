@@ -1,0 +1,197 @@
+//! What a pass needs besides its run: the client, the caches, and the little that is only in memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use futures::channel::mpsc;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::runtime::events::Recorder;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, ResourceExt as _};
+use paddock_crds::{ClusterSandboxPolicy, ConditionType, SandboxPolicy, ScriptRun};
+
+use crate::config::Settings;
+use crate::metrics::Metrics;
+use crate::pods::PodCache;
+use crate::sandbox_namespace::Prepared;
+use crate::script_run::ledger::Ledger;
+use crate::script_run::queue::{Turn, Usage};
+use crate::script_run::session::Sessions;
+use crate::script_run::{Guarded, RunRef};
+
+/// See the module.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) settings: Settings,
+    pub(crate) concurrency: u16,
+    pub(crate) metrics: Metrics,
+    pub(crate) recorder: Recorder,
+    pub(crate) namespaces: Store<Namespace>,
+    pub(crate) policies: Store<kube::core::DeserializeGuard<SandboxPolicy>>,
+    pub(crate) cluster_policies: Store<kube::core::DeserializeGuard<ClusterSandboxPolicy>>,
+    pub(crate) pods: PodCache,
+    pub(crate) prepared: Prepared,
+    pub(crate) ledger: Ledger,
+    pub(crate) sessions: Sessions,
+    pub(crate) wake: mpsc::UnboundedSender<RunRef>,
+    runs: OnceLock<Store<Guarded>>,
+    /// The newest state of runs that this process wrote, until the watch has caught up.
+    written: Mutex<HashMap<String, ScriptRun>>,
+    failures: Mutex<HashMap<String, u32>>,
+}
+
+/// The parts of a context that are made before it.
+pub(crate) struct Parts {
+    pub(crate) client: Client,
+    pub(crate) settings: Settings,
+    pub(crate) concurrency: u16,
+    pub(crate) metrics: Metrics,
+    pub(crate) recorder: Recorder,
+    pub(crate) namespaces: Store<Namespace>,
+    pub(crate) policies: Store<kube::core::DeserializeGuard<SandboxPolicy>>,
+    pub(crate) cluster_policies: Store<kube::core::DeserializeGuard<ClusterSandboxPolicy>>,
+    pub(crate) wake: mpsc::UnboundedSender<RunRef>,
+}
+
+impl Context {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            pods: PodCache::new(parts.client.clone(), parts.wake.clone()),
+            client: parts.client,
+            settings: parts.settings,
+            concurrency: parts.concurrency,
+            metrics: parts.metrics,
+            recorder: parts.recorder,
+            namespaces: parts.namespaces,
+            policies: parts.policies,
+            cluster_policies: parts.cluster_policies,
+            prepared: Prepared::default(),
+            ledger: Ledger::default(),
+            sessions: Sessions::default(),
+            wake: parts.wake,
+            runs: OnceLock::new(),
+            written: Mutex::default(),
+            failures: Mutex::default(),
+        }
+    }
+
+    /// The one place where the clock is read.
+    #[expect(clippy::unused_self, reason = "callers ask the context, so that nobody asks the clock")]
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    pub(crate) fn set_runs(&self, runs: Store<Guarded>) {
+        let _ = self.runs.set(runs);
+    }
+
+    /// All readable runs.
+    pub(crate) fn runs(&self) -> Vec<Arc<Guarded>> {
+        self.runs.get().map(Store::state).unwrap_or_default()
+    }
+
+    /// The watch may lag behind this process' own writes. Versions of one object are ordered numbers.
+    pub(crate) fn freshest(&self, watched: &ScriptRun) -> ScriptRun {
+        let uid = watched.uid().unwrap_or_default();
+        let mut written = lock(&self.written);
+        match written.get(&uid) {
+            Some(own) if version(own) > version(watched) => own.clone(),
+            Some(_) => {
+                written.remove(&uid);
+                watched.clone()
+            }
+            None => watched.clone(),
+        }
+    }
+
+    /// Remembers what the API server answered to a write.
+    pub(crate) fn remember(&self, run: &ScriptRun) {
+        lock(&self.written).insert(run.uid().unwrap_or_default(), run.clone());
+    }
+
+    /// Drops all memory of a run that is gone.
+    pub(crate) fn forget(&self, run: &ScriptRun) {
+        let uid = run.uid().unwrap_or_default();
+        lock(&self.written).remove(&uid);
+        lock(&self.failures).remove(&uid);
+        self.sessions.close(&uid);
+        self.ledger.forget(&run.namespace().unwrap_or_default(), &uid);
+        self.metrics.sessions(self.sessions.len());
+    }
+
+    /// Doubles with each failure in a row, from 250 ms to a minute.
+    pub(crate) fn back_off(&self, uid: &str) -> Duration {
+        let mut failures = lock(&self.failures);
+        let count = failures.entry(uid.to_owned()).or_insert(0);
+        *count = (*count + 1).min(8);
+        Duration::from_millis(250 << *count).min(Duration::from_secs(60))
+    }
+
+    /// A pass came to its end: the next failure is a first one.
+    pub(crate) fn succeeded(&self, uid: &str) {
+        lock(&self.failures).remove(uid);
+    }
+
+    /// Who holds a slot in this namespace and who waits, as far as can be seen. Pods count too: a run that lost its finalizer does not
+    /// free its slot while its pod lives.
+    pub(crate) fn usage(&self, namespace: &str) -> Usage {
+        let mut usage = Usage::default();
+        for guarded in self.runs() {
+            let Ok(run) = &guarded.0 else { continue };
+            if run.namespace().as_deref() != Some(namespace) {
+                continue;
+            }
+            let Some(status) = &run.status else { continue };
+            if status.is_true(&ConditionType::Finished) {
+                continue;
+            }
+            let uid = run.uid().unwrap_or_default();
+            if status.is_true(&ConditionType::Admitted) {
+                usage.active.insert(uid);
+            } else if status.condition(&ConditionType::Admitted).is_some() {
+                usage.waiting.insert(turn(run));
+            }
+        }
+        usage.active.extend(self.pods.living_runs(&crate::names::sandbox_namespace(namespace)));
+        usage
+    }
+
+    /// Wakes those who wait in a namespace: a slot may be free.
+    pub(crate) fn wake_waiting(&self, namespace: &str) {
+        let waiting = self.usage(namespace).waiting;
+        if waiting.is_empty() {
+            return;
+        }
+        for guarded in self.runs() {
+            let Ok(run) = &guarded.0 else { continue };
+            if run.namespace().as_deref() == Some(namespace) && waiting.contains(&turn(run)) {
+                let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
+            }
+        }
+    }
+
+    /// Wakes one run.
+    pub(crate) fn waker(&self, run: &ScriptRun) -> Box<dyn Fn() + Send + Sync> {
+        let wake = self.wake.clone();
+        let reference = RunRef::new(&run.name_any()).within(&run.namespace().unwrap_or_default());
+        Box::new(move || {
+            let _ = wake.unbounded_send(reference.clone());
+        })
+    }
+}
+
+/// The place of a run in the queue.
+pub(crate) fn turn(run: &ScriptRun) -> Turn {
+    let created = run.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+    Turn { created, uid: run.uid().unwrap_or_default() }
+}
+
+fn version(run: &ScriptRun) -> u64 {
+    run.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

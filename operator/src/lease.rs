@@ -1,0 +1,244 @@
+//! Leader election on a `Lease`, with a fence and a hand-over wait.
+//!
+//! A leader stops writing when it could not renew for [`RENEW_LIMIT`], which is shorter than the [`DURATION`] after which another may take
+//! over. The other one then waits out the longest request that the old one may still have under way.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+
+use crate::config::REQUEST_LIMIT;
+use crate::error::{code, within};
+
+const DURATION: Duration = Duration::from_secs(15);
+const RENEW_LIMIT: Duration = Duration::from_secs(10);
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+const RETRY_EVERY: Duration = Duration::from_secs(2);
+
+/// Whether this replica may write. It goes down by itself as time passes, also while the process is frozen.
+#[derive(Clone, Debug)]
+pub(crate) struct Fence {
+    epoch: Instant,
+    up_until_millis: Arc<AtomicU64>,
+}
+
+impl Fence {
+    pub(crate) fn new() -> Self {
+        Self { epoch: Instant::now(), up_until_millis: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// Whether writes are allowed right now.
+    pub(crate) fn is_up(&self) -> bool {
+        self.since_epoch(Instant::now()) < self.up_until_millis.load(Ordering::Acquire)
+    }
+
+    fn raise(&self, renewed_at: Instant) {
+        self.up_until_millis.store(self.since_epoch(renewed_at + RENEW_LIMIT), Ordering::Release);
+    }
+
+    fn lower(&self) {
+        self.up_until_millis.store(0, Ordering::Release);
+    }
+
+    fn since_epoch(&self, instant: Instant) -> u64 {
+        u64::try_from(instant.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// What a look at the lease tells a replica that wants it.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    /// It is free: nobody held it, or the holder gave it back after its last request.
+    Free,
+    /// The holder has not renewed it for its duration: it may have requests under way.
+    Expired,
+    /// Somebody holds it.
+    Held,
+    /// This replica holds it, from before a restart of its process.
+    Own,
+}
+
+/// Times are those of this replica's own clock since it first saw the lease in this state: clocks of machines differ.
+fn turn(lease: &LeaseSpec, identity: &str, unchanged_for: Duration) -> Turn {
+    let holder = lease.holder_identity.as_deref().unwrap_or_default();
+    let duration = Duration::from_secs(u64::try_from(lease.lease_duration_seconds.unwrap_or(0)).unwrap_or(0)).max(DURATION);
+    match holder {
+        "" => Turn::Free,
+        holder if holder == identity => Turn::Own,
+        _ if unchanged_for >= duration => Turn::Expired,
+        _ => Turn::Held,
+    }
+}
+
+/// A lease held by this replica.
+pub(crate) struct Leadership {
+    api: Api<Lease>,
+    name: String,
+    identity: String,
+    fence: Fence,
+    lease: Lease,
+}
+
+/// Waits until this replica leads and the old leader's requests are over.
+pub(crate) async fn acquire(client: Client, namespace: &str, name: &str, identity: &str, fence: Fence) -> Result<Leadership> {
+    let api: Api<Lease> = Api::namespaced(client, namespace);
+    let mut seen: Option<(String, Instant)> = None;
+    loop {
+        let now = Instant::now();
+        let lease = match within("the lease", api.get_opt(name)).await {
+            Ok(Ok(Some(lease))) => lease,
+            Ok(Ok(None)) => {
+                let empty =
+                    Lease { metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() }, spec: Some(LeaseSpec::default()) };
+                if let Ok(Err(error)) = within("the lease", api.create(&PostParams::default(), &empty)).await
+                    && code(&error) != Some(409)
+                {
+                    tracing::warn!(error = %error, "cannot create the lease");
+                    tokio::time::sleep(RETRY_EVERY).await;
+                }
+                continue;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(error = %error, "cannot read the lease");
+                tokio::time::sleep(RETRY_EVERY).await;
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(error = %error, "cannot read the lease");
+                continue;
+            }
+        };
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
+        let since = match &seen {
+            Some((known, since)) if *known == version => *since,
+            _ => {
+                seen = Some((version, now));
+                now
+            }
+        };
+        let turn = turn(&lease.spec.clone().unwrap_or_default(), identity, now.duration_since(since));
+        if turn == Turn::Held {
+            tokio::time::sleep(RETRY_EVERY).await;
+            continue;
+        }
+        let mut leadership = Leadership { api: api.clone(), name: name.into(), identity: identity.into(), fence: fence.clone(), lease };
+        if leadership.write(true).await.is_err() {
+            continue;
+        }
+        if turn != Turn::Free {
+            tracing::info!("waiting for the requests of the last leader to end");
+            leadership.hold_for(REQUEST_LIMIT).await?;
+        }
+        leadership.fence.raise(Instant::now());
+        tracing::info!(identity, "leading");
+        return Ok(leadership);
+    }
+}
+
+impl Leadership {
+    /// Renews until it cannot; returns why.
+    pub(crate) async fn keep(&mut self) -> anyhow::Error {
+        loop {
+            tokio::time::sleep(RENEW_EVERY).await;
+            let begin = Instant::now();
+            match self.write(false).await {
+                Ok(()) => self.fence.raise(begin),
+                Err(error) if !self.fence.is_up() => return error.context("the lease is lost"),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "cannot renew the lease")
+                }
+            }
+        }
+    }
+
+    /// Gives the lease back, so that the next leader need not wait. Call it when no request is under way any more.
+    pub(crate) async fn release(mut self) {
+        self.fence.lower();
+        self.identity.clear();
+        if let Err(error) = self.write(false).await {
+            tracing::warn!(error = format!("{error:#}"), "cannot give the lease back");
+        }
+    }
+
+    async fn hold_for(&mut self, wait: Duration) -> Result<()> {
+        let end = Instant::now() + wait;
+        while Instant::now() < end {
+            tokio::time::sleep(RENEW_EVERY.min(end.saturating_duration_since(Instant::now()))).await;
+            self.write(false).await?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the lease; the resourceVersion makes sure that nobody else did.
+    async fn write(&mut self, taking: bool) -> Result<()> {
+        let now = MicroTime(Timestamp::now());
+        let spec = self.lease.spec.get_or_insert_default();
+        spec.holder_identity = Some(self.identity.clone());
+        spec.lease_duration_seconds = i32::try_from(DURATION.as_secs()).ok();
+        spec.renew_time = Some(now.clone());
+        if taking {
+            spec.acquire_time = Some(now);
+            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0) + 1);
+        }
+        match tokio::time::timeout(RENEW_EVERY, self.api.replace(&self.name, &PostParams::default(), &self.lease)).await {
+            Ok(Ok(lease)) => {
+                self.lease = lease;
+                Ok(())
+            }
+            Ok(Err(error)) if code(&error) == Some(409) => {
+                self.fence.lower();
+                let current = self.api.get(&self.name).await.context("cannot read the lease")?;
+                let holder = current.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
+                if holder.as_deref() != Some(self.identity.as_str()) {
+                    bail!("another replica took the lease");
+                }
+                self.lease = current;
+                bail!("the lease changed")
+            }
+            Ok(Err(error)) => Err(error).context("cannot write the lease"),
+            Err(_) => bail!("no answer in time"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(None, 0, Turn::Free)]
+    #[case(Some(""), 0, Turn::Free)]
+    #[case(Some("me"), 0, Turn::Own)]
+    #[case(Some("other"), 14, Turn::Held)]
+    #[case(Some("other"), 15, Turn::Expired)]
+    fn a_held_lease_is_taken_only_after_its_duration(#[case] holder: Option<&str>, #[case] unchanged: u64, #[case] expected: Turn) {
+        let lease = LeaseSpec { holder_identity: holder.map(Into::into), lease_duration_seconds: Some(1), ..LeaseSpec::default() };
+        assert_eq!(turn(&lease, "me", Duration::from_secs(unchanged)), expected);
+    }
+
+    #[test]
+    fn a_fence_goes_down_without_anybody_lowering_it() {
+        let fence = Fence::new();
+        assert!(!fence.is_up());
+        fence.raise(Instant::now());
+        assert!(fence.is_up());
+        if let Some(long_ago) = Instant::now().checked_sub(RENEW_LIMIT) {
+            fence.raise(long_ago);
+            assert!(!fence.is_up());
+        }
+    }
+
+    #[test]
+    fn the_old_leader_stops_before_the_new_one_may_start() {
+        assert!(RENEW_LIMIT < DURATION);
+    }
+}

@@ -1,0 +1,43 @@
+//! `paddock-operator`: reconciles ScriptRuns into single-use gVisor pods.
+
+mod client;
+mod config;
+mod context;
+mod error;
+mod health;
+mod lease;
+mod metrics;
+mod names;
+mod pods;
+mod sandbox_namespace;
+mod script_run;
+mod server;
+mod telemetry;
+mod tenancy;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let config = config::Config::parse();
+    if let Err(problem) = config.check() {
+        eprintln!("paddock-operator: {problem}");
+        return ExitCode::from(2);
+    }
+    telemetry::start(config.log_format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(config.threads).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("paddock-operator: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(server::run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the operator ends");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Names, labels and annotations: public API, every one.
+
+use sha2::{Digest as _, Sha256};
+
+/// Keeps a ScriptRun until its pod is gone.
+pub(crate) const FINALIZER: &str = "paddock.dev/sandbox";
+/// On a sandbox namespace: the tenant namespace that it belongs to. It is the mark of a namespace that the operator made.
+pub(crate) const SANDBOX_OF: &str = "paddock.dev/sandbox-of";
+/// On a sandbox namespace: the UID of that tenant namespace.
+pub(crate) const TENANT_UID: &str = "paddock.dev/tenant-uid";
+/// On pods and ConfigMaps: the UID of their run.
+pub(crate) const RUN_UID: &str = "paddock.dev/run-uid";
+/// On pods: the tenant namespace of their run.
+pub(crate) const RUN_NAMESPACE: &str = "paddock.dev/run-namespace";
+/// On pods, as an annotation: the name of their run.
+pub(crate) const RUN_NAME: &str = "paddock.dev/run-name";
+/// On pods, as an annotation: what was admitted.
+pub(crate) const JOB_DIGEST: &str = "paddock.dev/job-digest";
+/// On pods, as an annotation: the files of the job, as the start message names them.
+pub(crate) const FILES_DIGEST: &str = "paddock.dev/files-digest";
+/// On everything that the operator makes.
+pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`], and field manager.
+pub(crate) const MANAGER: &str = "paddock-operator";
+/// Stamp of the requester's user name.
+pub(crate) const REQUESTER: &str = "paddock.dev/requester";
+/// Stamp of the requester's UID.
+pub(crate) const REQUESTER_UID: &str = "paddock.dev/requester-uid";
+/// Stamp of the requester's groups, separated by commas; in a group, `%` is `%25` and a comma is `%2C`.
+pub(crate) const REQUESTER_GROUPS: &str = "paddock.dev/requester-groups";
+/// The one container of a sandbox pod that runs the script.
+pub(crate) const CONTAINER: &str = "script";
+
+const PREFIX: &str = "sbx-";
+const MAX_NAMESPACE: usize = 63;
+
+/// The sandbox namespace of a tenant namespace: `sbx-NAME`, or with a hash where that is too long.
+pub(crate) fn sandbox_namespace(tenant: &str) -> String {
+    let plain = format!("{PREFIX}{tenant}");
+    if plain.len() <= MAX_NAMESPACE {
+        return plain;
+    }
+    let digest: String = Sha256::digest(tenant).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let kept: String = tenant.chars().take(MAX_NAMESPACE - PREFIX.len() - digest.len() - 1).collect();
+    format!("{PREFIX}{}-{digest}", kept.trim_end_matches('-'))
+}
+
+/// Name of the pod and of the ConfigMap of a run: a function of its UID alone.
+pub(crate) fn pod_name(run_uid: &str) -> String {
+    format!("sr-{run_uid}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_stay_distinct_and_short_enough() {
+        assert_eq!(sandbox_namespace("team-a"), "sbx-team-a");
+        let (one, other) = ("a".repeat(62) + "b", "a".repeat(62) + "c");
+        assert_ne!(sandbox_namespace(&one), sandbox_namespace(&other));
+        assert!(sandbox_namespace(&one).len() <= MAX_NAMESPACE);
+    }
+}

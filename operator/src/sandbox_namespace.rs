@@ -1,0 +1,290 @@
+//! The sandbox namespace of a tenant: rendered here, made and completed by [`prepare`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{LimitRange, Namespace, ResourceQuota};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::config::Settings;
+use crate::context::Context;
+use crate::error::{Error, code, within};
+use crate::names::{MANAGED_BY, MANAGER, SANDBOX_OF, TENANT_UID, sandbox_namespace};
+use crate::script_run::step::SandboxSeen;
+
+/// Name of each object in a sandbox namespace.
+const NAME: &str = "paddock-sandbox";
+/// What was made is looked at again after this long, so that what an administrator removed comes back.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// A RoleBinding is not in force at once. So long a refusal is taken for that.
+const RBAC_LAG: Duration = Duration::from_secs(5);
+
+/// What a sandbox namespace is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) tenant: String,
+    pub(crate) tenant_uid: String,
+    /// Pods that may live at once.
+    pub(crate) max_pods: u32,
+}
+
+/// Sandbox namespaces that this process has made complete.
+#[derive(Default)]
+pub(crate) struct Prepared(Mutex<HashMap<String, (Wanted, Instant)>>);
+
+impl Prepared {
+    fn holds(&self, wanted: &Wanted) -> bool {
+        let prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        prepared.get(&wanted.tenant).is_some_and(|(known, since)| known == wanted && since.elapsed() < LOOK_AGAIN)
+    }
+
+    fn insert(&self, wanted: &Wanted) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(wanted.tenant.clone(), (wanted.clone(), Instant::now()));
+    }
+
+    /// After the namespace is gone.
+    pub(crate) fn remove(&self, tenant: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(tenant);
+    }
+}
+
+/// What is to be said about the sandbox namespace. Pure.
+pub(crate) fn judge(namespace: Option<&Namespace>, wanted: &Wanted, is_prepared: bool) -> SandboxSeen {
+    let Some(namespace) = namespace else {
+        return SandboxSeen::Incomplete;
+    };
+    let is_terminating = namespace.metadata.deletion_timestamp.is_some();
+    if !is_marked_for(namespace, wanted) {
+        // The mark of an earlier namespace of the same tenant name: it is on its way out.
+        let was_ours = namespace.labels().get(SANDBOX_OF) == Some(&wanted.tenant);
+        return if was_ours { SandboxSeen::Terminating } else { SandboxSeen::Foreign };
+    }
+    if is_terminating {
+        return SandboxSeen::Terminating;
+    }
+    if is_prepared { SandboxSeen::Ready } else { SandboxSeen::Incomplete }
+}
+
+fn is_marked_for(namespace: &Namespace, wanted: &Wanted) -> bool {
+    namespace.labels().get(SANDBOX_OF) == Some(&wanted.tenant) && namespace.annotations().get(TENANT_UID) == Some(&wanted.tenant_uid)
+}
+
+/// Reads the state from the caches.
+pub(crate) fn look(wanted: &Wanted, context: &Context) -> SandboxSeen {
+    let name = sandbox_namespace(&wanted.tenant);
+    let namespace = context.namespaces.get(&kube::runtime::reflector::ObjectRef::new(&name));
+    let is_prepared = context.prepared.holds(wanted);
+    // What this process has made a moment ago may not be in the cache yet.
+    if namespace.is_none() && is_prepared { SandboxSeen::Ready } else { judge(namespace.as_deref(), wanted, is_prepared) }
+}
+
+fn metadata(namespace: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(NAME.into()),
+        namespace: Some(namespace.into()),
+        labels: Some(BTreeMap::from([(MANAGED_BY.to_owned(), MANAGER.to_owned())])),
+        ..ObjectMeta::default()
+    }
+}
+
+fn render_namespace(wanted: &Wanted) -> Namespace {
+    let level = |mode: &str| (format!("pod-security.kubernetes.io/{mode}"), "restricted".to_owned());
+    let mut labels = BTreeMap::from([level("enforce"), level("warn"), level("audit")]);
+    labels.insert("pod-security.kubernetes.io/enforce-version".into(), "latest".into());
+    labels.insert(SANDBOX_OF.into(), wanted.tenant.clone());
+    labels.insert(MANAGED_BY.into(), MANAGER.into());
+    Namespace {
+        metadata: ObjectMeta {
+            name: Some(sandbox_namespace(&wanted.tenant)),
+            labels: Some(labels),
+            annotations: Some(BTreeMap::from([(TENANT_UID.to_owned(), wanted.tenant_uid.clone())])),
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
+    }
+}
+
+fn typed<T: DeserializeOwned>(namespace: &str, fields: serde_json::Value) -> Option<T> {
+    let mut object = fields;
+    object["metadata"] = serde_json::to_value(metadata(namespace)).ok()?;
+    serde_json::from_value(object).ok()
+}
+
+fn render_binding(namespace: &str, settings: &Settings) -> Option<RoleBinding> {
+    typed(
+        namespace,
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": settings.sandbox_cluster_role },
+            "subjects": [{ "kind": "ServiceAccount", "name": settings.operator_service_account, "namespace": settings.operator_namespace }],
+        }),
+    )
+}
+
+/// Nothing in, nothing out, for every pod. Policies only add up, and nobody else may write one here.
+fn render_network_policy(namespace: &str) -> Option<NetworkPolicy> {
+    typed(
+        namespace,
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "spec": { "podSelector": {}, "policyTypes": ["Ingress", "Egress"] },
+        }),
+    )
+}
+
+/// The atomic backstop of the concurrency limit: terminal pods do not count.
+fn render_quota(namespace: &str, wanted: &Wanted) -> Option<ResourceQuota> {
+    typed(
+        namespace,
+        json!({
+            "apiVersion": "v1", "kind": "ResourceQuota",
+            "spec": { "hard": { "pods": wanted.max_pods.to_string(), "services": "0", "persistentvolumeclaims": "0", "secrets": "0" } },
+        }),
+    )
+}
+
+/// No pod without limits; every sandbox sets its own.
+fn render_limit_range(namespace: &str) -> Option<LimitRange> {
+    typed(
+        namespace,
+        json!({
+            "apiVersion": "v1", "kind": "LimitRange",
+            "spec": { "limits": [{
+                "type": "Container",
+                "default": { "cpu": "100m", "memory": "64Mi", "ephemeral-storage": "32Mi" },
+                "defaultRequest": { "cpu": "100m", "memory": "64Mi", "ephemeral-storage": "32Mi" },
+            }] },
+        }),
+    )
+}
+
+/// Makes the namespace and everything in it. `Ok(false)` if a foreign namespace stands in the way.
+pub(crate) async fn prepare(wanted: &Wanted, context: &Context) -> Result<bool, Error> {
+    let name = sandbox_namespace(&wanted.tenant);
+    let namespaces: Api<Namespace> = Api::all(context.client.clone());
+    let stored = match within("the sandbox namespace", namespaces.get_opt(&name)).await?.map_err(Error::read("the sandbox namespace"))? {
+        Some(stored) => stored,
+        None => match within("the sandbox namespace", namespaces.create(&PostParams::default(), &render_namespace(wanted))).await? {
+            Ok(created) => created,
+            Err(error) if code(&error) == Some(409) => return Ok(true),
+            Err(error) => return Err(Error::write("the sandbox namespace")(error)),
+        },
+    };
+    if !is_marked_for(&stored, wanted) || stored.metadata.deletion_timestamp.is_some() {
+        return Ok(false);
+    }
+    keep_labels(&namespaces, &stored, wanted).await?;
+    // The binding comes first: without it the operator has no rights in here.
+    ensure(context, &name, render_binding(&name, &context.settings), "the RoleBinding of the sandbox namespace").await?;
+    let begin = Instant::now();
+    while let Err(error) = ensure(context, &name, render_network_policy(&name), "the NetworkPolicy of the sandbox namespace").await {
+        if begin.elapsed() > RBAC_LAG || !is_forbidden(&error) {
+            return Err(error);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    ensure(context, &name, render_limit_range(&name), "the LimitRange of the sandbox namespace").await?;
+    ensure(context, &name, render_quota(&name, wanted), "the ResourceQuota of the sandbox namespace").await?;
+    context.pods.watch(&name);
+    context.prepared.insert(wanted);
+    Ok(true)
+}
+
+fn is_forbidden(error: &Error) -> bool {
+    matches!(error, Error::Read { source, .. } | Error::Write { source, .. } if code(source) == Some(403))
+}
+
+/// An administrator may add labels; those of Pod Security must stay.
+async fn keep_labels(api: &Api<Namespace>, stored: &Namespace, wanted: &Wanted) -> Result<(), Error> {
+    let rendered = render_namespace(wanted);
+    if rendered.labels().iter().all(|(key, value)| stored.labels().get(key) == Some(value)) {
+        return Ok(());
+    }
+    let patch = json!({ "metadata": { "labels": rendered.labels() } });
+    let name = rendered.name_any();
+    within("the sandbox namespace", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)))
+        .await?
+        .map(drop)
+        .map_err(Error::write("the sandbox namespace"))
+}
+
+/// Creates the object, or replaces it if it is not as it should be.
+async fn ensure<K>(context: &Context, namespace: &str, wanted: Option<K>, what: &'static str) -> Result<(), Error>
+where
+    K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+{
+    let Some(mut wanted) = wanted else {
+        return Err(Error::Late { what });
+    };
+    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
+    let Some(stored) = within(what, api.get_opt(NAME)).await?.map_err(Error::read(what))? else {
+        return within(what, api.create(&PostParams::default(), &wanted)).await?.map(drop).map_err(Error::write(what));
+    };
+    if includes(&serde_json::to_value(&stored).unwrap_or_default(), &serde_json::to_value(&wanted).unwrap_or_default()) {
+        return Ok(());
+    }
+    wanted.meta_mut().resource_version = stored.resource_version();
+    within(what, api.replace(NAME, &PostParams::default(), &wanted)).await?.map(drop).map_err(Error::write(what))
+}
+
+/// Whether `stored` says everything that `wanted` says, and lists nothing more.
+fn includes(stored: &serde_json::Value, wanted: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match (stored, wanted) {
+        (Value::Object(stored), Value::Object(wanted)) => {
+            wanted.iter().all(|(key, value)| stored.get(key).map_or(value.is_null(), |other| includes(other, value)))
+        }
+        (Value::Array(stored), Value::Array(wanted)) => {
+            stored.len() == wanted.len() && stored.iter().zip(wanted).all(|(stored, wanted)| includes(stored, wanted))
+        }
+        (stored, wanted) => stored == wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    fn wanted() -> Wanted {
+        Wanted { tenant: "team".into(), tenant_uid: "1".into(), max_pods: 3 }
+    }
+
+    fn namespace(change: impl FnOnce(&mut Namespace)) -> Namespace {
+        let mut namespace = render_namespace(&wanted());
+        change(&mut namespace);
+        namespace
+    }
+
+    #[rstest]
+    #[case::none(None, false, SandboxSeen::Incomplete)]
+    #[case::new(Some(namespace(|_| ())), false, SandboxSeen::Incomplete)]
+    #[case::complete(Some(namespace(|_| ())), true, SandboxSeen::Ready)]
+    #[case::without_the_mark(Some(namespace(|ns| ns.metadata.labels = None)), true, SandboxSeen::Foreign)]
+    #[case::of_another_tenant(Some(namespace(|ns| _ = ns.labels_mut().insert(SANDBOX_OF.into(), "other".into()))), true, SandboxSeen::Foreign)]
+    #[case::of_a_tenant_before(Some(namespace(|ns| _ = ns.annotations_mut().insert(TENANT_UID.into(), "0".into()))), true, SandboxSeen::Terminating)]
+    #[case::going(Some(namespace(|ns| ns.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH)))), true, SandboxSeen::Terminating)]
+    fn a_namespace_is_judged_by_its_mark(#[case] stored: Option<Namespace>, #[case] prepared: bool, #[case] expected: SandboxSeen) {
+        assert_eq!(judge(stored.as_ref(), &wanted(), prepared), expected);
+    }
+
+    #[test]
+    fn every_object_can_be_rendered() {
+        assert!(render_network_policy("n").is_some() && render_quota("n", &wanted()).is_some() && render_limit_range("n").is_some());
+    }
+
+    #[test]
+    fn a_rule_that_somebody_added_is_a_difference() {
+        assert!(includes(&json!({"a": [1], "b": 2}), &json!({"a": [1]})));
+        assert!(!includes(&json!({"a": [1, 2]}), &json!({"a": [1]})));
+        assert!(!includes(&json!({"a": 2}), &json!({"a": 1})));
+    }
+}

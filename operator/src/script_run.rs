@@ -1,0 +1,150 @@
+//! The life of a ScriptRun. Every pass is see → decide → act → report.
+//!
+//! `observe` reads, `next_step` decides and is pure, `apply` acts, `compute_status` is pure, `write_status` writes. A run that needs
+//! several steps takes them in one pass, each on what the API server answered to the one before.
+
+pub(crate) mod apply;
+pub(crate) mod events;
+pub(crate) mod job;
+pub(crate) mod ledger;
+pub(crate) mod observe;
+pub(crate) mod outcome;
+pub(crate) mod pod;
+pub(crate) mod pod_facts;
+pub(crate) mod queue;
+pub(crate) mod session;
+pub(crate) mod status;
+pub(crate) mod step;
+#[cfg(test)]
+mod story;
+pub(crate) mod text;
+pub(crate) mod validate;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::channel::mpsc;
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{Action, Config};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Controller, watcher};
+use kube::{Api, ResourceExt as _};
+use paddock_crds::{ConditionType, Reason, ScriptRun};
+use tracing::Instrument as _;
+
+use crate::context::Context;
+use crate::error::Error;
+use apply::Done;
+use queue::Admission;
+use step::{Step, next_step};
+
+/// A run as it is watched: one that cannot be read is an error of that run alone.
+pub(crate) type Guarded = DeserializeGuard<ScriptRun>;
+/// Names the run that something happened to.
+pub(crate) type RunRef = ObjectRef<Guarded>;
+
+/// More steps than the longest life has: a run that takes more is going in circles, and waits for its next turn.
+const MAX_STEPS: usize = 16;
+/// A run that is at rest is looked at again after this long, whatever happens.
+const BACKSTOP: Duration = Duration::from_secs(300);
+
+/// A run that waits for something that wakes nobody is looked at again after this long.
+const HOLD: Duration = Duration::from_secs(1);
+
+/// Watches and reconciles until `stop` is ready.
+pub(crate) async fn run(
+    context: Arc<Context>,
+    woken: mpsc::UnboundedReceiver<RunRef>,
+    stop: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let api: Api<Guarded> = Api::all(context.client.clone());
+    let controller = Controller::new(api, watcher::Config::default()).with_config(Config::default().concurrency(context.concurrency));
+    context.set_runs(controller.store());
+    controller
+        .reconcile_on(woken)
+        .graceful_shutdown_on(stop)
+        .run(reconcile, error_policy, context)
+        .for_each(|_| std::future::ready(()))
+        .await;
+}
+
+async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
+    let run = match &guarded.0 {
+        Ok(run) => run,
+        Err(invalid) => {
+            tracing::warn!(
+                name = invalid.metadata.name,
+                namespace = invalid.metadata.namespace,
+                error = invalid.error,
+                "cannot read the run"
+            );
+            context.metrics.malformed();
+            return Ok(Action::await_change());
+        }
+    };
+    if run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished)) {
+        context.wake_waiting(&run.namespace().unwrap_or_default());
+    }
+    let span = tracing::info_span!("run", name = run.name_any(), namespace = run.namespace(), uid = run.uid());
+    pass(run, &context).instrument(span).await
+}
+
+/// One pass: as many steps as can be taken now.
+async fn pass(run: &ScriptRun, context: &Arc<Context>) -> Result<Action, Error> {
+    let mut run = context.freshest(run);
+    for _ in 0..MAX_STEPS {
+        let seen = observe::observe(&run, context).await?;
+        let now = context.now();
+        let step = next_step(&run, &seen, &context.settings, now);
+        tracing::debug!(?step, "step");
+        if let Some(action) = at_rest(&step) {
+            return Ok(action);
+        }
+        let done = apply::apply(&run, &seen, &step, context).await?;
+        if let Some(status) = status::compute_status(&run, &seen, &step, &done, now) {
+            run = apply::write_status(&run, status, context).await?;
+        }
+        if let apply::Done::Replaced(newer) = done {
+            run = newer;
+        } else if let Some(action) = pause(&step, &done) {
+            return Ok(action);
+        }
+    }
+    Ok(Action::requeue(Duration::from_secs(1)))
+}
+
+fn at_rest(step: &Step) -> Option<Action> {
+    match step {
+        Step::Leave => Some(Action::await_change()),
+        Step::Rest { wake } => Some(Action::requeue(wake.unwrap_or(BACKSTOP).min(BACKSTOP))),
+        _ => None,
+    }
+}
+
+/// Whether the pass ends after a step that was taken.
+fn pause(step: &Step, done: &Done) -> Option<Action> {
+    match (step, done) {
+        (_, Done::Gone) => Some(Action::await_change()),
+        (_, Done::Wait(wait)) => Some(Action::requeue(*wait)),
+        (_, Done::NotCreated(Reason::QuotaExceeded, _)) | (Step::Hold(..), _) => Some(Action::requeue(HOLD)),
+        // Whoever frees a slot wakes those who wait.
+        (_, Done::Queued(Admission::Wait { .. })) => Some(Action::requeue(BACKSTOP)),
+        _ => None,
+    }
+}
+
+/// Infrastructure errors: logged once with their chain, retried with back-off for this run alone.
+fn error_policy(run: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
+    let name = run.name_any();
+    let namespace = run.namespace();
+    context.metrics.error(error.category());
+    match error {
+        Error::Conflict => Action::requeue(Duration::from_millis(20)),
+        Error::NotLeader => Action::await_change(),
+        _ => {
+            tracing::warn!(name, namespace, error = error.chain(), "the pass is tried again");
+            Action::requeue(context.back_off(&run.uid().unwrap_or_default()))
+        }
+    }
+}

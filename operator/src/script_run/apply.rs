@@ -1,0 +1,337 @@
+//! Acting: the only place that creates, patches or deletes children, and that writes to a run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt as _};
+use paddock_crds::{ConditionType, Reason, ScriptRun, ScriptRunStatus};
+use paddock_protocol::ControlMessage;
+use serde_json::json;
+
+use super::pod::{difference, is_job_of, render_job, render_pod};
+use super::pod_facts::PodSeen;
+use super::queue::{Admission, QueueLimits};
+use super::session::Listening;
+use super::status::smaller;
+use super::step::{Seen, Step};
+use super::validate::ValidRun;
+use super::{events, observe};
+use crate::context::{Context, turn};
+use crate::error::{Error, code, response, within};
+use crate::names::{FINALIZER, pod_name, sandbox_namespace};
+use crate::sandbox_namespace;
+
+/// What became of a step.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// It is done.
+    Yes,
+    /// It is not done yet: look again after this long, or when something happens.
+    Wait(Duration),
+    /// The queue answered.
+    Queued(Admission),
+    /// The pod was not created, for this reason and with this detail for the administrator.
+    NotCreated(Reason, String),
+    /// The run itself was written.
+    Replaced(ScriptRun),
+    /// The run is gone, or will be.
+    Gone,
+}
+
+/// How long to wait for a stream that is not open yet.
+const SAY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Does one step.
+pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &Arc<Context>) -> Result<Done, Error> {
+    let uid = run.uid().unwrap_or_default();
+    match step {
+        Step::AddFinalizer => add_finalizer(run, context).await,
+        Step::PrepareSandbox => prepare(run, seen, context).await,
+        Step::Admit => Ok(reserve(run, seen, context)),
+        Step::CreatePod => match valid(seen) {
+            Some(valid) => create(run, valid, context).await,
+            None => Ok(Done::Wait(Duration::from_secs(1))),
+        },
+        Step::Listen => Ok(listen(run, seen, context)),
+        Step::SendStart { boot, digest } => {
+            let message = ControlMessage::Start { digest: digest.clone(), boot: boot.clone() };
+            let sent = context.sessions.say(&uid, message, SAY_PATIENCE).await;
+            Ok(if sent { Done::Yes } else { Done::Wait(Duration::from_millis(200)) })
+        }
+        Step::StopPod => stop(run, seen, context).await,
+        Step::ReadLog => read_log(run, seen, context).await,
+        Step::RemovePod => remove_pod(run, seen, context).await,
+        Step::Release => release(run, context).await,
+        Step::DeleteRun => delete_run(run, context).await,
+        Step::Leave
+        | Step::Rest { .. }
+        | Step::Refuse(_)
+        | Step::Hold(..)
+        | Step::RecordStart { .. }
+        | Step::RecordStop(_)
+        | Step::RecordResult
+        | Step::Finish(_) => Ok(Done::Yes),
+    }
+}
+
+fn valid(seen: &Seen) -> Option<&ValidRun> {
+    seen.decision.as_ref().and_then(|decision| decision.as_ref().ok()).map(AsRef::as_ref)
+}
+
+fn runs(run: &ScriptRun, context: &Context) -> Api<ScriptRun> {
+    Api::namespaced(context.client.clone(), &run.namespace().unwrap_or_default())
+}
+
+fn pods(run: &ScriptRun, context: &Context) -> (Api<Pod>, String, String) {
+    let namespace = sandbox_namespace(&run.namespace().unwrap_or_default());
+    (Api::namespaced(context.client.clone(), &namespace), namespace, pod_name(&run.uid().unwrap_or_default()))
+}
+
+/// A conflict is no error of infrastructure: the pass is taken again on what is stored now.
+fn on_write(what: &'static str) -> impl FnOnce(kube::Error) -> Error {
+    move |error| {
+        if code(&error) == Some(409) { Error::Conflict } else { Error::write(what)(error) }
+    }
+}
+
+async fn add_finalizer(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
+    let mut finalizers = run.finalizers().to_vec();
+    finalizers.push(FINALIZER.to_owned());
+    write_finalizers(run, &finalizers, context).await
+}
+
+async fn release(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
+    let kept: Vec<String> = run.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
+    write_finalizers(run, &kept, context).await?;
+    context.forget(run);
+    context.wake_waiting(&run.namespace().unwrap_or_default());
+    Ok(Done::Gone)
+}
+
+async fn write_finalizers(run: &ScriptRun, finalizers: &[String], context: &Context) -> Result<Done, Error> {
+    let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": run.resource_version(), "uid": run.uid() } });
+    match within("the finalizer", runs(run, context).patch(&run.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
+        Ok(newer) => {
+            context.remember(&newer);
+            Ok(Done::Replaced(newer))
+        }
+        Err(error) if code(&error) == Some(404) => Ok(gone(run, context)),
+        Err(error) => Err(on_write("the finalizer")(error)),
+    }
+}
+
+fn gone(run: &ScriptRun, context: &Context) -> Done {
+    context.forget(run);
+    Done::Gone
+}
+
+async fn prepare(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
+    let wanted = valid(seen).and_then(|valid| observe::wanted(run, valid.grant.max_concurrent, context));
+    let Some(wanted) = wanted else {
+        return Ok(Done::Wait(Duration::from_millis(200)));
+    };
+    // A foreign namespace shows in the cache in a moment; until then nothing is done.
+    Ok(if sandbox_namespace::prepare(&wanted, context).await? { Done::Yes } else { Done::Wait(Duration::from_millis(200)) })
+}
+
+fn reserve(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
+    let Some(valid) = valid(seen) else {
+        return Done::Wait(Duration::from_secs(1));
+    };
+    let limits = QueueLimits { max_concurrent: valid.grant.max_concurrent, max_queued: valid.grant.max_queued };
+    Done::Queued(context.ledger.reserve(&valid.namespace, limits, &turn(run), || context.usage(&valid.namespace)))
+}
+
+/// Pod first, then the ConfigMap that it mounts, so that the ConfigMap can belong to the pod and go with it. The kubelet waits for it.
+async fn create(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Result<Done, Error> {
+    let (api, namespace, name) = pods(run, context);
+    context.pods.watch(&namespace);
+    let rendered = render_pod(valid, &context.settings);
+    let pod = match within("the pod", api.create(&PostParams::default(), &rendered)).await? {
+        Ok(pod) => pod,
+        Err(error) if code(&error) == Some(409) => {
+            let Some(pod) = within("the pod", api.get_opt(&name)).await?.map_err(Error::read("the pod"))? else {
+                return Ok(Done::Wait(Duration::from_millis(100)));
+            };
+            pod
+        }
+        Err(error) => return not_created(error),
+    };
+    if let Some(what) = difference(&rendered, &pod) {
+        tracing::warn!(difference = what, "the stored pod is not the rendered one");
+        let is_ours = pod.annotations().get(crate::names::JOB_DIGEST) == Some(&valid.digest);
+        let reason = if is_ours { Reason::PodMutated } else { Reason::NameTaken };
+        context.pods.created(&namespace, &valid.uid, &pod);
+        return Ok(Done::NotCreated(reason, format!("difference: {what}")));
+    }
+    context.pods.created(&namespace, &valid.uid, &pod);
+    let job = render_job(valid, &pod.uid().unwrap_or_default());
+    let config_maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    match within("the job", config_maps.create(&PostParams::default(), &job)).await? {
+        Ok(_) => {}
+        Err(error) if code(&error) == Some(409) => {
+            let stored = within("the job", config_maps.get(&name)).await?.map_err(Error::read("the job"))?;
+            if !is_job_of(&job, &stored) {
+                return Ok(Done::NotCreated(Reason::NameTaken, "a ConfigMap with the name of the job exists".into()));
+            }
+        }
+        Err(error) => return Err(Error::write("the job")(error)),
+    }
+    start_listening(run, &pod.uid().unwrap_or_default(), context);
+    Ok(Done::Yes)
+}
+
+/// Sorts what the API server says when it does not take a pod.
+fn not_created(error: kube::Error) -> Result<Done, Error> {
+    let Some(answer) = response(&error).filter(|answer| matches!(answer.code, 400 | 403 | 422)) else {
+        return Err(Error::write("the pod")(error));
+    };
+    let text = answer.message.clone();
+    let reason = if text.contains("exceeded quota") {
+        Reason::QuotaExceeded
+    } else if text.contains("RuntimeClass") {
+        Reason::RuntimeClassUnavailable
+    } else if answer.code == 403 && text.contains("cannot create resource") {
+        // The operator's own rights: they come a moment after the RoleBinding.
+        return Err(Error::write("the pod")(error));
+    } else {
+        Reason::PodRejected
+    };
+    tracing::info!(answer = text, reason = reason.as_str(), "the pod was not created");
+    Ok(Done::NotCreated(reason, "the cluster refused the pod of this run".into()))
+}
+
+fn listen(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
+    if let PodSeen::Present(pod) = &seen.pod {
+        start_listening(run, &pod.uid, context);
+    }
+    Done::Yes
+}
+
+fn start_listening(run: &ScriptRun, pod_uid: &str, context: &Context) {
+    context.sessions.listen(&run.uid().unwrap_or_default(), listening(run, pod_uid, context));
+    context.metrics.sessions(context.sessions.len());
+}
+
+fn listening(run: &ScriptRun, pod_uid: &str, context: &Context) -> Listening {
+    let (_, namespace, pod) = pods(run, context);
+    Listening { client: context.client.clone(), namespace, pod, pod_uid: pod_uid.to_owned(), wake: context.waker(run) }
+}
+
+/// A stop message is quick; the deadline of the pod is sure. The pod is not deleted: that would take its log along.
+async fn stop(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
+    let uid = run.uid().unwrap_or_default();
+    if let PodSeen::Present(pod) = &seen.pod {
+        start_listening(run, &pod.uid, context);
+    }
+    context.sessions.say(&uid, ControlMessage::Stop {}, SAY_PATIENCE).await;
+    let (api, _, name) = pods(run, context);
+    let patch = json!({ "spec": { "activeDeadlineSeconds": 1 } });
+    match within("the deadline of the pod", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await? {
+        Ok(_) => Ok(Done::Yes),
+        // 422: it has ended meanwhile, or the deadline is 1 already.
+        Err(error) if matches!(code(&error), Some(404 | 422)) => Ok(Done::Yes),
+        Err(error) => Err(on_write("the deadline of the pod")(error)),
+    }
+}
+
+async fn read_log(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
+    if let PodSeen::Present(pod) = &seen.pod {
+        context.sessions.read_to_the_end(&run.uid().unwrap_or_default(), listening(run, &pod.uid, context)).await?;
+    }
+    Ok(Done::Yes)
+}
+
+async fn remove_pod(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
+    let PodSeen::Present(pod) = &seen.pod else {
+        return Ok(Done::Yes);
+    };
+    let (api, ..) = pods(run, context);
+    let preconditions = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match within("the pod", api.delete(&pod.name, &params)).await? {
+        Ok(_) => Ok(Done::Wait(Duration::from_secs(5))),
+        Err(error) if matches!(code(&error), Some(404 | 409)) => Ok(Done::Wait(Duration::from_millis(500))),
+        Err(error) => Err(Error::write("the pod")(error)),
+    }
+}
+
+async fn delete_run(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
+    let preconditions = Preconditions { uid: run.uid(), resource_version: run.resource_version() };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match within("the run", runs(run, context).delete(&run.name_any(), &params)).await? {
+        Ok(_) => Ok(Done::Wait(Duration::from_secs(5))),
+        Err(error) if code(&error) == Some(404) => Ok(gone(run, context)),
+        Err(error) => Err(on_write("the run")(error)),
+    }
+}
+
+/// Writes the status, fenced by the resourceVersion that it was computed from. What the API server does not take is tried once more
+/// without what the script produced.
+pub(crate) async fn write_status(run: &ScriptRun, status: ScriptRunStatus, context: &Arc<Context>) -> Result<ScriptRun, Error> {
+    let answer = put_status(run, status.clone(), context).await;
+    let answer = match answer {
+        Err(Error::Write { source, .. }) if matches!(code(&source), Some(400 | 413 | 422)) && status.result.is_some() => {
+            tracing::warn!(error = %source, "the status was refused and is written without the output");
+            put_status(run, smaller(&status), context).await
+        }
+        answer => answer,
+    };
+    let uid = run.uid().unwrap_or_default();
+    // A slot stays assumed when the write fails: whether a late answer stored it is not known, and this is the safe side.
+    let newer = answer?;
+    context.remember(&newer);
+    context.succeeded(&uid);
+    after_write(run, &newer, context);
+    Ok(newer)
+}
+
+async fn put_status(run: &ScriptRun, status: ScriptRunStatus, context: &Context) -> Result<ScriptRun, Error> {
+    let mut wanted = run.clone();
+    wanted.status = Some(status);
+    wanted.metadata.managed_fields = None;
+    within("the status", runs(run, context).replace_status(&run.name_any(), &PostParams::default(), &wanted))
+        .await?
+        .map_err(on_write("the status"))
+}
+
+/// Metrics, Events and slots follow what is stored, never what is only intended.
+fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
+    let had = |type_: &ConditionType| before.status.as_ref().is_some_and(|status| status.is_true(type_));
+    let Some(status) = &after.status else { return };
+    let new = |type_: &ConditionType| status.is_true(type_) && !had(type_);
+    let clocks = status.clocks.clone().unwrap_or_default();
+    let since_received = |end: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime>| {
+        let (received, end) = (clocks.received.as_ref()?, end.as_ref()?);
+        Some(end.0.duration_since(received.0).as_secs_f64())
+    };
+    if new(&ConditionType::Started) {
+        if let Some(seconds) = since_received(&clocks.started) {
+            context.metrics.start_after(seconds);
+        }
+        tracing::info!("started");
+        spawn_event(after, Step::RecordStart { boot: String::new() }, context);
+    }
+    if new(&ConditionType::ResultReady)
+        && let Some(seconds) = since_received(&clocks.result_ready)
+    {
+        context.metrics.result_after(seconds);
+    }
+    if new(&ConditionType::Finished) {
+        let reason = status.condition(&ConditionType::Finished).map_or(Reason::Lost, |condition| condition.reason.clone());
+        tracing::info!(reason = reason.as_str(), "finished");
+        context.metrics.finished(&reason);
+        context.ledger.forget(&after.namespace().unwrap_or_default(), &after.uid().unwrap_or_default());
+        context.sessions.close(&after.uid().unwrap_or_default());
+        context.metrics.sessions(context.sessions.len());
+        spawn_event(after, Step::RecordResult, context);
+    }
+}
+
+/// An Event must not hold up the run.
+fn spawn_event(run: &ScriptRun, step: Step, context: &Arc<Context>) {
+    let (run, context) = (run.clone(), context.clone());
+    tokio::spawn(async move { events::publish(&run, &step, &context).await });
+}

@@ -1,0 +1,45 @@
+//! The files of a job. Pure, and the same for the same run and grant: the digest in the status stands for them.
+
+use paddock_crds::ScriptRun;
+use paddock_policy::Grant;
+use paddock_protocol::{Interfaces, Job, JobFiles, VERSION};
+use sha2::{Digest as _, Sha256};
+
+/// Bytes kept of each output stream.
+pub(crate) const STREAM_BYTES: u32 = 16 * 1024;
+/// Largest result.
+pub(crate) const RESULT_BYTES: u32 = 32 * 1024;
+/// Deepest nesting of a result.
+pub(crate) const RESULT_DEPTH: usize = 64;
+
+/// The files for a run that was granted `grant`.
+pub(crate) fn files(run: &ScriptRun, script: Vec<u8>, grant: &Grant, start_budget_seconds: u32) -> JobFiles {
+    let job = Job {
+        version: VERSION,
+        run: run.metadata.uid.clone().unwrap_or_default(),
+        command: grant.runtime.command.clone(),
+        args: run.spec.script.args.clone(),
+        interfaces: Interfaces::LoopbackOnly,
+        start_budget_seconds,
+        timeout_seconds: grant.timeout_seconds,
+        grace_seconds: grant.grace_seconds,
+        stream_bytes: STREAM_BYTES,
+        result_bytes: RESULT_BYTES,
+        file_bytes: grant.scratch_bytes,
+    };
+    let input = run.spec.script.input.as_ref().map(|value| value.to_string().into_bytes());
+    JobFiles { job: serde_json::to_vec(&job).unwrap_or_default(), script, input }
+}
+
+/// Stands for everything that was decided on: the files, the image and the limits of the pod.
+pub(crate) fn digest_of(files_digest: &str, grant: &Grant) -> String {
+    hash(
+        format!("{files_digest}\n{}\n{}\n{}\n{}\n", grant.runtime.image, grant.memory_bytes, grant.cpu_milli, grant.scratch_bytes)
+            .as_bytes(),
+    )
+}
+
+/// SHA-256 in hexadecimal.
+pub(crate) fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

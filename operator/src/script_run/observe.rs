@@ -1,0 +1,186 @@
+//! Reading. "Could not be read" is an error or `Unknown`, never "absent".
+
+use std::sync::Arc;
+
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use kube::api::PostParams;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt as _};
+use paddock_crds::{ConditionType, PolicyKind, PolicyRules, Reason, Requester, ScriptRun, TakenPolicy};
+use paddock_policy::{Policy, hash_of, selects};
+
+use super::pod::{difference, render_pod};
+use super::pod_facts::{PodFacts, PodSeen};
+use super::step::{SandboxSeen, Seen, StreamSeen};
+use super::validate::{PoliciesSeen, SourceSeen, requester, validate};
+use crate::context::Context;
+use crate::error::{Error, code, within};
+use crate::names::{pod_name, sandbox_namespace};
+use crate::pods::Cached;
+use crate::sandbox_namespace::{self, Wanted};
+
+/// Reads what a pass over this run needs, and no more: most of it is in caches.
+pub(crate) async fn observe(run: &ScriptRun, context: &Arc<Context>) -> Result<Seen, Error> {
+    let status = run.status.clone().unwrap_or_default();
+    let is_decided = status.is_true(&ConditionType::Started)
+        || status.is_true(&ConditionType::Finished)
+        || status.stopping.is_some()
+        || run.metadata.deletion_timestamp.is_some();
+    let decision = if is_decided {
+        None
+    } else {
+        let policies = policies(run, context);
+        let source = source(run, context).await?;
+        let decision = validate(run, &source, &policies, context.settings.start_budget_seconds);
+        Some(decision.map(Box::new).map_err(Box::new))
+    };
+    let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());
+    let sandbox = match valid.and_then(|valid| wanted(run, valid.grant.max_concurrent, context)) {
+        Some(wanted) => sandbox_namespace::look(&wanted, context),
+        None => SandboxSeen::Incomplete,
+    };
+    let mut pod = pod(run, context).await?;
+    if let (PodSeen::Present(facts), Some(valid)) = (&mut pod, valid)
+        && let Cached::Present(stored) = context.pods.get(&sandbox_namespace(&valid.namespace), &valid.uid)
+    {
+        facts.mutated = difference(&render_pod(valid, &context.settings), &stored);
+    }
+    let uid = run.uid().unwrap_or_default();
+    let stream = match &pod {
+        PodSeen::Present(facts) => context.sessions.look(&uid, &facts.uid),
+        PodSeen::Absent => context.sessions.remains(&uid),
+        PodSeen::Unknown => StreamSeen::default(),
+    };
+    Ok(Seen { decision, sandbox, pod, stream })
+}
+
+/// What the sandbox namespace of a run has to be; `None` while its own namespace is not in the cache.
+pub(crate) fn wanted(run: &ScriptRun, max_pods: u32, context: &Context) -> Option<Wanted> {
+    let tenant = run.namespace()?;
+    let namespace = context.namespaces.get(&ObjectRef::new(&tenant))?;
+    Some(Wanted { tenant, tenant_uid: namespace.uid()?, max_pods })
+}
+
+async fn pod(run: &ScriptRun, context: &Context) -> Result<PodSeen, Error> {
+    let uid = run.uid().unwrap_or_default();
+    let sandbox = sandbox_namespace(&run.namespace().unwrap_or_default());
+    let status = run.status.clone().unwrap_or_default();
+    match context.pods.get(&sandbox, &uid) {
+        Cached::Present(pod) => return Ok(PodSeen::Present(Box::new(PodFacts::of(&pod)))),
+        Cached::Absent => return Ok(PodSeen::Absent),
+        // A run that never took a slot never had a pod.
+        Cached::Ask if !status.is_true(&ConditionType::Admitted) => return Ok(PodSeen::Absent),
+        Cached::Ask => {}
+    }
+    context.pods.watch(&sandbox);
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &sandbox);
+    match within("the pod", api.get_opt(&pod_name(&uid))).await? {
+        Ok(Some(pod)) => Ok(PodSeen::Present(Box::new(PodFacts::of(&pod)))),
+        Ok(None) => {
+            context.pods.asked(&sandbox, &uid);
+            Ok(PodSeen::Absent)
+        }
+        // A sandbox namespace that is gone took the operator's rights in it along. What has gone with it is gone.
+        Err(error) if code(&error) == Some(403) && context.namespaces.get(&ObjectRef::new(&sandbox)).is_none() => Ok(PodSeen::Absent),
+        Err(error) => Err(Error::read("the pod")(error)),
+    }
+}
+
+fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
+    let namespace = run.namespace().unwrap_or_default();
+    let labels = context.namespaces.get(&ObjectRef::<Namespace>::new(&namespace)).map(|namespace| namespace.labels().clone());
+    let mut seen = PoliciesSeen { taking_part: Vec::new(), unusable: None };
+    for guarded in context.cluster_policies.state() {
+        match &guarded.0 {
+            Ok(policy) => match selects(&policy.spec.namespace_selector, &labels.clone().unwrap_or_default()) {
+                Ok(true) => seen.taking_part.push(taken(PolicyKind::ClusterSandboxPolicy, policy, &policy.spec, &policy.spec.rules)),
+                Ok(false) => {}
+                Err(why) => seen.unusable = Some(format!("ClusterSandboxPolicy {}: {why}", policy.name_any())),
+            },
+            // Whom it would select is not known, so it might be this namespace.
+            Err(invalid) => {
+                seen.unusable =
+                    Some(format!("ClusterSandboxPolicy {} cannot be read", invalid.metadata.name.as_deref().unwrap_or_default()));
+            }
+        }
+    }
+    seen.taking_part.sort_by(|one, other| one.taken.name.cmp(&other.taken.name));
+    if run.spec.policy_ref.kind == PolicyKind::SandboxPolicy {
+        let named = ObjectRef::new(&run.spec.policy_ref.name).within(&namespace);
+        match context.policies.get(&named).as_deref().map(|guarded| &guarded.0) {
+            Some(Ok(policy)) => seen.taking_part.push(taken(PolicyKind::SandboxPolicy, policy, &policy.spec, &policy.spec.rules)),
+            Some(Err(_)) => seen.unusable = Some(format!("SandboxPolicy {} cannot be read", run.spec.policy_ref.name)),
+            None => {}
+        }
+    }
+    seen
+}
+
+fn taken<K: kube::Resource>(kind: PolicyKind, policy: &K, spec: &impl serde::Serialize, rules: &PolicyRules) -> Policy {
+    let taken = TakenPolicy {
+        kind,
+        name: policy.meta().name.clone().unwrap_or_default(),
+        uid: policy.meta().uid.clone().unwrap_or_default(),
+        generation: policy.meta().generation.unwrap_or(0),
+        hash: hash_of(&serde_json::to_value(spec).unwrap_or_default()),
+    };
+    Policy { taken, rules: rules.clone() }
+}
+
+/// The text of the script. What the requester may not read himself is not read for him.
+async fn source(run: &ScriptRun, context: &Context) -> Result<SourceSeen, Error> {
+    if let Some(text) = &run.spec.script.source.inline {
+        return Ok(SourceSeen::Text(text.clone().into_bytes()));
+    }
+    let Some(reference) = &run.spec.script.source.config_map_key_ref else {
+        return Ok(SourceSeen::Refused(Reason::InvalidSpec, "the run names no source".into()));
+    };
+    let namespace = run.namespace().unwrap_or_default();
+    let forbidden =
+        |who: &str| SourceSeen::Refused(Reason::SourceForbidden, format!("{who} may not read the ConfigMap {}", reference.name));
+    match requester(run.annotations()) {
+        Some(requester) if may_read(&requester, &namespace, &reference.name, context).await? => {}
+        _ => return Ok(forbidden("the requester")),
+    }
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    let config_map = match within("the source ConfigMap", api.get_opt(&reference.name)).await? {
+        Ok(Some(config_map)) => config_map,
+        Ok(None) => {
+            return Ok(SourceSeen::Refused(Reason::SourceNotFound, format!("there is no ConfigMap {}", reference.name)));
+        }
+        Err(error) if code(&error) == Some(403) => {
+            return Ok(forbidden("Paddock has no rights in this namespace: bind the ClusterRole paddock-source-reader to it. It"));
+        }
+        Err(error) => return Err(Error::read("the source ConfigMap")(error)),
+    };
+    let text = config_map.data.as_ref().and_then(|data| data.get(&reference.key)).map(|text| text.clone().into_bytes());
+    let bytes = config_map.binary_data.as_ref().and_then(|data| data.get(&reference.key)).map(|bytes| bytes.0.clone());
+    let missing = || SourceSeen::Refused(Reason::SourceNotFound, format!("the ConfigMap {} has no key {}", reference.name, reference.key));
+    Ok(text.or(bytes).map_or_else(missing, SourceSeen::Text))
+}
+
+async fn may_read(requester: &Requester, namespace: &str, name: &str, context: &Context) -> Result<bool, Error> {
+    let attributes = ResourceAttributes {
+        namespace: Some(namespace.to_owned()),
+        verb: Some("get".into()),
+        version: Some("v1".into()),
+        resource: Some("configmaps".into()),
+        name: Some(name.to_owned()),
+        ..ResourceAttributes::default()
+    };
+    let review = SubjectAccessReview {
+        spec: SubjectAccessReviewSpec {
+            resource_attributes: Some(attributes),
+            user: Some(requester.username.clone()),
+            uid: requester.uid.clone(),
+            groups: Some(requester.groups.clone()),
+            ..SubjectAccessReviewSpec::default()
+        },
+        ..SubjectAccessReview::default()
+    };
+    let api: Api<SubjectAccessReview> = Api::all(context.client.clone());
+    let answer =
+        within("the access review", api.create(&PostParams::default(), &review)).await?.map_err(Error::write("the access review"))?;
+    Ok(answer.status.is_some_and(|status| status.allowed))
+}

@@ -1,0 +1,151 @@
+//! How a run ended, from the kubelet's facts, the operator's own record and, last, the runner's claims. Pure.
+
+use paddock_crds::{Phase, Reason, ScriptRunStatus};
+use paddock_protocol::{Cause, RefusedReason, Transcript};
+
+use super::pod_facts::{Ended, PodFacts};
+
+/// The end of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) phase: Phase,
+    pub(crate) reason: Reason,
+    /// For the author of the script.
+    pub(crate) message: String,
+}
+
+impl Outcome {
+    pub(crate) fn plain(phase: Phase, reason: Reason, message: impl Into<String>) -> Self {
+        Self { phase, reason, message: message.into() }
+    }
+}
+
+/// The end of a run that had started. `pod` is `None` when the pod is gone.
+pub(crate) fn outcome(status: &ScriptRunStatus, pod: Option<&PodFacts>, transcript: &Transcript) -> Outcome {
+    let report = transcript.report.as_ref();
+    let stored = status.result.as_ref();
+    let exit_code = report.and_then(|report| report.exit_code).or_else(|| stored.and_then(|result| result.exit_code));
+    let signal = report.and_then(|report| report.signal).or_else(|| stored.and_then(|result| result.signal));
+    let has_result = report.is_some() || stored.is_some();
+
+    // What the operator decided comes first: it knows why it ended the run.
+    if let Some(stopping) = &status.stopping {
+        return stopped(&stopping.reason);
+    }
+    let ended = pod.and_then(PodFacts::ended);
+    if ended.is_some_and(is_out_of_memory) && !has_result {
+        return Outcome::plain(Phase::OutOfMemory, Reason::OutOfMemory, "the sandbox used more memory than the run may use and was killed");
+    }
+    if let Some((reason, _)) = &transcript.refused
+        && !has_result
+    {
+        return outcome_of_refusal(*reason);
+    }
+    if has_result {
+        // The runner's own clock may fire before the operator's; it counts only if the operator's agrees that the time was over.
+        if report.is_some_and(|report| report.cause == Cause::TimedOut) && ran_out_its_time(status) {
+            return stopped(&Reason::TimedOut);
+        }
+        return by_exit(exit_code, signal);
+    }
+    match (pod, ended) {
+        (Some(_), Some(ended)) => without_result(ended),
+        (Some(pod), None) if pod.deleting => killed(),
+        _ => Outcome::plain(Phase::Lost, Reason::Lost, "the pod is gone and its result was not received; the script is not run again"),
+    }
+}
+
+fn by_exit(exit_code: Option<i32>, signal: Option<i32>) -> Outcome {
+    match (exit_code, signal) {
+        (Some(0), _) => Outcome::plain(Phase::Succeeded, Reason::Succeeded, "the script ended with exit code 0"),
+        (Some(code), _) => Outcome::plain(Phase::Failed, Reason::Failed, format!("the script ended with exit code {code}")),
+        (None, Some(signal)) => Outcome::plain(Phase::Failed, Reason::Failed, format!("the script was ended by signal {signal}")),
+        (None, None) => Outcome::plain(Phase::Failed, Reason::Failed, "the script ended in an unknown way"),
+    }
+}
+
+fn stopped(reason: &Reason) -> Outcome {
+    match reason {
+        Reason::TimedOut => Outcome::plain(Phase::TimedOut, Reason::TimedOut, "the script took longer than timeoutSeconds and was ended"),
+        Reason::Cancelled => Outcome::plain(Phase::Cancelled, Reason::Cancelled, "the run was cancelled"),
+        other => Outcome::plain(Phase::Killed, other.clone(), "the run was ended"),
+    }
+}
+
+fn killed() -> Outcome {
+    Outcome::plain(Phase::Killed, Reason::PodDeleted, "the pod was deleted by somebody else; what the script produced is lost")
+}
+
+fn is_out_of_memory(ended: &Ended) -> bool {
+    ended.container_reason.as_deref() == Some("OOMKilled") || ended.pod_reason.as_deref() == Some("OOMKilled")
+}
+
+/// The pod has ended and the runner never said how the script did.
+fn without_result(ended: &Ended) -> Outcome {
+    if ended.disrupted
+        || ended.pod_reason.as_deref().is_some_and(|reason| matches!(reason, "Evicted" | "Preempting" | "NodeShutdown" | "Terminated"))
+    {
+        return Outcome::plain(Phase::Killed, Reason::PodEvicted, "the node ended the pod; what the script produced is lost");
+    }
+    match ended.pod_reason.as_deref() {
+        Some("DeadlineExceeded") => Outcome::plain(Phase::TimedOut, Reason::TimedOut, "the pod outlived its deadline and was ended"),
+        _ => Outcome::plain(Phase::RunnerKilled, Reason::RunnerKilled, "the runner ended without a result; the script may have killed it"),
+    }
+}
+
+/// The pod's own deadline and the runner's clock are near each other; a second of difference is the network's.
+fn ran_out_its_time(status: &ScriptRunStatus) -> bool {
+    let clocks = status.clocks.clone().unwrap_or_default();
+    let (Some(started), Some(ready), Some(timeout)) = (clocks.started, clocks.result_ready, status.timeout_seconds) else {
+        return false;
+    };
+    ready.0.as_millisecond() - started.0.as_millisecond() >= timeout * 1000 - 250
+}
+
+/// The end of a run whose runner refused its job.
+pub(crate) fn outcome_of_refusal(reason: RefusedReason) -> Outcome {
+    let not_enforced = |reason, message: &str| Outcome::plain(Phase::PolicyNotEnforced, reason, message);
+    match reason {
+        RefusedReason::NotSandboxed => not_enforced(Reason::NotSandboxed, "the sandbox is not gVisor; the script was not started"),
+        RefusedReason::UnexpectedInterface => {
+            not_enforced(Reason::UnexpectedInterface, "the sandbox has a network that was not granted; the script was not started")
+        }
+        RefusedReason::UnexpectedToken => {
+            not_enforced(Reason::UnexpectedToken, "the sandbox holds a service account token; the script was not started")
+        }
+        RefusedReason::JobMismatch => {
+            Outcome::plain(Phase::StartFailed, Reason::JobMismatch, "what was mounted is not what was admitted; the script was not started")
+        }
+        RefusedReason::SpawnFailed => {
+            Outcome::plain(Phase::StartFailed, Reason::PodRejected, "the interpreter of the runtime cannot be started")
+        }
+        RefusedReason::NotStarted | RefusedReason::Stopped => {
+            Outcome::plain(Phase::Lost, Reason::Lost, "the runner was not started; the script is not run again")
+        }
+    }
+}
+
+/// The end of a run that was stopped before its script started.
+pub(crate) fn before_the_start(reason: &Reason) -> Outcome {
+    let failed = |message: &str| Outcome::plain(Phase::StartFailed, reason.clone(), message);
+    match reason {
+        Reason::Cancelled => Outcome::plain(Phase::Cancelled, Reason::Cancelled, "the run was cancelled before it started"),
+        Reason::StartTimedOut => {
+            Outcome::plain(Phase::StartTimedOut, Reason::StartTimedOut, "the script did not start within the start budget")
+        }
+        Reason::PodMutated => Outcome::plain(
+            Phase::PodMutated,
+            Reason::PodMutated,
+            "something in the cluster changed the pod of this run; the script was not started",
+        ),
+        Reason::NotSandboxed => outcome_of_refusal(RefusedReason::NotSandboxed),
+        Reason::UnexpectedInterface => outcome_of_refusal(RefusedReason::UnexpectedInterface),
+        Reason::UnexpectedToken => outcome_of_refusal(RefusedReason::UnexpectedToken),
+        Reason::JobMismatch => outcome_of_refusal(RefusedReason::JobMismatch),
+        Reason::ImageUnavailable => failed("an image of the runtime cannot be had"),
+        Reason::RuntimeClassUnavailable => failed("the RuntimeClass of the sandbox does not exist"),
+        Reason::QuotaExceeded => failed("the quota of the sandbox namespace has no room for this run"),
+        Reason::NameTaken => failed("an object with the name of this run's pod exists and is not this run's"),
+        _ => failed("the pod of the run could not be started"),
+    }
+}

@@ -1,0 +1,272 @@
+//! The sandbox pod: rendered from a [`ValidRun`], and compared with what the API server stored. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::ObjectMeta;
+use paddock_crds::script_run::quantity_of_bytes;
+use paddock_protocol::{INPUT_FILE, JOB_FILE, SCRIPT_FILE};
+use serde_json::{Value, json};
+
+use super::validate::ValidRun;
+use crate::config::Settings;
+use crate::names::{
+    CONTAINER, FILES_DIGEST, JOB_DIGEST, MANAGED_BY, MANAGER, RUN_NAME, RUN_NAMESPACE, RUN_UID, pod_name, sandbox_namespace,
+};
+
+const JOB: &str = "/paddock/job";
+const RUNNER: &str = "/paddock/runner";
+/// User and group of everything in a sandbox: nobody's, and not root's.
+const USER: i64 = 65532;
+/// Seconds that the runner gets beyond the script's grace to report and end.
+const RUNNER_GRACE: u32 = 5;
+const RUNNER_BYTES: u64 = 8 << 20;
+
+/// Name, labels and annotations that lead from a child to its run.
+fn metadata(run: &ValidRun) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(pod_name(&run.uid)),
+        namespace: Some(sandbox_namespace(&run.namespace)),
+        labels: Some(BTreeMap::from([
+            (RUN_UID.to_owned(), run.uid.clone()),
+            (RUN_NAMESPACE.to_owned(), run.namespace.clone()),
+            (MANAGED_BY.to_owned(), MANAGER.to_owned()),
+        ])),
+        annotations: Some(BTreeMap::from([
+            (RUN_NAME.to_owned(), run.name.clone()),
+            (JOB_DIGEST.to_owned(), run.digest.clone()),
+            (FILES_DIGEST.to_owned(), run.files_digest.clone()),
+        ])),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The immutable ConfigMap with the job. It goes away with the pod, by garbage collection.
+pub(crate) fn render_job(run: &ValidRun, pod_uid: &str) -> ConfigMap {
+    let mut data = BTreeMap::from([
+        (JOB_FILE.to_owned(), ByteString(run.files.job.clone())),
+        (SCRIPT_FILE.to_owned(), ByteString(run.files.script.clone())),
+    ]);
+    if let Some(input) = &run.files.input {
+        data.insert(INPUT_FILE.to_owned(), ByteString(input.clone()));
+    }
+    let owner = k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference {
+        api_version: "v1".into(),
+        kind: "Pod".into(),
+        name: pod_name(&run.uid),
+        uid: pod_uid.into(),
+        ..Default::default()
+    };
+    ConfigMap {
+        metadata: ObjectMeta { owner_references: Some(vec![owner]), ..metadata(run) },
+        binary_data: Some(data),
+        immutable: Some(true),
+        data: None,
+    }
+}
+
+/// The pod.
+pub(crate) fn render_pod(run: &ValidRun, settings: &Settings) -> Pod {
+    let mut annotations = metadata(run);
+    // A mesh that honours these injects nothing. What injects all the same is found when the stored pod is compared.
+    let opt_outs = [
+        ("sidecar.istio.io/inject", "false"),
+        ("linkerd.io/inject", "disabled"),
+        ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"),
+    ];
+    annotations.annotations.get_or_insert_default().extend(opt_outs.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    let spec = json!({
+        "runtimeClassName": settings.runtime_class,
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": deadline(run, settings),
+        "terminationGracePeriodSeconds": run.grant.grace_seconds + RUNNER_GRACE,
+        "automountServiceAccountToken": false,
+        "enableServiceLinks": false,
+        "hostNetwork": false,
+        "hostPID": false,
+        "hostIPC": false,
+        "shareProcessNamespace": false,
+        "setHostnameAsFQDN": false,
+        "hostname": "sandbox",
+        "dnsPolicy": "None",
+        // There is no DNS in a sandbox; the kubelet wants an address all the same.
+        "dnsConfig": { "nameservers": ["127.0.0.1"] },
+        "securityContext": {
+            "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "initContainers": init_containers(run, settings),
+        "containers": [script_container(run, settings)],
+        "volumes": volumes(run, settings),
+    });
+    let mut spec = spec;
+    if settings.runner_by_image_volume
+        && let Some(fields) = spec.as_object_mut()
+    {
+        fields.remove("initContainers");
+    }
+    Pod { metadata: annotations, spec: serde_json::from_value(spec).ok(), status: None }
+}
+
+/// The kubelet's own time-out, behind the operator's and the runner's.
+fn deadline(run: &ValidRun, settings: &Settings) -> u32 {
+    settings.start_budget_seconds + run.grant.timeout_seconds + run.grant.grace_seconds + RUNNER_GRACE
+}
+
+fn container_security() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true,
+        "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER,
+        "capabilities": { "drop": ["ALL"] },
+        "seccompProfile": { "type": "RuntimeDefault" },
+    })
+}
+
+fn resources(run: &ValidRun) -> Value {
+    let amounts = json!({
+        "cpu": format!("{}m", run.grant.cpu_milli),
+        "memory": quantity_of_bytes(run.grant.memory_bytes).0,
+        // What the kubelet writes for the container: its log and /etc/hosts. The script itself writes to memory only.
+        "ephemeral-storage": "32Mi",
+    });
+    json!({ "requests": amounts, "limits": amounts })
+}
+
+fn script_container(run: &ValidRun, settings: &Settings) -> Value {
+    json!({
+        "name": CONTAINER,
+        "image": run.grant.runtime.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": [format!("{RUNNER}/paddock-runner"), "run", JOB],
+        "workingDir": "/workspace",
+        // The start message comes over standard input, and may need more than one attach to get there.
+        "stdin": true, "stdinOnce": false, "tty": false,
+        "resources": resources(run),
+        "securityContext": container_security(),
+        "terminationMessagePolicy": "File",
+        "terminationMessagePath": "/dev/termination-log",
+        "volumeMounts": [
+            { "name": "job", "mountPath": JOB, "readOnly": true },
+            { "name": "runner", "mountPath": RUNNER, "readOnly": true },
+            { "name": "workspace", "mountPath": "/workspace" },
+        ],
+    })
+}
+
+fn init_containers(run: &ValidRun, settings: &Settings) -> Value {
+    json!([{
+        "name": "runner",
+        "image": settings.runner_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["/paddock-runner", "install", RUNNER],
+        "resources": resources(run),
+        "securityContext": container_security(),
+        "terminationMessagePolicy": "File",
+        "terminationMessagePath": "/dev/termination-log",
+        "volumeMounts": [{ "name": "runner", "mountPath": RUNNER }],
+    }])
+}
+
+fn volumes(run: &ValidRun, settings: &Settings) -> Value {
+    let runner = if settings.runner_by_image_volume {
+        json!({ "name": "runner", "image": { "reference": settings.runner_image, "pullPolicy": settings.image_pull_policy } })
+    } else {
+        json!({ "name": "runner", "emptyDir": { "sizeLimit": quantity_of_bytes(RUNNER_BYTES).0 } })
+    };
+    json!([
+        { "name": "job", "configMap": { "name": pod_name(&run.uid), "optional": false, "defaultMode": 292 } },
+        runner,
+        { "name": "workspace", "emptyDir": { "medium": "Memory", "sizeLimit": quantity_of_bytes(run.grant.scratch_bytes).0 } },
+    ])
+}
+
+/// How the stored pod differs from the rendered one, if it does in anything that admission may not change.
+pub(crate) fn difference(rendered: &Pod, stored: &Pod) -> Option<String> {
+    for (key, value) in rendered.metadata.labels.iter().flatten() {
+        if stored.metadata.labels.as_ref().and_then(|labels| labels.get(key)) != Some(value) {
+            return Some(format!("label {key}"));
+        }
+    }
+    if let Some(key) = stored.metadata.annotations.iter().flatten().map(|(key, _)| key).find(|key| key.starts_with("dev.gvisor.")) {
+        return Some(format!("annotation {key}"));
+    }
+    let rendered = serde_json::to_value(&rendered.spec).unwrap_or_default();
+    let stored = serde_json::to_value(&stored.spec).unwrap_or_default();
+    compare("spec", &rendered, &stored)
+}
+
+/// What the API server and the scheduler add to a spec that does not say it. A value of `None` may be anything.
+fn may_be_added(path: &str) -> Option<Option<Value>> {
+    Some(match path {
+        // The RuntimeClass and its admission plugin own these; the PriorityClass theirs; the scheduler its own.
+        "spec.overhead"
+        | "spec.nodeSelector"
+        | "spec.tolerations"
+        | "spec.nodeName"
+        | "spec.priority"
+        | "spec.priorityClassName"
+        | "spec.preemptionPolicy" => None,
+        "spec.schedulerName" => Some(json!("default-scheduler")),
+        "spec.serviceAccountName" | "spec.serviceAccount" => Some(json!("default")),
+        // Pull secrets of the sandbox namespace's own default service account.
+        "spec.imagePullSecrets" => None,
+        _ => return None,
+    })
+}
+
+fn compare(path: &str, rendered: &Value, stored: &Value) -> Option<String> {
+    match (rendered, stored) {
+        (Value::Object(ours), Value::Object(theirs)) => {
+            for (key, value) in ours {
+                let path = format!("{path}.{key}");
+                match theirs.get(key) {
+                    Some(other) => {
+                        if let Some(found) = compare(&path, value, other) {
+                            return Some(found);
+                        }
+                    }
+                    None if is_empty(value) => {}
+                    None => return Some(format!("{path} is missing")),
+                }
+            }
+            theirs.iter().filter(|(key, value)| !ours.contains_key(*key) && !is_empty(value)).find_map(|(key, value)| {
+                let path = format!("{path}.{key}");
+                match may_be_added(&path) {
+                    Some(None) => None,
+                    Some(Some(allowed)) if allowed == *value => None,
+                    _ => Some(format!("{path} was added")),
+                }
+            })
+        }
+        (Value::Array(ours), Value::Array(theirs)) if ours.len() == theirs.len() => {
+            ours.iter().zip(theirs).enumerate().find_map(|(index, (one, other))| compare(&format!("{path}[{index}]"), one, other))
+        }
+        (one, other) if one == other || same_quantity(one, other) => None,
+        _ => Some(path.to_owned()),
+    }
+}
+
+/// `false`, empty and absent are the same to the API server.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+/// The API server writes `1` for `1000m`.
+fn same_quantity(one: &Value, other: &Value) -> bool {
+    let parse = |value: &Value| value.as_str().and_then(|text| paddock_policy::Quantity::parse(text).ok());
+    matches!((parse(one), parse(other)), (Some(one), Some(other)) if one == other)
+}
+
+/// Whether a stored ConfigMap holds exactly this job.
+pub(crate) fn is_job_of(rendered: &ConfigMap, stored: &ConfigMap) -> bool {
+    stored.binary_data == rendered.binary_data && stored.data.as_ref().is_none_or(BTreeMap::is_empty) && stored.immutable == Some(true)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! What a pod says about itself, as plain values. Pure.
+
+use k8s_openapi::api::core::v1::{ContainerState, Pod};
+
+use crate::names::CONTAINER;
+
+/// The pod of a run, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PodSeen {
+    /// It could not be found out. Not the same as absent.
+    Unknown,
+    /// There is none.
+    Absent,
+    /// There is one.
+    Present(Box<PodFacts>),
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PodFacts {
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) node: Option<String>,
+    pub(crate) deleting: bool,
+    /// Set by a caller that can compare: how the stored pod differs from the rendered one.
+    pub(crate) mutated: Option<String>,
+    pub(crate) job_digest: Option<String>,
+    pub(crate) files_digest: Option<String>,
+    pub(crate) life: PodLife,
+}
+
+/// How far the pod has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PodLife {
+    /// Not yet running.
+    Pending {
+        /// Reason and message of a container that waits.
+        waiting: Option<(String, String)>,
+    },
+    /// The kubelet says that it runs.
+    Running,
+    /// The kubelet says that it has ended.
+    Ended(Ended),
+}
+
+/// How the pod ended, by the kubelet's word.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Ended {
+    /// `status.reason` of the pod: `DeadlineExceeded`, `Evicted`, …
+    pub(crate) pod_reason: Option<String>,
+    /// Exit code of the container.
+    pub(crate) exit_code: Option<i32>,
+    /// Reason of the container: `Completed`, `Error`, `OOMKilled`, `StartError`, …
+    pub(crate) container_reason: Option<String>,
+    /// Message of pod or container, for the administrator.
+    pub(crate) message: Option<String>,
+    /// The pod was disrupted: preempted, evicted, its node shut down.
+    pub(crate) disrupted: bool,
+}
+
+impl PodFacts {
+    /// Reads a pod.
+    pub(crate) fn of(pod: &Pod) -> Self {
+        let annotations = pod.metadata.annotations.as_ref();
+        Self {
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            deleting: pod.metadata.deletion_timestamp.is_some(),
+            mutated: None,
+            job_digest: annotations.and_then(|annotations| annotations.get(crate::names::JOB_DIGEST).cloned()),
+            files_digest: annotations.and_then(|annotations| annotations.get(crate::names::FILES_DIGEST).cloned()),
+            life: life(pod),
+        }
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&self) -> Option<&Ended> {
+        if let PodLife::Ended(ended) = &self.life { Some(ended) } else { None }
+    }
+}
+
+fn life(pod: &Pod) -> PodLife {
+    let status = pod.status.clone().unwrap_or_default();
+    let states: Vec<(String, ContainerState)> = status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .chain(status.container_statuses.iter().flatten())
+        .filter_map(|container| Some((container.name.clone(), container.state.clone()?)))
+        .collect();
+    match status.phase.as_deref() {
+        Some("Succeeded" | "Failed") => {
+            let terminated = states.iter().find(|(name, _)| name == CONTAINER).and_then(|(_, state)| state.terminated.clone());
+            // An init container that failed is why the script's container has no exit code.
+            let terminated =
+                terminated.or_else(|| states.iter().find_map(|(_, state)| state.terminated.clone().filter(|end| end.exit_code != 0)));
+            PodLife::Ended(Ended {
+                pod_reason: status.reason,
+                exit_code: terminated.as_ref().map(|end| end.exit_code),
+                container_reason: terminated.as_ref().and_then(|end| end.reason.clone()),
+                message: status.message.or_else(|| terminated.and_then(|end| end.message)),
+                disrupted: status
+                    .conditions
+                    .iter()
+                    .flatten()
+                    .any(|condition| condition.type_ == "DisruptionTarget" && condition.status == "True"),
+            })
+        }
+        Some("Running") => PodLife::Running,
+        _ => PodLife::Pending {
+            waiting: states
+                .iter()
+                .filter_map(|(_, state)| state.waiting.as_ref())
+                .map(|waiting| (waiting.reason.clone().unwrap_or_default(), waiting.message.clone().unwrap_or_default()))
+                .find(|(reason, _)| reason != "PodInitializing" && reason != "ContainerCreating" && !reason.is_empty()),
+        },
+    }
+}

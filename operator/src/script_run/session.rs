@@ -1,0 +1,278 @@
+//! Listening to a runner and speaking to it. One session for each pod that lives.
+//!
+//! Attach brings frames within milliseconds and carries what the operator says; the log holds them all. A session puts both into one
+//! transcript and wakes the run when there is something new. It decides nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{AttachParams, LogParams};
+use kube::{Api, Client};
+use paddock_protocol::{ControlMessage, Lines, MAX_TOTAL, Transcript};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::step::StreamSeen;
+use crate::error::{Error, within};
+use crate::names::CONTAINER;
+
+/// Pauses between attempts to attach to a container that is being created.
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// A log is read to at most this many bytes: more than a runner writes.
+const LOG_LIMIT: i64 = MAX_TOTAL as i64 + 65536;
+
+/// All sessions, by the UID of the run.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    open: Mutex<HashMap<String, Session>>,
+}
+
+struct Session {
+    pod_uid: String,
+    shared: Arc<Mutex<Shared>>,
+    say: mpsc::Sender<Said>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    transcript: Transcript,
+    complete: bool,
+    start_sent: bool,
+    stop_sent: bool,
+}
+
+struct Said {
+    message: ControlMessage,
+    written: oneshot::Sender<()>,
+}
+
+/// Where a pod is and whom to wake.
+pub(crate) struct Listening {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+    pub(crate) pod: String,
+    pub(crate) pod_uid: String,
+    pub(crate) wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Sessions {
+    /// What the session of this run knows about this very pod.
+    pub(crate) fn look(&self, run: &str, pod_uid: &str) -> StreamSeen {
+        let open = lock(&self.open);
+        let Some(session) = open.get(run).filter(|session| session.pod_uid == pod_uid) else {
+            return StreamSeen::default();
+        };
+        let shared = lock(&session.shared);
+        StreamSeen {
+            transcript: shared.transcript.clone(),
+            listening: true,
+            complete: shared.complete,
+            start_sent: shared.start_sent,
+            stop_sent: shared.stop_sent,
+        }
+    }
+
+    /// What is known when the pod is gone.
+    pub(crate) fn remains(&self, run: &str) -> StreamSeen {
+        let open = lock(&self.open);
+        open.get(run).map_or_else(StreamSeen::default, |session| StreamSeen {
+            transcript: lock(&session.shared).transcript.clone(),
+            complete: true,
+            ..StreamSeen::default()
+        })
+    }
+
+    /// Begins to listen. A session for another pod of this run ends.
+    pub(crate) fn listen(&self, run: &str, listening: Listening) {
+        let mut open = lock(&self.open);
+        if open.get(run).is_some_and(|session| session.pod_uid == listening.pod_uid) {
+            return;
+        }
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let (say, said) = mpsc::channel(4);
+        let pod_uid = listening.pod_uid.clone();
+        let task = tokio::spawn(follow(listening, shared.clone(), said));
+        if let Some(old) = open.insert(run.to_owned(), Session { pod_uid, shared, say, task }) {
+            old.task.abort();
+        }
+    }
+
+    /// Says something and waits until it is written, at most `patience`. Without an open stream nothing is written.
+    pub(crate) async fn say(&self, run: &str, message: ControlMessage, patience: Duration) -> bool {
+        let Some((say, shared)) = lock(&self.open).get(run).map(|session| (session.say.clone(), session.shared.clone())) else {
+            return false;
+        };
+        let (written, is_written) = oneshot::channel();
+        let stop = message == ControlMessage::Stop {};
+        let delivered = async { say.send(Said { message, written }).await.is_ok() && is_written.await.is_ok() };
+        let delivered = tokio::time::timeout(patience, delivered).await.unwrap_or(false);
+        let mut shared = lock(&shared);
+        if stop {
+            shared.stop_sent = true;
+        } else {
+            shared.start_sent |= delivered;
+        }
+        delivered
+    }
+
+    /// Reads the log from its beginning, once the pod has ended.
+    pub(crate) async fn read_to_the_end(&self, run: &str, listening: Listening) -> Result<(), Error> {
+        let api: Api<Pod> = Api::namespaced(listening.client.clone(), &listening.namespace);
+        let log = within("the log", api.logs(&listening.pod, &log_params())).await?;
+        self.listen(run, listening);
+        let Some(shared) = lock(&self.open).get(run).map(|session| session.shared.clone()) else {
+            return Ok(());
+        };
+        let mut shared = lock(&shared);
+        match log {
+            Ok(text) => {
+                take(&mut shared.transcript, text.as_bytes());
+                shared.complete = true;
+                Ok(())
+            }
+            // The container is gone or was never made: there is no log, and there will be none.
+            Err(kube::Error::Api(response)) if (400..500).contains(&response.code) && response.code != 429 => {
+                tracing::info!(answer = response.message, "the pod has no log");
+                shared.complete = true;
+                Ok(())
+            }
+            Err(error) => Err(Error::read("the log")(error)),
+        }
+    }
+
+    /// Ends the session.
+    pub(crate) fn close(&self, run: &str) {
+        if let Some(session) = lock(&self.open).remove(run) {
+            session.task.abort();
+        }
+    }
+
+    /// Number of open sessions.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.open).len()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn log_params() -> LogParams {
+    LogParams { container: Some(CONTAINER.into()), limit_bytes: Some(LOG_LIMIT), ..LogParams::default() }
+}
+
+fn take(transcript: &mut Transcript, bytes: &[u8]) -> bool {
+    transcript.reread();
+    let mut news = false;
+    let mut lines = Lines::default();
+    lines.push(bytes, |line| news |= transcript.take_line(line));
+    news
+}
+
+/// Attaches, listens until the stream ends, fills what was missed from the log, attaches again: until the runner has said its last.
+async fn follow(listening: Listening, shared: Arc<Mutex<Shared>>, mut said: mpsc::Receiver<Said>) {
+    let api: Api<Pod> = Api::namespaced(listening.client.clone(), &listening.namespace);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let params = AttachParams {
+            container: Some(CONTAINER.into()),
+            stdin: true,
+            stdout: true,
+            stderr: false,
+            tty: false,
+            ..AttachParams::default()
+        };
+        if let Ok(Ok(mut process)) = within("attach", api.attach(&listening.pod, &params)).await
+            && let (Some(mut input), Some(mut output)) = (process.stdin(), process.stdout())
+        {
+            let _ = write(&mut input, &ControlMessage::Hello {}).await;
+            pause = FIRST_PAUSE;
+            listen(&listening, &api, &shared, &mut said, &mut input, &mut output).await;
+        }
+        if lock(&shared).transcript.finished || lock(&shared).complete {
+            return;
+        }
+        // A stream that was cut, or a container that has already ended: the log knows.
+        if lock(&shared).transcript.boot.is_some() {
+            fill_from_log(&listening, &api, &shared).await;
+            if lock(&shared).transcript.finished {
+                return;
+            }
+        }
+        {
+            // A start message that was written into a stream that broke may be lost. Sending it again is safe: it counts once.
+            let mut shared = lock(&shared);
+            if shared.start_sent && !shared.transcript.accepted {
+                shared.start_sent = false;
+                (listening.wake)();
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn write(input: &mut (impl tokio::io::AsyncWrite + Unpin), message: &ControlMessage) -> std::io::Result<()> {
+    input.write_all(message.to_line().as_bytes()).await?;
+    input.flush().await
+}
+
+/// Until the stream ends in either direction.
+async fn listen(
+    listening: &Listening,
+    api: &Api<Pod>,
+    shared: &Mutex<Shared>,
+    said: &mut mpsc::Receiver<Said>,
+    input: &mut (impl tokio::io::AsyncWrite + Unpin),
+    output: &mut (impl tokio::io::AsyncRead + Unpin),
+) {
+    let mut lines = Lines::default();
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        tokio::select! {
+            read = output.read(&mut buffer) => match read {
+                Ok(0) | Err(_) => return,
+                Ok(count) => {
+                    let mut news = false;
+                    let gap = {
+                        let mut shared = lock(shared);
+                        lines.push(&buffer[..count], |line| news |= shared.transcript.take_line(line));
+                        shared.transcript.gap
+                    };
+                    if gap {
+                        fill_from_log(listening, api, shared).await;
+                    }
+                    if news {
+                        (listening.wake)();
+                    }
+                }
+            },
+            message = said.recv() => match message {
+                Some(Said { message, written }) => {
+                    if write(input, &message).await.is_err() {
+                        return;
+                    }
+                    let _ = written.send(());
+                }
+                None => return,
+            },
+        }
+    }
+}
+
+async fn fill_from_log(listening: &Listening, api: &Api<Pod>, shared: &Mutex<Shared>) {
+    match within("the log", api.logs(&listening.pod, &log_params())).await {
+        Ok(Ok(text)) => {
+            if take(&mut lock(shared).transcript, text.as_bytes()) {
+                (listening.wake)();
+            }
+        }
+        Ok(Err(error)) => tracing::debug!(error = %error, "the log cannot be read yet"),
+        Err(error) => tracing::debug!(error = %error, "the log cannot be read yet"),
+    }
+}

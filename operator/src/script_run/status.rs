@@ -1,0 +1,316 @@
+//! The status after a step. Pure: one function for each thing that a step can tell.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use paddock_crds::{
+    AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, OutputStream, Phase, PodRef, Reason, RunResult, ScriptRun,
+    ScriptRunStatus, Stopping, Usage,
+};
+use paddock_policy::Refusal;
+use paddock_protocol::{Captured, Transcript};
+
+use super::apply::Done;
+use super::job::RESULT_DEPTH;
+use super::outcome::Outcome;
+use super::pod_facts::PodSeen;
+use super::queue::Admission;
+use super::step::{Seen, Step};
+use super::text::{cut, visible};
+use super::validate::ValidRun;
+use crate::names::sandbox_namespace;
+
+/// Events kept in the status.
+const AUDIT_EVENTS: usize = 16;
+/// Escapes make text longer; each end of a stream is cut to this many bytes after they were made.
+const STREAM_END: usize = 12 * 1024;
+
+/// The status to write, or `None` if the step tells nothing that the stored one does not.
+pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &Done, now: Timestamp) -> Option<ScriptRunStatus> {
+    let before = run.status.clone().unwrap_or_default();
+    let mut report = Report { status: before.clone(), generation: run.metadata.generation, now };
+    let valid = seen.decision.as_ref().and_then(|decision| decision.as_ref().ok());
+    match (step, done) {
+        (Step::Refuse(refusal), _) => report.refused(refusal, seen),
+        (Step::Hold(reason, message), _) => report.waits(reason, message),
+        (Step::Admit, Done::Queued(admission)) => report.queued(admission, valid?),
+        (Step::CreatePod, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
+        (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
+        (Step::RecordStop(reason), _) => report.stopping(reason),
+        (Step::RecordResult, _) => report.result(&seen.stream.transcript),
+        (Step::Finish(outcome), _) => report.finished(outcome, &seen.stream.transcript),
+        _ => return None,
+    }
+    let mut status = report.status;
+    status.observed_generation = run.metadata.generation;
+    status.conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
+    let excess = status.audit.len().saturating_sub(AUDIT_EVENTS);
+    status.audit.drain(..excess);
+    (status != before).then_some(status)
+}
+
+/// The same without what the script produced: for an API server that refuses the whole.
+pub(crate) fn smaller(status: &ScriptRunStatus) -> ScriptRunStatus {
+    let mut status = status.clone();
+    if let Some(result) = &mut status.result {
+        result.output = None;
+        result.output_error = Some("the result could not be stored".into());
+        for stream in [&mut result.stdout, &mut result.stderr].into_iter().flatten() {
+            stream.truncated_bytes = Some(stream.bytes);
+            stream.text.clear();
+            stream.tail = None;
+        }
+    }
+    status
+}
+
+struct Report {
+    status: ScriptRunStatus,
+    generation: Option<i64>,
+    now: Timestamp,
+}
+
+impl Report {
+    fn clock(&self) -> MicroTime {
+        // MicroTime keeps microseconds: what is stored must equal what is read back.
+        MicroTime(Timestamp::from_microsecond(self.now.as_microsecond()).unwrap_or(self.now))
+    }
+
+    fn clocks(&mut self) -> &mut Clocks {
+        self.status.clocks.get_or_insert_default()
+    }
+
+    /// Keeps the transition time while the value holds.
+    fn condition(&mut self, type_: ConditionType, holds: bool, reason: Reason, message: &str) {
+        let status = if holds { ConditionStatus::True } else { ConditionStatus::False };
+        let old = self.status.conditions.iter().position(|condition| condition.type_ == type_);
+        let second = Timestamp::from_second(self.now.as_second()).unwrap_or(self.now);
+        let last_transition_time = match old {
+            Some(index) if self.status.conditions[index].status == status => self.status.conditions[index].last_transition_time.clone(),
+            _ => Time(second),
+        };
+        let message = cut(message, 1024).to_owned();
+        let condition = Condition { type_, status, reason, message, observed_generation: self.generation, last_transition_time };
+        match old {
+            Some(index) => self.status.conditions[index] = condition,
+            None => self.status.conditions.push(condition),
+        }
+    }
+
+    fn drop_condition(&mut self, type_: &ConditionType) {
+        self.status.conditions.retain(|condition| condition.type_ != *type_);
+    }
+
+    fn tell(&mut self, phase: Phase, message: &str) {
+        self.status.phase = Some(phase);
+        self.status.message = Some(cut(message, 1024).to_owned());
+    }
+
+    fn audit(&mut self, event: &str, reason: Option<Reason>) {
+        let time = self.clock();
+        self.status.audit.push(AuditEvent { time, type_: format!("dev.paddock.run.{event}.v1"), reason });
+    }
+
+    fn received(&mut self) {
+        if self.status.clocks.as_ref().is_none_or(|clocks| clocks.received.is_none()) {
+            let now = self.clock();
+            self.clocks().received = Some(now);
+            self.audit("received", None);
+        }
+    }
+
+    fn in_progress(&mut self, message: &str) {
+        self.condition(ConditionType::Reconciling, true, Reason::InProgress, message);
+    }
+
+    fn accepted(&mut self, valid: &ValidRun) {
+        self.received();
+        self.status.policies.clone_from(&valid.policies);
+        self.status.decisions.clone_from(&valid.decisions);
+        self.status.requester = Some(valid.requester.clone());
+        self.status.script_hash = Some(valid.script_hash.clone());
+        self.status.timeout_seconds = Some(i64::from(valid.grant.timeout_seconds));
+        self.condition(ConditionType::Accepted, true, Reason::PolicyAllows, "the policies allow the run");
+    }
+
+    fn refused(&mut self, refusal: &Refusal, seen: &Seen) {
+        self.received();
+        if let Some(Err(refused)) = &seen.decision {
+            self.status.policies.clone_from(&refused.policies);
+            self.status.decisions.clone_from(&refused.decisions);
+        }
+        self.condition(ConditionType::Accepted, false, refusal.reason.clone(), &refusal.message);
+        self.end(&Outcome::plain(Phase::Refused, Reason::Refused, refusal.message.clone()));
+    }
+
+    fn waits(&mut self, reason: &Reason, message: &str) {
+        self.received();
+        self.condition(ConditionType::Admitted, false, reason.clone(), message);
+        self.in_progress(message);
+        self.tell(Phase::Queued, message);
+    }
+
+    fn queued(&mut self, admission: &Admission, valid: &ValidRun) {
+        self.accepted(valid);
+        match admission {
+            Admission::Admit => {
+                if !self.status.is_true(&ConditionType::Admitted) {
+                    let now = self.clock();
+                    self.clocks().admitted = Some(now);
+                    self.audit("admitted", None);
+                }
+                self.status.job_digest = Some(valid.digest.clone());
+                self.condition(ConditionType::Admitted, true, Reason::SlotTaken, "a slot is taken");
+                self.in_progress("the sandbox is being started");
+                self.tell(Phase::Starting, "the sandbox is being started");
+            }
+            // The place in the queue is not stored: it would be a write for every run that waits, at every end of another.
+            Admission::Wait { .. } => {
+                self.waits(&Reason::WaitingForSlot, "as many runs are active as the policies allow; the run waits for its turn")
+            }
+            Admission::Full => {
+                let message = "as many runs wait in this namespace as the policies allow";
+                self.condition(ConditionType::Accepted, false, Reason::QueueFull, message);
+                self.end(&Outcome::plain(Phase::Refused, Reason::Refused, message));
+            }
+        }
+    }
+
+    fn not_created(&mut self, reason: &Reason, detail: &str) {
+        let waits = *reason == Reason::QuotaExceeded;
+        let message = if waits { "the quota of the sandbox namespace has no room at the moment" } else { detail };
+        self.condition(ConditionType::Started, false, reason.clone(), message);
+        if !waits {
+            self.stopping(reason);
+        }
+    }
+
+    fn started(&mut self, run: &ScriptRun, seen: &Seen, boot: &str, valid: &ValidRun) {
+        if let PodSeen::Present(pod) = &seen.pod {
+            self.status.pod = Some(PodRef {
+                namespace: sandbox_namespace(run.metadata.namespace.as_deref().unwrap_or_default()),
+                name: pod.name.clone(),
+                uid: pod.uid.clone(),
+                node: pod.node.clone(),
+                boot: Some(boot.to_owned()),
+            });
+        }
+        self.status.timeout_seconds = Some(i64::from(valid.grant.timeout_seconds));
+        let now = self.clock();
+        self.clocks().started = Some(now);
+        self.condition(ConditionType::Started, true, Reason::StartMessageSent, "the script may have run from here on");
+        self.in_progress("the script runs");
+        self.tell(Phase::Running, "the script runs");
+        self.audit("started", None);
+    }
+
+    fn stopping(&mut self, reason: &Reason) {
+        self.status.stopping = Some(Stopping { reason: reason.clone(), since: self.clock() });
+        self.in_progress("the run is being ended");
+        self.tell(Phase::Stopping, "the run is being ended");
+        self.audit("stopping", Some(reason.clone()));
+    }
+
+    fn result(&mut self, transcript: &Transcript) {
+        let Some(report) = &transcript.report else {
+            return;
+        };
+        let (output, output_error) = match transcript.output_json(RESULT_DEPTH) {
+            Ok(output) => (output, None),
+            Err(why) => (None, Some(cut(&visible(why.as_bytes()), 256).to_owned())),
+        };
+        self.status.result = Some(RunResult {
+            exit_code: report.exit_code.map(|code| code & 255),
+            signal: report.signal.filter(|signal| (1..=64).contains(signal)),
+            output,
+            output_error,
+            stdout: stream(&transcript.stdout, report.stdout_bytes),
+            stderr: stream(&transcript.stderr, report.stderr_bytes),
+        });
+        self.status.usage = Some(Usage {
+            cpu_milliseconds: signed(report.cpu_milliseconds),
+            peak_memory_bytes: signed(report.peak_memory_bytes),
+            wall_milliseconds: signed(report.wall_milliseconds),
+        });
+        let now = self.clock();
+        self.clocks().result_ready = Some(now);
+        self.condition(ConditionType::ResultReady, true, Reason::ResultReceived, "the runner reported the end of the script");
+        self.in_progress("the script has ended; the sandbox is being taken down");
+        self.audit("result-ready", None);
+    }
+
+    fn finished(&mut self, outcome: &Outcome, transcript: &Transcript) {
+        self.received();
+        if !self.status.is_true(&ConditionType::ResultReady) {
+            if self.status.is_true(&ConditionType::Started) {
+                self.partial_output(transcript);
+            }
+            self.condition(ConditionType::ResultReady, false, Reason::NoResult, "there is no result");
+        }
+        self.end(outcome);
+    }
+
+    /// What came before a runner fell silent.
+    fn partial_output(&mut self, transcript: &Transcript) {
+        let (stdout, stderr) = (stream_so_far(&transcript.stdout), stream_so_far(&transcript.stderr));
+        if stdout.is_some() || stderr.is_some() {
+            self.status.result = Some(RunResult { stdout, stderr, ..RunResult::default() });
+        }
+    }
+
+    fn end(&mut self, outcome: &Outcome) {
+        let now = self.clock();
+        self.clocks().finished = Some(now);
+        self.condition(ConditionType::Finished, true, outcome.reason.clone(), &outcome.message);
+        self.drop_condition(&ConditionType::Reconciling);
+        if outcome.phase != Phase::Succeeded {
+            self.condition(ConditionType::Stalled, true, outcome.reason.clone(), &outcome.message);
+        }
+        self.tell(outcome.phase.clone(), &outcome.message);
+        self.audit("finished", Some(outcome.reason.clone()));
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn stream_so_far(captured: &Captured) -> Option<OutputStream> {
+    stream(captured, captured.head.len() as u64 + captured.tail.len() as u64)
+}
+
+/// A stream as text. `bytes` is what the runner says that the script wrote; it is never less than what came.
+fn stream(captured: &Captured, bytes: u64) -> Option<OutputStream> {
+    let came = (captured.head.len() + captured.tail.len()) as u64;
+    let bytes = bytes.max(came);
+    if bytes == 0 {
+        return None;
+    }
+    let joins = captured.tail.is_empty() || captured.tail_offset == captured.head.len() as u64;
+    let (head, tail) = if joins {
+        (visible(&[captured.head.as_slice(), &captured.tail].concat()), None)
+    } else {
+        (visible(&captured.head), Some(visible(&captured.tail)))
+    };
+    let limit = if joins { 2 * STREAM_END } else { STREAM_END };
+    let cut_off = head.len().saturating_sub(limit) + tail.as_ref().map_or(0, |tail| tail.len().saturating_sub(STREAM_END));
+    let tail = tail.map(|tail| last(&tail, STREAM_END).to_owned());
+    let truncated = bytes - came + cut_off as u64;
+    Some(OutputStream {
+        text: cut(&head, limit).to_owned(),
+        tail,
+        bytes: signed(bytes),
+        truncated_bytes: (truncated > 0).then(|| signed(truncated)),
+    })
+}
+
+/// The last `limit` bytes, cut between characters.
+fn last(text: &str, limit: usize) -> &str {
+    let mut start = text.len().saturating_sub(limit);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    &text[start..]
+}
+
+#[cfg(test)]
+mod tests;

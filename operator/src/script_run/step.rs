@@ -1,0 +1,347 @@
+//! What to do next. Pure: the stored run, what was seen, the settings and the time in; one step out.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
+use paddock_policy::Refusal;
+use paddock_protocol::Transcript;
+
+use super::outcome::{Outcome, outcome, outcome_of_refusal};
+use super::pod_facts::{PodFacts, PodLife, PodSeen};
+use super::validate::{Refused, ValidRun};
+use crate::config::Settings;
+use crate::names::FINALIZER;
+
+/// Everything that a pass has read.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// What may be run: looked at only until the script has started.
+    pub(crate) decision: Option<Result<Box<ValidRun>, Box<Refused>>>,
+    /// The sandbox namespace.
+    pub(crate) sandbox: SandboxSeen,
+    /// The pod.
+    pub(crate) pod: PodSeen,
+    /// What the runner has said.
+    pub(crate) stream: StreamSeen,
+}
+
+/// State of the sandbox namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SandboxSeen {
+    /// It is there with everything in it.
+    Ready,
+    /// It has to be made or completed.
+    Incomplete,
+    /// Its predecessor is being removed.
+    Terminating,
+    /// A namespace of that name exists and is not the operator's.
+    Foreign,
+}
+
+/// What is known of the runner.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StreamSeen {
+    /// Everything that it has said.
+    pub(crate) transcript: Transcript,
+    /// Somebody listens.
+    pub(crate) listening: bool,
+    /// The log was read after the pod had ended: nothing more will come.
+    pub(crate) complete: bool,
+    /// A start or stop message was sent by this process.
+    pub(crate) start_sent: bool,
+    /// See `start_sent`.
+    pub(crate) stop_sent: bool,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    /// The object was written by a newer version: hands off.
+    Leave,
+    /// Nothing to do until something happens, or for so long.
+    Rest { wake: Option<Duration> },
+    /// Put the finalizer on.
+    AddFinalizer,
+    /// Store that the run is refused.
+    Refuse(Refusal),
+    /// Store what the run waits for.
+    Hold(Reason, &'static str),
+    /// Make the sandbox namespace complete.
+    PrepareSandbox,
+    /// Take a slot and store it.
+    Admit,
+    /// Create ConfigMap and pod.
+    CreatePod,
+    /// Open the stream to the runner.
+    Listen,
+    /// Store that the script is about to start, in this very runner.
+    RecordStart { boot: String },
+    /// Send the start message.
+    SendStart { boot: String, digest: String },
+    /// Store why the run is being ended.
+    RecordStop(Reason),
+    /// End the script: stop message, then the deadline of the pod.
+    StopPod,
+    /// Read the log to its end.
+    ReadLog,
+    /// Store the result.
+    RecordResult,
+    /// Store how the run ended.
+    Finish(Outcome),
+    /// Remove the pod.
+    RemovePod,
+    /// Take the finalizer off.
+    Release,
+    /// Delete the run: its time to live is over.
+    DeleteRun,
+}
+
+const REST: Step = Step::Rest { wake: None };
+
+/// Decides.
+pub(crate) fn next_step(run: &ScriptRun, seen: &Seen, settings: &Settings, now: Timestamp) -> Step {
+    let status = run.status.clone().unwrap_or_default();
+    if written_by_a_newer_version(&status) {
+        return Step::Leave;
+    }
+    if status.is_true(&ConditionType::Finished) {
+        return after_the_end(run, &status, seen, now);
+    }
+    if run.metadata.deletion_timestamp.is_some() {
+        return when_deleted(run, seen);
+    }
+    if status.is_true(&ConditionType::Started) {
+        return while_running(run, &status, seen, now);
+    }
+    if let Some(stopping) = &status.stopping {
+        return stop_before_the_start(&stopping.reason, seen);
+    }
+    if status.is_true(&ConditionType::Admitted) {
+        return while_starting(run, &status, seen, settings, now);
+    }
+    before_admission(run, seen)
+}
+
+fn written_by_a_newer_version(status: &ScriptRunStatus) -> bool {
+    matches!(status.phase, Some(Phase::Unknown(_)))
+        || matches!(status.stopping.as_ref().map(|stopping| &stopping.reason), Some(Reason::Unknown(_)))
+        || status.conditions.iter().any(|condition| matches!(condition.type_, ConditionType::Unknown(_)))
+}
+
+fn has_finalizer(run: &ScriptRun) -> bool {
+    run.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
+}
+
+/// Finished: only the pod, the finalizer and the time to live are left.
+fn after_the_end(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Timestamp) -> Step {
+    match &seen.pod {
+        PodSeen::Present(pod) if !pod.deleting => return Step::RemovePod,
+        PodSeen::Present(_) | PodSeen::Unknown => {
+            return Step::Rest { wake: Some(Duration::from_secs(5)) };
+        }
+        PodSeen::Absent => {}
+    }
+    if run.metadata.deletion_timestamp.is_some() {
+        return if has_finalizer(run) { Step::Release } else { REST };
+    }
+    let Some(ttl) = run.spec.ttl_seconds_after_finished else {
+        return REST;
+    };
+    let finished = status.clocks.as_ref().and_then(|clocks| clocks.finished.clone()).map_or(now, |time| time.0);
+    match remaining(&finished, ttl, now) {
+        Some(wait) => Step::Rest { wake: Some(wait) },
+        None => Step::DeleteRun,
+    }
+}
+
+/// Deleted before its end: nobody will read a result, but the pod must be gone before its slot is.
+fn when_deleted(run: &ScriptRun, seen: &Seen) -> Step {
+    match &seen.pod {
+        PodSeen::Absent if has_finalizer(run) => Step::Release,
+        PodSeen::Present(pod) if !pod.deleting => Step::RemovePod,
+        PodSeen::Unknown => Step::Rest { wake: Some(Duration::from_secs(1)) },
+        _ => Step::Rest { wake: Some(Duration::from_secs(5)) },
+    }
+}
+
+fn before_admission(run: &ScriptRun, seen: &Seen) -> Step {
+    if run.spec.cancel == Some(true) {
+        return Step::Finish(Outcome::plain(Phase::Cancelled, Reason::Cancelled, "the run was cancelled before it started"));
+    }
+    match &seen.decision {
+        None => {
+            return Step::Rest { wake: Some(Duration::from_secs(1)) };
+        }
+        Some(Err(refused)) => return Step::Refuse(refused.refusal.clone()),
+        Some(Ok(_)) => {}
+    }
+    if !has_finalizer(run) {
+        return Step::AddFinalizer;
+    }
+    match seen.sandbox {
+        SandboxSeen::Ready => Step::Admit,
+        SandboxSeen::Incomplete => Step::PrepareSandbox,
+        SandboxSeen::Terminating => {
+            Step::Hold(Reason::SandboxNamespaceNotReady, "the sandbox namespace of an earlier tenant is being removed")
+        }
+        SandboxSeen::Foreign => Step::Refuse(Refusal {
+            reason: Reason::SandboxNamespaceForeign,
+            message: "a namespace with the name of the sandbox namespace exists and does not belong to this namespace".into(),
+        }),
+    }
+}
+
+/// Admitted, and the script has not started: nothing that goes wrong here can have run it.
+fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settings: &Settings, now: Timestamp) -> Step {
+    if run.spec.cancel == Some(true) {
+        return Step::RecordStop(Reason::Cancelled);
+    }
+    let admitted = status.clocks.as_ref().and_then(|clocks| clocks.admitted.clone()).map_or(now, |time| time.0);
+    let Some(budget_left) = remaining(&admitted, i64::from(settings.start_budget_seconds), now) else {
+        return Step::RecordStop(Reason::StartTimedOut);
+    };
+    let valid = match &seen.decision {
+        Some(Ok(valid)) => valid,
+        // A policy that changed reaches the run as long as it has not started.
+        Some(Err(refused)) => {
+            return if seen.pod == PodSeen::Absent { Step::Refuse(refused.refusal.clone()) } else { remove(&seen.pod) };
+        }
+        None => {
+            return Step::Rest { wake: Some(Duration::from_secs(1)) };
+        }
+    };
+    let is_admitted_as_it_is = status.job_digest.as_ref() == Some(&valid.digest);
+    match &seen.pod {
+        PodSeen::Unknown => Step::Rest { wake: Some(Duration::from_millis(500)) },
+        PodSeen::Absent if !is_admitted_as_it_is => Step::Admit,
+        PodSeen::Absent if seen.sandbox != SandboxSeen::Ready => Step::PrepareSandbox,
+        PodSeen::Absent => Step::CreatePod,
+        PodSeen::Present(pod) if pod.deleting => Step::Rest { wake: Some(budget_left) },
+        PodSeen::Present(pod) if pod.job_digest.as_ref() != status.job_digest.as_ref() || !is_admitted_as_it_is => remove(&seen.pod),
+        PodSeen::Present(pod) => start(pod, &seen.stream, budget_left),
+    }
+}
+
+fn remove(pod: &PodSeen) -> Step {
+    match pod {
+        PodSeen::Present(pod) if !pod.deleting => Step::RemovePod,
+        _ => Step::Rest { wake: Some(Duration::from_secs(5)) },
+    }
+}
+
+fn start(pod: &PodFacts, stream: &StreamSeen, budget_left: Duration) -> Step {
+    if pod.mutated.is_some() {
+        return Step::RecordStop(Reason::PodMutated);
+    }
+    if let Some((reason, _)) = &stream.transcript.refused {
+        return Step::RecordStop(outcome_of_refusal(*reason).reason);
+    }
+    match &pod.life {
+        PodLife::Ended(_) if !stream.complete => Step::ReadLog,
+        PodLife::Ended(_) => Step::RecordStop(Reason::PodRejected),
+        PodLife::Pending { waiting: Some((reason, _)) } if is_hopeless(reason) => Step::RecordStop(reason_of_waiting(reason)),
+        _ if !stream.listening => Step::Listen,
+        _ => match &stream.transcript.boot {
+            Some(boot) => Step::RecordStart { boot: boot.clone() },
+            None => Step::Rest { wake: Some(budget_left) },
+        },
+    }
+}
+
+/// Reasons of a waiting container that no waiting mends.
+fn is_hopeless(reason: &str) -> bool {
+    matches!(
+        reason,
+        "ImagePullBackOff"
+            | "InvalidImageName"
+            | "ErrImageNeverPull"
+            | "CreateContainerConfigError"
+            | "CreateContainerError"
+            | "RunContainerError"
+    )
+}
+
+fn reason_of_waiting(reason: &str) -> Reason {
+    if reason.contains("Image") { Reason::ImageUnavailable } else { Reason::PodRejected }
+}
+
+/// Stopped before the start: the pod holds no evidence, so it is removed, and the end is stored when it is gone.
+fn stop_before_the_start(reason: &Reason, seen: &Seen) -> Step {
+    match &seen.pod {
+        PodSeen::Absent => Step::Finish(super::outcome::before_the_start(reason)),
+        PodSeen::Present(pod) if !pod.deleting => Step::RemovePod,
+        PodSeen::Present(_) => Step::Rest { wake: Some(Duration::from_secs(5)) },
+        PodSeen::Unknown => Step::Rest { wake: Some(Duration::from_millis(500)) },
+    }
+}
+
+/// Started is stored: from here on the script may have run, and no other pod is ever used.
+fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Timestamp) -> Step {
+    let pod = match &seen.pod {
+        PodSeen::Unknown => {
+            return Step::Rest { wake: Some(Duration::from_millis(500)) };
+        }
+        PodSeen::Present(pod) if is_the_pod_of(status, pod) => pod,
+        PodSeen::Absent | PodSeen::Present(_) => return gone(status, &seen.stream.transcript),
+    };
+    let has_result = status.is_true(&ConditionType::ResultReady);
+    if !has_result && seen.stream.transcript.report.is_some() {
+        return Step::RecordResult;
+    }
+    if pod.ended().is_some() {
+        return if seen.stream.complete { Step::Finish(outcome(status, Some(pod), &seen.stream.transcript)) } else { Step::ReadLog };
+    }
+    if status.stopping.is_some() {
+        return if seen.stream.stop_sent { Step::Rest { wake: Some(Duration::from_secs(2)) } } else { Step::StopPod };
+    }
+    if has_result {
+        return Step::Rest { wake: Some(Duration::from_secs(5)) };
+    }
+    if run.spec.cancel == Some(true) {
+        return Step::RecordStop(Reason::Cancelled);
+    }
+    let Some(left) = time_left(status, run, now) else {
+        return Step::RecordStop(Reason::TimedOut);
+    };
+    if !seen.stream.listening {
+        return Step::Listen;
+    }
+    let is_to_be_sent = !seen.stream.transcript.accepted && !seen.stream.start_sent;
+    match (status.pod.as_ref().and_then(|pod| pod.boot.clone()), pod.files_digest.clone()) {
+        (Some(boot), Some(digest)) if is_to_be_sent => Step::SendStart { boot, digest },
+        _ => Step::Rest { wake: Some(left) },
+    }
+}
+
+fn is_the_pod_of(status: &ScriptRunStatus, pod: &PodFacts) -> bool {
+    status.pod.as_ref().is_some_and(|stored| stored.uid == pod.uid)
+}
+
+/// The pod is gone: whatever the stream brought before that is the last there will be.
+fn gone(status: &ScriptRunStatus, transcript: &Transcript) -> Step {
+    if !status.is_true(&ConditionType::ResultReady) && transcript.report.is_some() {
+        return Step::RecordResult;
+    }
+    Step::Finish(outcome(status, None, transcript))
+}
+
+/// The runner keeps the time-out itself; the operator's own clock follows a little later, so that the runner's report comes first.
+const TIMEOUT_SLACK_SECONDS: i64 = 1;
+
+fn time_left(status: &ScriptRunStatus, run: &ScriptRun, now: Timestamp) -> Option<Duration> {
+    let started = status.clocks.as_ref().and_then(|clocks| clocks.started.clone()).map_or(now, |MicroTime(time)| time);
+    let timeout = status.timeout_seconds.or(run.spec.timeout_seconds).unwrap_or(0);
+    remaining(&started, timeout + TIMEOUT_SLACK_SECONDS, now)
+}
+
+/// Time from `now` until `seconds` after `from`; `None` when it is over.
+fn remaining(from: &Timestamp, seconds: i64, now: Timestamp) -> Option<Duration> {
+    let passed = now.as_millisecond() - from.as_millisecond();
+    let left = seconds.saturating_mul(1000) - passed;
+    u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! Raw run → [`ValidRun`] of checked parts, so that rendering cannot fail. Pure.
+
+use std::collections::BTreeMap;
+
+use kube::ResourceExt as _;
+use paddock_crds::{Decision, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy};
+use paddock_policy::{Ask, Grant, Policy, Refusal, decide};
+use paddock_protocol::JobFiles;
+
+use super::job::{self, digest_of};
+use crate::names;
+
+/// Largest script, in bytes.
+pub(crate) const MAX_SCRIPT: usize = 64 * 1024;
+/// Largest script, arguments and input together: they travel in one ConfigMap, which holds 1 MiB as base64.
+const MAX_JOB: usize = 640 * 1024;
+
+/// What was found where the run says that its script is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SourceSeen {
+    /// The text.
+    Text(Vec<u8>),
+    /// There is none, for this reason.
+    Refused(Reason, String),
+}
+
+/// The policies that take part.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct PoliciesSeen {
+    /// Every ClusterSandboxPolicy that selects the namespace, and the SandboxPolicy that the run names.
+    pub(crate) taking_part: Vec<Policy>,
+    /// A policy that could not be used, with why.
+    pub(crate) unusable: Option<String>,
+}
+
+/// A run that may be run, with everything that is needed to run it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ValidRun {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) requester: Requester,
+    pub(crate) grant: Grant,
+    pub(crate) files: JobFiles,
+    pub(crate) files_digest: String,
+    /// Of everything that was decided on.
+    pub(crate) digest: String,
+    pub(crate) script_hash: String,
+    pub(crate) policies: Vec<TakenPolicy>,
+    pub(crate) decisions: Vec<Decision>,
+}
+
+/// A run that may not be run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Refused {
+    pub(crate) refusal: Refusal,
+    pub(crate) policies: Vec<TakenPolicy>,
+    pub(crate) decisions: Vec<Decision>,
+}
+
+impl Refused {
+    pub(crate) fn plain(reason: Reason, message: impl Into<String>) -> Self {
+        Self { refusal: Refusal { reason, message: message.into() }, policies: Vec::new(), decisions: Vec::new() }
+    }
+}
+
+/// Checks in the order in which an author would want to be told.
+pub(crate) fn validate(
+    run: &ScriptRun,
+    source: &SourceSeen,
+    policies: &PoliciesSeen,
+    start_budget_seconds: u32,
+) -> Result<ValidRun, Refused> {
+    let requester = requester(run.annotations()).ok_or_else(|| {
+        Refused::plain(
+            Reason::Unstamped,
+            "the run carries no requester: it was created while Paddock's admission policies were not in place",
+        )
+    })?;
+    if let Some(why) = &policies.unusable {
+        return Err(Refused::plain(Reason::PolicyInvalid, why.clone()));
+    }
+    let taken: Vec<TakenPolicy> = policies.taking_part.iter().map(|policy| policy.taken.clone()).collect();
+    let named = &run.spec.policy_ref;
+    let has_cluster_tier = taken.iter().any(|policy| policy.kind == PolicyKind::ClusterSandboxPolicy);
+    if has_cluster_tier && !taken.iter().any(|policy| policy.kind == named.kind && policy.name == named.name) {
+        let message = match named.kind {
+            PolicyKind::SandboxPolicy => {
+                format!("there is no SandboxPolicy {} in this namespace", named.name)
+            }
+            PolicyKind::ClusterSandboxPolicy => format!("there is no ClusterSandboxPolicy {} that selects this namespace", named.name),
+        };
+        return Err(Refused::plain(Reason::PolicyNotFound, message));
+    }
+    let outcome = decide(&policies.taking_part, &ask(run));
+    let refused = |refusal| Refused { refusal, policies: taken.clone(), decisions: outcome.decisions.clone() };
+    let grant = outcome.result.clone().map_err(refused)?;
+    let script = match source {
+        SourceSeen::Text(bytes) => bytes.clone(),
+        SourceSeen::Refused(reason, message) => {
+            return Err(refused(Refusal { reason: reason.clone(), message: message.clone() }));
+        }
+    };
+    let script_hash = job::hash(&script);
+    check_source(run, &script, &script_hash).map_err(refused)?;
+    let files = job::files(run, script, &grant, start_budget_seconds);
+    check_size(&files).map_err(refused)?;
+    let files_digest = files.digest();
+    Ok(ValidRun {
+        namespace: run.namespace().unwrap_or_default(),
+        name: run.name_any(),
+        uid: run.uid().unwrap_or_default(),
+        requester,
+        digest: digest_of(&files_digest, &grant),
+        files,
+        files_digest,
+        script_hash,
+        grant,
+        policies: taken,
+        decisions: outcome.decisions,
+    })
+}
+
+fn ask(run: &ScriptRun) -> Ask {
+    Ask {
+        runtime: run.spec.script.runtime.clone(),
+        resources: run.spec.resources.clone().unwrap_or_default(),
+        timeout_seconds: run.spec.timeout_seconds,
+        grace_period_seconds: run.spec.grace_period_seconds,
+        capabilities: run.spec.capabilities.clone().unwrap_or_default(),
+    }
+}
+
+fn check_source(run: &ScriptRun, script: &[u8], hash: &str) -> Result<(), Refusal> {
+    let refusal = |reason, message: String| Refusal { reason, message };
+    if script.len() > MAX_SCRIPT {
+        return Err(refusal(Reason::SourceTooLarge, format!("the script has {} bytes; at most {MAX_SCRIPT} are allowed", script.len())));
+    }
+    let fixed = run.status.as_ref().and_then(|status| status.script_hash.as_deref());
+    if fixed.is_some_and(|fixed| fixed != hash) {
+        return Err(refusal(Reason::SourceChanged, "the ConfigMap changed after the run was accepted".into()));
+    }
+    if script.contains(&0) {
+        return Err(refusal(Reason::InvalidSpec, "the script holds a NUL byte".into()));
+    }
+    if run.spec.script.args.iter().any(|argument| argument.contains('\0')) {
+        return Err(refusal(Reason::InvalidSpec, "an argument holds a NUL character".into()));
+    }
+    Ok(())
+}
+
+fn check_size(files: &JobFiles) -> Result<(), Refusal> {
+    let bytes = files.job.len() + files.script.len() + files.input.as_ref().map_or(0, Vec::len);
+    if bytes <= MAX_JOB {
+        return Ok(());
+    }
+    let message = format!("script, arguments and input have {bytes} bytes together; at most {MAX_JOB} are allowed");
+    Err(Refusal { reason: Reason::InputTooLarge, message })
+}
+
+/// The stamp that admission has put on the run. A part that cannot be read makes it no stamp.
+pub(crate) fn requester(annotations: &BTreeMap<String, String>) -> Option<Requester> {
+    let username = annotations.get(names::REQUESTER).filter(|name| !name.is_empty())?.clone();
+    let uid = annotations.get(names::REQUESTER_UID)?.clone();
+    let groups = annotations
+        .get(names::REQUESTER_GROUPS)?
+        .split(',')
+        .filter(|group| !group.is_empty())
+        .map(|group| group.replace("%2C", ",").replace("%25", "%"))
+        .collect();
+    Some(Requester { username, uid: Some(uid).filter(|uid| !uid.is_empty()), groups })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! Putting the parts together: health, lease, caches, controllers, and the way out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use futures::channel::mpsc;
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::DeserializeGuard;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, Resource};
+use paddock_crds::{ClusterSandboxPolicy, SandboxPolicy};
+use prometheus_client::registry::Registry;
+use serde::de::DeserializeOwned;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::client::connect;
+use crate::config::Config;
+use crate::context::{Context, Parts};
+use crate::health::{self, Readiness};
+use crate::lease::{self, Fence};
+use crate::metrics::Metrics;
+use crate::{script_run, tenancy};
+
+/// How long passes that are under way may take to end after TERM. It is shorter than the pod's grace period.
+const GRACE: Duration = Duration::from_secs(15);
+/// How long caches may take to fill.
+const SYNC_LIMIT: Duration = Duration::from_secs(60);
+/// Oldest minor version of Kubernetes 1 that has what sandboxes need.
+const OLDEST_MINOR: u32 = 33;
+
+/// Runs until TERM, or until the lease is lost.
+pub(crate) async fn run(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot take signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot take signals")?;
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let readiness = Readiness::default();
+    let health = tokio::spawn(health::serve(config.listen, readiness.clone(), Arc::new(registry)));
+
+    let fence = Fence::new();
+    let client = connect(fence.clone()).await?;
+    let minor = server_minor(&client).await?;
+    let settings = config.settings(minor);
+    tracing::info!(server = minor, image_volume = settings.runner_by_image_volume, runtime_class = settings.runtime_class, "starting");
+    readiness.set(true);
+
+    let acquire = lease::acquire(client.clone(), &config.namespace, &config.lease, &config.identity, fence);
+    let mut leadership = tokio::select! {
+        leadership = acquire => leadership?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    metrics.leads(true);
+
+    let (wake, woken) = mpsc::unbounded();
+    let namespaces = cache::<Namespace>(&client, &wake);
+    let policies = cache::<DeserializeGuard<SandboxPolicy>>(&client, &wake);
+    let cluster_policies = cache::<DeserializeGuard<ClusterSandboxPolicy>>(&client, &wake);
+    let sync = async {
+        namespaces.wait_until_ready().await?;
+        policies.wait_until_ready().await?;
+        cluster_policies.wait_until_ready().await
+    };
+    let reporter = Reporter { controller: "paddock.dev/operator".into(), instance: Some(config.identity.clone()) };
+    let recorder = Recorder::new(client.clone(), reporter);
+    tokio::select! {
+        synced = tokio::time::timeout(SYNC_LIMIT, sync) => synced.context("the caches did not fill: are the CRDs installed?")?.context("a watch ended")?,
+        error = leadership.keep() => return Err(error),
+        _ = terminate.recv() => { leadership.release().await; return Ok(()) }
+    }
+    let concurrency = config.concurrency;
+    let context =
+        Arc::new(Context::new(Parts { client, settings, concurrency, metrics, recorder, namespaces, policies, cluster_policies, wake }));
+    tenancy::watch_all(&context);
+
+    let (stop, stopped) = watch::channel(false);
+    let mut stopping = stopped.clone();
+    let until_stopped = async move {
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    let mut controllers = tokio::spawn(script_run::run(context.clone(), woken, until_stopped));
+    let cleaner = tokio::spawn(tenancy::run(context.clone()));
+
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        error = leadership.keep() => Err(error),
+        _ = &mut controllers => Err(anyhow::anyhow!("the controllers ended")),
+    };
+    readiness.set(false);
+    cleaner.abort();
+    if ended.is_ok() {
+        tracing::info!("stopping");
+        let _ = stop.send(true);
+        tokio::select! {
+            _ = &mut controllers => {}
+            () = tokio::time::sleep(GRACE) => tracing::warn!("passes were still under way"),
+            error = leadership.keep() => return Err(error),
+        }
+        leadership.release().await;
+    }
+    health.abort();
+    ended
+}
+
+async fn server_minor(client: &Client) -> Result<u32> {
+    let version = client.apiserver_version().await.context("the API server does not answer")?;
+    let digits: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
+    let minor: u32 = digits.parse().with_context(|| format!("the version of the API server cannot be read: {}", version.minor))?;
+    if version.major == "1" && minor < OLDEST_MINOR {
+        bail!("Kubernetes 1.{minor} is too old: Paddock needs 1.{OLDEST_MINOR} or later");
+    }
+    Ok(minor)
+}
+
+/// A cache that wakes every unfinished run when something in it changes: rare, and each pass is cheap.
+fn cache<K>(client: &Client, _wake: &mpsc::UnboundedSender<script_run::RunRef>) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (reader, writer) = reflector::store();
+    let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff().reflect(writer);
+    tokio::spawn(async move {
+        let mut stream = std::pin::pin!(stream);
+        loop {
+            match stream.try_next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return,
+                Err(error) => tracing::debug!(error = %error, "a watch is tried again"),
+            }
+        }
+    });
+    let _ = ObjectRef::<K>::new("");
+    reader
+}
