@@ -172,6 +172,18 @@ impl Context {
         }
     }
 
+    /// Wakes every run whose script has not started.
+    pub(crate) fn wake_unstarted(&self) {
+        for guarded in self.runs() {
+            let Ok(run) = &guarded.0 else { continue };
+            let status = run.status.as_ref();
+            let is_past = |type_| status.is_some_and(|status| status.is_true(&type_));
+            if !is_past(ConditionType::Started) && !is_past(ConditionType::Finished) {
+                let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
+            }
+        }
+    }
+
     /// Wakes one run.
     pub(crate) fn waker(&self, run: &ScriptRun) -> Box<dyn Fn() + Send + Sync> {
         let wake = self.wake.clone();

@@ -1,6 +1,6 @@
 //! Errors of infrastructure: retried with back-off, logged once with their chain. A refusal is not an error.
 
-use kube::core::ErrorResponse;
+use kube::core::Status;
 use thiserror::Error;
 
 /// One pass over a run could not come to its end.
@@ -14,8 +14,6 @@ pub(crate) enum Error {
     Late { what: &'static str },
     #[error("the stored object changed since it was read")]
     Conflict,
-    #[error("this replica is not the leader any more")]
-    NotLeader,
 }
 
 impl Error {
@@ -34,7 +32,6 @@ impl Error {
             Self::Write { .. } => "write",
             Self::Late { .. } => "late",
             Self::Conflict => "conflict",
-            Self::NotLeader => "not_leader",
         }
     }
 
@@ -57,7 +54,7 @@ pub(crate) fn code(error: &kube::Error) -> Option<u16> {
 }
 
 /// The API server's answer, if it gave one.
-pub(crate) fn response(error: &kube::Error) -> Option<&ErrorResponse> {
+pub(crate) fn response(error: &kube::Error) -> Option<&Status> {
     if let kube::Error::Api(response) = error { Some(response) } else { None }
 }
 

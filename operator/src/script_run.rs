@@ -5,6 +5,8 @@
 
 pub(crate) mod apply;
 pub(crate) mod events;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub(crate) mod job;
 pub(crate) mod ledger;
 pub(crate) mod observe;
@@ -141,7 +143,6 @@ fn error_policy(run: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Acti
     context.metrics.error(error.category());
     match error {
         Error::Conflict => Action::requeue(Duration::from_millis(20)),
-        Error::NotLeader => Action::await_change(),
         _ => {
             tracing::warn!(name, namespace, error = error.chain(), "the pass is tried again");
             Action::requeue(context.back_off(&run.uid().unwrap_or_default()))

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use futures::TryStreamExt as _;
 use futures::channel::mpsc;
-use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
 use paddock_crds::{ClusterSandboxPolicy, SandboxPolicy};
@@ -58,9 +58,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     metrics.leads(true);
 
     let (wake, woken) = mpsc::unbounded();
-    let namespaces = cache::<Namespace>(&client, &wake);
-    let policies = cache::<DeserializeGuard<SandboxPolicy>>(&client, &wake);
-    let cluster_policies = cache::<DeserializeGuard<ClusterSandboxPolicy>>(&client, &wake);
+    let (changed, changes) = watch::channel(());
+    let namespaces = cache::<Namespace>(&client, &changed);
+    let policies = cache::<DeserializeGuard<SandboxPolicy>>(&client, &changed);
+    let cluster_policies = cache::<DeserializeGuard<ClusterSandboxPolicy>>(&client, &changed);
     let sync = async {
         namespaces.wait_until_ready().await?;
         policies.wait_until_ready().await?;
@@ -85,6 +86,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     };
     let mut controllers = tokio::spawn(script_run::run(context.clone(), woken, until_stopped));
     let cleaner = tokio::spawn(tenancy::run(context.clone()));
+    let waker = tokio::spawn(wake_on_change(context.clone(), changes));
 
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
@@ -94,6 +96,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     };
     readiness.set(false);
     cleaner.abort();
+    waker.abort();
     if ended.is_ok() {
         tracing::info!("stopping");
         let _ = stop.send(true);
@@ -118,23 +121,30 @@ async fn server_minor(client: &Client) -> Result<u32> {
     Ok(minor)
 }
 
-/// A cache that wakes every unfinished run when something in it changes: rare, and each pass is cheap.
-fn cache<K>(client: &Client, _wake: &mpsc::UnboundedSender<script_run::RunRef>) -> Store<K>
+/// A cache that says when something in it changed.
+fn cache<K>(client: &Client, changed: &watch::Sender<()>) -> Store<K>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (reader, writer) = reflector::store();
     let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff().reflect(writer);
+    let changed = changed.clone();
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);
         loop {
             match stream.try_next().await {
-                Ok(Some(_)) => {}
+                Ok(Some(_)) => changed.send_replace(()),
                 Ok(None) => return,
                 Err(error) => tracing::debug!(error = %error, "a watch is tried again"),
             }
         }
     });
-    let _ = ObjectRef::<K>::new("");
     reader
+}
+
+/// A policy or a namespace that changes reaches every run that has not started.
+async fn wake_on_change(context: Arc<Context>, mut changes: watch::Receiver<()>) {
+    while changes.changed().await.is_ok() {
+        context.wake_unstarted();
+    }
 }

@@ -134,6 +134,7 @@ pub fn load_own(layout: &Layout, programs: &Programs, binaries: &Path) -> Result
 fn load_one(layout: &Layout, programs: &Programs, binaries: &Path, target: &str) -> Result<String> {
     let binary = format!("paddock-{target}");
     let content = fs::read(binaries.join(&binary)).with_context(|| format!("{binary} is not built: run make binaries"))?;
+    ensure!(is_static(&content), "{binary} is not a static binary and cannot run in an image of its own: run make binaries");
     let dockerfile = layout.clone.join("Dockerfile");
     let mut recipe = Sha256::new();
     recipe.update(fs::read(&dockerfile)?);
@@ -148,4 +149,10 @@ fn load_one(layout: &Layout, programs: &Programs, binaries: &Path, target: &str)
     }
     load(layout, programs, &archive)?;
     Ok(name)
+}
+
+/// A dynamic program names its loader in its first pages.
+fn is_static(elf: &[u8]) -> bool {
+    let head = &elf[..elf.len().min(4096)];
+    !head.windows(8).any(|window| window == b"ld-linux")
 }

@@ -1,4 +1,4 @@
-//! Reading. "Could not be read" is an error or `Unknown`, never "absent".
+//! Reading. "Could not be read" is an error, never "absent".
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use paddock_policy::{Policy, hash_of, selects};
 
 use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
-use super::step::{SandboxSeen, Seen, StreamSeen};
+use super::step::{SandboxSeen, Seen};
 use super::validate::{PoliciesSeen, SourceSeen, requester, validate};
 use crate::context::Context;
 use crate::error::{Error, code, within};
@@ -50,7 +50,6 @@ pub(crate) async fn observe(run: &ScriptRun, context: &Arc<Context>) -> Result<S
     let stream = match &pod {
         PodSeen::Present(facts) => context.sessions.look(&uid, &facts.uid),
         PodSeen::Absent => context.sessions.remains(&uid),
-        PodSeen::Unknown => StreamSeen::default(),
     };
     Ok(Seen { decision, sandbox, pod, stream })
 }

@@ -4,11 +4,9 @@ use k8s_openapi::api::core::v1::{ContainerState, Pod};
 
 use crate::names::CONTAINER;
 
-/// The pod of a run, as far as it is known.
+/// The pod of a run. What could not be found out is an error of the reading, never `Absent`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PodSeen {
-    /// It could not be found out. Not the same as absent.
-    Unknown,
     /// There is none.
     Absent,
     /// There is one.

@@ -138,7 +138,7 @@ fn has_finalizer(run: &ScriptRun) -> bool {
 fn after_the_end(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Timestamp) -> Step {
     match &seen.pod {
         PodSeen::Present(pod) if !pod.deleting => return Step::RemovePod,
-        PodSeen::Present(_) | PodSeen::Unknown => {
+        PodSeen::Present(_) => {
             return Step::Rest { wake: Some(Duration::from_secs(5)) };
         }
         PodSeen::Absent => {}
@@ -161,7 +161,6 @@ fn when_deleted(run: &ScriptRun, seen: &Seen) -> Step {
     match &seen.pod {
         PodSeen::Absent if has_finalizer(run) => Step::Release,
         PodSeen::Present(pod) if !pod.deleting => Step::RemovePod,
-        PodSeen::Unknown => Step::Rest { wake: Some(Duration::from_secs(1)) },
         _ => Step::Rest { wake: Some(Duration::from_secs(5)) },
     }
 }
@@ -214,7 +213,6 @@ fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settin
     };
     let is_admitted_as_it_is = status.job_digest.as_ref() == Some(&valid.digest);
     match &seen.pod {
-        PodSeen::Unknown => Step::Rest { wake: Some(Duration::from_millis(500)) },
         PodSeen::Absent if !is_admitted_as_it_is => Step::Admit,
         PodSeen::Absent if seen.sandbox != SandboxSeen::Ready => Step::PrepareSandbox,
         PodSeen::Absent => Step::CreatePod,
@@ -273,16 +271,12 @@ fn stop_before_the_start(reason: &Reason, seen: &Seen) -> Step {
         PodSeen::Absent => Step::Finish(super::outcome::before_the_start(reason)),
         PodSeen::Present(pod) if !pod.deleting => Step::RemovePod,
         PodSeen::Present(_) => Step::Rest { wake: Some(Duration::from_secs(5)) },
-        PodSeen::Unknown => Step::Rest { wake: Some(Duration::from_millis(500)) },
     }
 }
 
 /// Started is stored: from here on the script may have run, and no other pod is ever used.
 fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Timestamp) -> Step {
     let pod = match &seen.pod {
-        PodSeen::Unknown => {
-            return Step::Rest { wake: Some(Duration::from_millis(500)) };
-        }
         PodSeen::Present(pod) if is_the_pod_of(status, pod) => pod,
         PodSeen::Absent | PodSeen::Present(_) => return gone(status, &seen.stream.transcript),
     };

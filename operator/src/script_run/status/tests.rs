@@ -1,1 +1,126 @@
+use paddock_protocol::{Output, RefusedReason};
 
+use super::super::fixtures::*;
+use super::super::outcome::outcome_of_refusal;
+use super::*;
+
+fn holds(run: &ScriptRun, type_: &ConditionType) -> Option<(ConditionStatus, Reason)> {
+    status(run).condition(type_).map(|condition| (condition.status, condition.reason.clone()))
+}
+
+fn finish(run: &ScriptRun, stream: &super::super::step::StreamSeen, phase: Phase, reason: Reason, second: i64) -> ScriptRun {
+    let seen = Seen { stream: stream.clone(), ..seen(run) };
+    after(run, &seen, &Step::Finish(Outcome::plain(phase, reason, "told")), &Done::Yes, second)
+}
+
+#[test]
+fn a_whole_life_leaves_every_condition_and_clock() {
+    let run = started(2);
+    let stream = a_stream(|transcript| {
+        transcript.report = Some(Report { stdout_bytes: 2, ..a_report(0) });
+        transcript.stdout.head = b"1\n".to_vec();
+    });
+    let seen = Seen { stream: stream.clone(), ..seen(&run) };
+    let run = after(&run, &seen, &Step::RecordResult, &Done::Yes, 3);
+    let run = finish(&run, &stream, Phase::Succeeded, Reason::Succeeded, 4);
+    for type_ in
+        [ConditionType::Accepted, ConditionType::Admitted, ConditionType::Started, ConditionType::ResultReady, ConditionType::Finished]
+    {
+        assert_eq!(holds(&run, &type_).unwrap().0, ConditionStatus::True, "{type_}");
+    }
+    assert!(holds(&run, &ConditionType::Reconciling).is_none() && holds(&run, &ConditionType::Stalled).is_none());
+    let status = status(&run);
+    let clocks = status.clocks.unwrap();
+    assert!(clocks.received.is_some() && clocks.admitted.is_some() && clocks.started.is_some() && clocks.result_ready.is_some());
+    assert_eq!(clocks.finished.unwrap().0, at(4));
+    assert_eq!(status.result.unwrap().stdout.unwrap().text, "1\n");
+    let events: Vec<String> = status.audit.into_iter().map(|event| event.type_).collect();
+    assert_eq!(events.len(), 5);
+    assert_eq!(status.pod.unwrap().boot.as_deref(), Some(BOOT));
+}
+
+#[test]
+fn an_end_without_success_is_stalled() {
+    let run = finish(&started(1), &a_stream(|_| ()), Phase::Lost, Reason::Lost, 2);
+    assert_eq!(holds(&run, &ConditionType::Stalled), Some((ConditionStatus::True, Reason::Lost)));
+    assert_eq!(holds(&run, &ConditionType::ResultReady), Some((ConditionStatus::False, Reason::NoResult)));
+}
+
+#[test]
+fn what_came_before_a_silence_is_kept() {
+    let stream = a_stream(|transcript| transcript.stdout.head = b"so far".to_vec());
+    let run = finish(&started(1), &stream, Phase::RunnerKilled, Reason::RunnerKilled, 2);
+    assert_eq!(status(&run).result.unwrap().stdout.unwrap().text, "so far");
+}
+
+#[test]
+fn transition_times_hold_while_the_value_does() {
+    let run = started(5);
+    let time = |run: &ScriptRun| status(run).condition(&ConditionType::Admitted).unwrap().last_transition_time.0;
+    assert_eq!(time(&run), time(&finish(&run, &a_stream(|_| ()), Phase::Failed, Reason::Failed, 50)));
+}
+
+#[test]
+fn a_status_that_says_nothing_new_is_not_written() {
+    let run = admitted(0);
+    assert_eq!(compute_status(&run, &seen(&run), &Step::CreatePod, &Done::Yes, at(1)), None);
+    let held = after(&a_run(), &seen(&run), &Step::Hold(Reason::SandboxNamespaceNotReady, "x"), &Done::Yes, 1);
+    assert_eq!(compute_status(&held, &seen(&run), &Step::Hold(Reason::SandboxNamespaceNotReady, "x"), &Done::Yes, at(9)), None);
+}
+
+#[test]
+fn streams_keep_both_ends_and_count_what_is_left_out() {
+    let captured = Captured { head: vec![b'a'; 8192], tail: vec![b'z'; 8192], tail_offset: 1_000_000 };
+    let stream = stream(&captured, 1_008_192).unwrap();
+    assert_eq!((stream.text.len(), stream.tail.unwrap().len()), (8192, 8192));
+    assert_eq!((stream.bytes, stream.truncated_bytes), (1_008_192, Some(1_008_192 - 16384)));
+}
+
+#[test]
+fn a_status_stays_small_whatever_a_script_prints() {
+    let noise = Captured { head: vec![0x1b; 8192], tail: vec![0xff; 8192], tail_offset: 1 << 40 };
+    let stream_seen = a_stream(|transcript| {
+        transcript.stdout = noise.clone();
+        transcript.stderr = noise.clone();
+        transcript.output = serde_json::to_vec(&"\u{1}".repeat(5000)).unwrap();
+        transcript.report = Some(Report { output: Output::Present { bytes: transcript.output.len() as u64 }, ..a_report(0) });
+    });
+    let run = started(1);
+    let run = after(&run, &Seen { stream: stream_seen, ..seen(&run) }, &Step::RecordResult, &Done::Yes, 2);
+    let size = serde_json::to_vec(&run.status).unwrap().len();
+    assert!(size < 128 * 1024, "{size}");
+    assert!(status(&run).result.unwrap().output.is_some());
+    let small = serde_json::to_vec(&smaller(&status(&run))).unwrap().len();
+    assert!(small < 8 * 1024, "{small}");
+}
+
+#[test]
+fn a_lie_about_sizes_does_not_make_the_status_invalid() {
+    let stream_seen = a_stream(|transcript| {
+        transcript.report =
+            Some(Report { exit_code: Some(-1), signal: Some(9999), stdout_bytes: u64::MAX, cpu_milliseconds: u64::MAX, ..a_report(0) });
+    });
+    let run = started(1);
+    let run = after(&run, &Seen { stream: stream_seen, ..seen(&run) }, &Step::RecordResult, &Done::Yes, 2);
+    let result = status(&run).result.unwrap();
+    assert_eq!((result.exit_code, result.signal), (Some(255), None));
+    assert_eq!(result.stdout.unwrap().bytes, i64::MAX);
+}
+
+#[test]
+fn a_waiting_run_tells_for_what() {
+    let run = a_run();
+    let waiting = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Wait { ahead: 3 }), 1);
+    assert_eq!(holds(&waiting, &ConditionType::Admitted), Some((ConditionStatus::False, Reason::WaitingForSlot)));
+    assert_eq!(status(&waiting).phase, Some(Phase::Queued));
+    let full = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Full), 1);
+    assert_eq!(holds(&full, &ConditionType::Accepted), Some((ConditionStatus::False, Reason::QueueFull)));
+    assert_eq!(status(&full).phase, Some(Phase::Refused));
+}
+
+#[test]
+fn the_runner_in_the_wrong_place_is_told_as_such() {
+    assert_eq!(outcome_of_refusal(RefusedReason::NotSandboxed).phase, Phase::PolicyNotEnforced);
+}
+
+use paddock_protocol::Report;

@@ -1,1 +1,217 @@
+use paddock_crds::Condition;
+use paddock_protocol::RefusedReason;
+use rstest::rstest;
 
+use super::super::fixtures::*;
+use super::*;
+
+fn step(run: &ScriptRun, seen: &Seen, second: i64) -> Step {
+    next_step(run, seen, &settings(), at(second))
+}
+
+fn with_pod(run: &ScriptRun, stream: StreamSeen, change: impl FnOnce(&mut PodFacts)) -> Seen {
+    let mut pod = a_pod(run);
+    change(&mut pod);
+    Seen { pod: present(pod), stream, ..seen(run) }
+}
+
+fn is_rest(step: &Step) -> bool {
+    matches!(step, Step::Rest { .. })
+}
+
+#[test]
+fn a_new_run_is_admitted_only_when_everything_is_in_place() {
+    let run = a_run();
+    assert_eq!(step(&run, &seen(&run), 0), Step::Admit);
+    let mut without = run.clone();
+    without.metadata.finalizers = None;
+    assert_eq!(step(&without, &seen(&run), 0), Step::AddFinalizer);
+    for (sandbox, expected) in [
+        (SandboxSeen::Incomplete, Step::PrepareSandbox),
+        (
+            SandboxSeen::Terminating,
+            Step::Hold(Reason::SandboxNamespaceNotReady, "the sandbox namespace of an earlier tenant is being removed"),
+        ),
+    ] {
+        assert_eq!(step(&run, &Seen { sandbox, ..seen(&run) }, 0), expected);
+    }
+    assert!(
+        matches!(step(&run, &Seen { sandbox: SandboxSeen::Foreign, ..seen(&run) }, 0), Step::Refuse(refusal) if refusal.reason == Reason::SandboxNamespaceForeign)
+    );
+}
+
+#[test]
+fn a_refusal_takes_no_slot_and_makes_nothing() {
+    let run = a_run();
+    let seen = Seen {
+        decision: Some(Err(Box::new(Refused::plain(Reason::NoClusterPolicy, "no")))),
+        sandbox: SandboxSeen::Incomplete,
+        ..seen(&run)
+    };
+    assert!(matches!(step(&run, &seen, 0), Step::Refuse(refusal) if refusal.reason == Reason::NoClusterPolicy));
+}
+
+#[test]
+fn an_admitted_run_gets_its_pod_and_its_stream() {
+    let run = admitted(0);
+    assert_eq!(step(&run, &seen(&run), 1), Step::CreatePod);
+    assert_eq!(step(&run, &with_pod(&run, StreamSeen::default(), |_| ()), 1), Step::Listen);
+    let listening = StreamSeen { listening: true, ..StreamSeen::default() };
+    assert_eq!(step(&run, &with_pod(&run, listening, |_| ()), 1), Step::Rest { wake: Some(Duration::from_secs(59)) });
+    assert_eq!(step(&run, &with_pod(&run, a_stream(|_| ()), |_| ()), 1), Step::RecordStart { boot: BOOT.into() });
+}
+
+#[rstest]
+#[case::mutated(|pod: &mut PodFacts| pod.mutated = Some("spec.containers".into()), Reason::PodMutated)]
+#[case::no_image(|pod: &mut PodFacts| pod.life = PodLife::Pending { waiting: Some(("ImagePullBackOff".into(), String::new())) }, Reason::ImageUnavailable)]
+#[case::never_pull(|pod: &mut PodFacts| pod.life = PodLife::Pending { waiting: Some(("ErrImageNeverPull".into(), String::new())) }, Reason::ImageUnavailable)]
+#[case::bad_container(|pod: &mut PodFacts| pod.life = PodLife::Pending { waiting: Some(("CreateContainerError".into(), String::new())) }, Reason::PodRejected)]
+fn a_pod_that_cannot_start_is_given_up_at_once(#[case] change: fn(&mut PodFacts), #[case] reason: Reason) {
+    let run = admitted(0);
+    assert_eq!(step(&run, &with_pod(&run, StreamSeen::default(), change), 1), Step::RecordStop(reason));
+}
+
+#[test]
+fn a_pull_that_failed_once_may_still_work() {
+    let run = admitted(0);
+    let waiting = with_pod(&run, a_stream(|transcript| transcript.boot = None), |pod| {
+        pod.life = PodLife::Pending { waiting: Some(("ErrImagePull".into(), String::new())) };
+    });
+    assert!(is_rest(&step(&run, &waiting, 1)));
+}
+
+#[test]
+fn a_run_stopped_before_its_start_ends_when_its_pod_is_gone() {
+    let run = admitted(0);
+    assert_eq!(step(&run, &with_pod(&run, StreamSeen::default(), |_| ()), 60), Step::RecordStop(Reason::StartTimedOut));
+    let stopping = after(&run, &seen(&run), &Step::RecordStop(Reason::StartTimedOut), &super::super::apply::Done::Yes, 60);
+    assert_eq!(step(&stopping, &with_pod(&run, StreamSeen::default(), |_| ()), 60), Step::RemovePod);
+    assert!(is_rest(&step(&stopping, &with_pod(&run, StreamSeen::default(), |pod| pod.deleting = true), 60)));
+    assert!(matches!(step(&stopping, &seen(&run), 61), Step::Finish(outcome) if outcome.phase == Phase::StartTimedOut));
+}
+
+#[rstest]
+#[case(RefusedReason::NotSandboxed, Reason::NotSandboxed)]
+#[case(RefusedReason::UnexpectedInterface, Reason::UnexpectedInterface)]
+#[case(RefusedReason::UnexpectedToken, Reason::UnexpectedToken)]
+#[case(RefusedReason::JobMismatch, Reason::JobMismatch)]
+fn a_runner_that_is_in_the_wrong_place_is_never_started(#[case] said: RefusedReason, #[case] reason: Reason) {
+    let run = admitted(0);
+    let stream = a_stream(|transcript| {
+        transcript.boot = None;
+        transcript.refused = Some((said, "detail".into()));
+    });
+    assert_eq!(step(&run, &with_pod(&run, stream, |_| ()), 1), Step::RecordStop(reason));
+}
+
+#[test]
+fn a_policy_that_changes_before_the_start_reaches_the_run() {
+    let run = admitted(0);
+    let mut other = seen(&run);
+    if let Some(Ok(valid)) = &mut other.decision {
+        valid.digest = "another".into();
+    }
+    assert_eq!(step(&run, &other, 1), Step::Admit);
+    assert_eq!(step(&run, &Seen { pod: present(a_pod(&run)), ..other }, 1), Step::RemovePod);
+    let refused = Seen { decision: Some(Err(Box::new(Refused::plain(Reason::RuntimeNotAllowed, "no")))), ..seen(&run) };
+    assert!(matches!(step(&run, &refused, 1), Step::Refuse(_)));
+    assert_eq!(step(&run, &Seen { pod: present(a_pod(&run)), ..refused }, 1), Step::RemovePod);
+}
+
+#[test]
+fn the_start_message_goes_to_the_stored_runner_and_once() {
+    let run = started(1);
+    let digest = valid(&a_run()).files_digest;
+    assert_eq!(step(&run, &with_pod(&run, a_stream(|_| ()), |_| ()), 1), Step::SendStart { boot: BOOT.into(), digest });
+    let sent = StreamSeen { start_sent: true, ..a_stream(|_| ()) };
+    assert!(is_rest(&step(&run, &with_pod(&run, sent, |_| ()), 1)));
+    let accepted = a_stream(|transcript| transcript.accepted = true);
+    assert!(is_rest(&step(&run, &with_pod(&run, accepted, |_| ()), 1)));
+}
+
+#[test]
+fn another_pod_than_the_stored_one_is_never_started() {
+    let run = started(1);
+    let other = with_pod(&run, a_stream(|_| ()), |pod| pod.uid = "pod-2".into());
+    assert!(matches!(step(&run, &other, 2), Step::Finish(outcome) if outcome.phase == Phase::Lost));
+    assert!(matches!(step(&run, &seen(&run), 2), Step::Finish(outcome) if outcome.phase == Phase::Lost));
+}
+
+#[test]
+fn a_result_is_stored_before_the_end_even_if_the_pod_is_gone() {
+    let run = started(1);
+    let report = || a_stream(|transcript| transcript.report = Some(a_report(0)));
+    assert_eq!(step(&run, &with_pod(&run, report(), |_| ()), 2), Step::RecordResult);
+    assert_eq!(step(&run, &Seen { stream: report(), ..seen(&run) }, 2), Step::RecordResult);
+    assert_eq!(step(&run, &with_pod(&run, report(), |pod| pod.life = ended(0, "Completed")), 2), Step::RecordResult);
+}
+
+#[test]
+fn only_the_kubelet_ends_a_run() {
+    let stream = a_stream(|transcript| transcript.report = Some(a_report(0)));
+    let run = started(1);
+    let run = after(&run, &with_pod(&run, stream.clone(), |_| ()), &Step::RecordResult, &super::super::apply::Done::Yes, 2);
+    assert!(is_rest(&step(&run, &with_pod(&run, stream.clone(), |_| ()), 2)));
+    let over = with_pod(&run, stream.clone(), |pod| pod.life = ended(0, "Completed"));
+    assert_eq!(step(&run, &over, 3), Step::ReadLog);
+    let read = Seen { stream: StreamSeen { complete: true, ..stream }, ..over };
+    assert!(matches!(step(&run, &read, 3), Step::Finish(outcome) if outcome.phase == Phase::Succeeded));
+}
+
+#[test]
+fn time_and_cancel_stop_a_running_script_and_stay_stopped() {
+    let run = started(1);
+    let running = with_pod(&run, a_stream(|transcript| transcript.accepted = true), |_| ());
+    assert_eq!(step(&run, &running, 11), Step::Rest { wake: Some(Duration::from_secs(1)) });
+    assert_eq!(step(&run, &running, 12), Step::RecordStop(Reason::TimedOut));
+    let mut cancelled = run.clone();
+    cancelled.spec.cancel = Some(true);
+    assert_eq!(step(&cancelled, &running, 2), Step::RecordStop(Reason::Cancelled));
+    let stopping = after(&cancelled, &running, &Step::RecordStop(Reason::TimedOut), &super::super::apply::Done::Yes, 12);
+    assert_eq!(step(&stopping, &running, 13), Step::StopPod);
+    let sent = Seen { stream: StreamSeen { stop_sent: true, ..running.stream.clone() }, ..running.clone() };
+    assert!(is_rest(&step(&stopping, &sent, 13)));
+    let over = Seen {
+        pod: present(PodFacts { life: ended(143, "Error"), ..a_pod(&run) }),
+        stream: StreamSeen { complete: true, ..sent.stream },
+        ..running
+    };
+    assert!(matches!(step(&stopping, &over, 14), Step::Finish(outcome) if outcome.reason == Reason::TimedOut));
+}
+
+#[test]
+fn a_deleted_run_is_released_only_when_its_pod_is_gone() {
+    for run in [a_run(), admitted(0), started(1)] {
+        let mut run = run;
+        run.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(5)));
+        assert_eq!(step(&run, &with_pod(&run, StreamSeen::default(), |_| ()), 5), Step::RemovePod);
+        assert!(is_rest(&step(&run, &with_pod(&run, StreamSeen::default(), |pod| pod.deleting = true), 5)));
+        assert_eq!(step(&run, &seen(&run), 5), Step::Release);
+    }
+}
+
+#[test]
+fn a_finished_run_loses_its_pod_and_after_its_time_itself() {
+    let mut run = started(1);
+    run = after(&run, &seen(&run), &Step::Finish(Outcome::plain(Phase::Lost, Reason::Lost, "x")), &super::super::apply::Done::Yes, 5);
+    assert_eq!(step(&run, &with_pod(&run, StreamSeen::default(), |_| ()), 6), Step::RemovePod);
+    assert_eq!(step(&run, &seen(&run), 6), REST);
+    run.spec.ttl_seconds_after_finished = Some(10);
+    assert_eq!(step(&run, &seen(&run), 6), Step::Rest { wake: Some(Duration::from_secs(9)) });
+    assert_eq!(step(&run, &seen(&run), 15), Step::DeleteRun);
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_left_alone() {
+    let mut run = admitted(0);
+    let mut status = status(&run);
+    status.phase = Some(Phase::from("Hibernating"));
+    run.status = Some(status);
+    assert_eq!(step(&run, &seen(&run), 1), Step::Leave);
+    let mut run = admitted(0);
+    let mut status = super::super::fixtures::status(&run);
+    let condition = Condition { type_: ConditionType::from("Frozen"), ..status.conditions[0].clone() };
+    status.conditions.push(condition);
+    run.status = Some(status);
+    assert_eq!(step(&run, &seen(&run), 1), Step::Leave);
+}

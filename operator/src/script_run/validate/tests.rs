@@ -1,1 +1,85 @@
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use paddock_crds::ResourceAmounts;
+use rstest::rstest;
 
+use super::super::fixtures::{a_run, policies};
+use super::*;
+
+fn text() -> SourceSeen {
+    SourceSeen::Text(b"print(1)".to_vec())
+}
+
+fn refused(run: &ScriptRun, source: &SourceSeen, policies: &PoliciesSeen) -> Reason {
+    validate(run, source, policies, 60).unwrap_err().refusal.reason
+}
+
+#[test]
+fn a_stamp_is_read_back_exactly() {
+    let requester = requester(a_run().annotations()).unwrap();
+    assert_eq!((requester.username.as_str(), requester.uid, requester.groups), ("jane", None, vec!["dev".to_owned(), "a,b".to_owned()]));
+}
+
+#[rstest]
+#[case(crate::names::REQUESTER)]
+#[case(crate::names::REQUESTER_UID)]
+#[case(crate::names::REQUESTER_GROUPS)]
+fn a_stamp_without_one_of_its_parts_is_none(#[case] part: &str) {
+    let mut run = a_run();
+    run.annotations_mut().remove(part);
+    assert_eq!(refused(&run, &text(), &policies()), Reason::Unstamped);
+}
+
+#[test]
+fn the_first_thing_that_is_wrong_is_told() {
+    let none = PoliciesSeen { taking_part: Vec::new(), unusable: None };
+    assert_eq!(refused(&a_run(), &text(), &none), Reason::NoClusterPolicy);
+    let broken = PoliciesSeen { unusable: Some("x".into()), ..policies() };
+    assert_eq!(refused(&a_run(), &text(), &broken), Reason::PolicyInvalid);
+    let mut run = a_run();
+    run.spec.policy_ref.name = "other".into();
+    assert_eq!(refused(&run, &text(), &policies()), Reason::PolicyNotFound);
+    let mut run = a_run();
+    run.spec.script.runtime = "perl".into();
+    assert_eq!(refused(&run, &text(), &policies()), Reason::RuntimeNotAllowed);
+    let mut run = a_run();
+    run.spec.resources = Some(ResourceAmounts { memory: Some(Quantity("1Ti".into())), ..ResourceAmounts::default() });
+    assert_eq!(refused(&run, &text(), &policies()), Reason::LimitExceeded);
+    let gone = SourceSeen::Refused(Reason::SourceNotFound, "x".into());
+    assert_eq!(refused(&a_run(), &gone, &policies()), Reason::SourceNotFound);
+}
+
+#[test]
+fn sizes_and_bytes_are_bounded() {
+    assert_eq!(refused(&a_run(), &SourceSeen::Text(vec![b'#'; MAX_SCRIPT + 1]), &policies()), Reason::SourceTooLarge);
+    assert_eq!(refused(&a_run(), &SourceSeen::Text(b"a\0b".to_vec()), &policies()), Reason::InvalidSpec);
+    let mut run = a_run();
+    run.spec.script.input = Some("x".repeat(MAX_JOB).into());
+    assert_eq!(refused(&run, &text(), &policies()), Reason::InputTooLarge);
+    let mut run = a_run();
+    run.spec.script.args = vec!["a\0b".into()];
+    assert_eq!(refused(&run, &text(), &policies()), Reason::InvalidSpec);
+}
+
+#[test]
+fn a_source_that_changed_since_it_was_accepted_is_refused() {
+    let mut run = a_run();
+    run.status = Some(paddock_crds::ScriptRunStatus { script_hash: Some("other".into()), ..Default::default() });
+    assert_eq!(refused(&run, &text(), &policies()), Reason::SourceChanged);
+}
+
+#[test]
+fn the_digest_covers_what_was_decided() {
+    let digest = |change: fn(&mut ScriptRun)| {
+        let mut run = a_run();
+        change(&mut run);
+        validate(&run, &text(), &policies(), 60).unwrap().digest
+    };
+    let same = digest(|_| ());
+    assert_eq!(same, digest(|_| ()));
+    assert_ne!(same, digest(|run| run.spec.script.args = vec!["x".into()]));
+    assert_ne!(same, digest(|run| run.spec.script.input = Some(1.into())));
+    assert_ne!(same, digest(|run| run.spec.timeout_seconds = Some(11)));
+    let mut other = policies();
+    other.taking_part[0].rules.runtimes[0].image = Some("other".into());
+    assert_ne!(same, validate(&a_run(), &text(), &other, 60).unwrap().digest);
+}

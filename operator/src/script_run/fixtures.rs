@@ -1,0 +1,156 @@
+//! Objects for tests, each said in a few words.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use paddock_crds::{
+    Limits, PolicyKind, PolicyRef, PolicyRules, Runtime, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, TakenPolicy,
+};
+use paddock_policy::Policy;
+use paddock_protocol::{Cause, Output, Report, Transcript};
+
+use super::apply::Done;
+use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen};
+use super::queue::Admission;
+use super::status::compute_status;
+use super::step::{SandboxSeen, Seen, Step, StreamSeen};
+use super::validate::{PoliciesSeen, SourceSeen, ValidRun, validate};
+use crate::config::Settings;
+use crate::names;
+
+pub(crate) const BOOT: &str = "boot-1";
+pub(crate) const POD_UID: &str = "pod-1";
+
+/// A time, in seconds after a fixed one.
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        runner_image: "registry.example/runner:1".into(),
+        runner_by_image_volume: true,
+        image_pull_policy: "IfNotPresent",
+        runtime_class: "gvisor-nonet".into(),
+        start_budget_seconds: 60,
+        operator_namespace: "paddock-system".into(),
+        operator_service_account: "paddock-operator".into(),
+        sandbox_cluster_role: "paddock-sandbox".into(),
+    }
+}
+
+/// A stamped run with a finalizer, created at second 0.
+pub(crate) fn a_run() -> ScriptRun {
+    let source = Source { inline: Some("print(1)".into()), config_map_key_ref: None };
+    let script = Script { runtime: "python".into(), source, args: Vec::new(), input: None, input_schema: None };
+    let spec = ScriptRunSpec {
+        policy_ref: PolicyRef { kind: PolicyKind::ClusterSandboxPolicy, name: "baseline".into() },
+        script,
+        capabilities: None,
+        resources: None,
+        timeout_seconds: Some(10),
+        grace_period_seconds: None,
+        cancel: None,
+        ttl_seconds_after_finished: None,
+    };
+    let mut run = ScriptRun::new("run", spec);
+    run.metadata.namespace = Some("team".into());
+    run.metadata.uid = Some("uid-1".into());
+    run.metadata.generation = Some(1);
+    run.metadata.resource_version = Some("1".into());
+    run.metadata.creation_timestamp = Some(Time(at(0)));
+    run.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
+    run.metadata.annotations = Some(
+        [(names::REQUESTER, "jane"), (names::REQUESTER_UID, ""), (names::REQUESTER_GROUPS, "dev,a%2Cb")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
+    );
+    run
+}
+
+/// The policy `baseline`, which offers `python`.
+pub(crate) fn policies() -> PoliciesSeen {
+    let taken =
+        TakenPolicy { kind: PolicyKind::ClusterSandboxPolicy, name: "baseline".into(), uid: "p".into(), generation: 1, hash: "h".into() };
+    let runtime =
+        Runtime { name: "python".into(), image: Some("registry.example/python:3".into()), command: Some(vec!["/usr/bin/python3".into()]) };
+    let rules = PolicyRules { runtimes: vec![runtime], limits: Limits { max_concurrent: Some(2), ..Limits::default() } };
+    PoliciesSeen { taking_part: vec![Policy { taken, rules }], unusable: None }
+}
+
+pub(crate) fn valid(run: &ScriptRun) -> ValidRun {
+    let text = run.spec.script.source.inline.clone().unwrap_or_default().into_bytes();
+    validate(run, &SourceSeen::Text(text), &policies(), 60).unwrap()
+}
+
+/// Everything in order, no pod.
+pub(crate) fn seen(run: &ScriptRun) -> Seen {
+    Seen { decision: Some(Ok(Box::new(valid(run)))), sandbox: SandboxSeen::Ready, pod: PodSeen::Absent, stream: StreamSeen::default() }
+}
+
+/// The pod of `run`, pending.
+pub(crate) fn a_pod(run: &ScriptRun) -> PodFacts {
+    PodFacts {
+        name: names::pod_name(run.metadata.uid.as_deref().unwrap()),
+        uid: POD_UID.into(),
+        node: Some("node".into()),
+        deleting: false,
+        mutated: None,
+        job_digest: Some(valid(run).digest),
+        files_digest: Some(valid(run).files_digest),
+        life: PodLife::Pending { waiting: None },
+    }
+}
+
+pub(crate) fn present(pod: PodFacts) -> PodSeen {
+    PodSeen::Present(Box::new(pod))
+}
+
+pub(crate) fn ended(exit_code: i32, reason: &str) -> PodLife {
+    PodLife::Ended(Ended { exit_code: Some(exit_code), container_reason: Some(reason.into()), ..Ended::default() })
+}
+
+pub(crate) fn a_report(exit_code: i32) -> Report {
+    Report {
+        exit_code: Some(exit_code),
+        signal: None,
+        cause: Cause::Itself,
+        stdout_bytes: 0,
+        stderr_bytes: 0,
+        output: Output::Absent {},
+        cpu_milliseconds: 1,
+        peak_memory_bytes: 2,
+        wall_milliseconds: 3,
+    }
+}
+
+/// A stream that is open and has brought `change`.
+pub(crate) fn a_stream(change: impl FnOnce(&mut Transcript)) -> StreamSeen {
+    let mut transcript = Transcript::default();
+    transcript.boot = Some(BOOT.into());
+    change(&mut transcript);
+    StreamSeen { transcript, listening: true, ..StreamSeen::default() }
+}
+
+/// `run` with the status that `step` leaves behind.
+pub(crate) fn after(run: &ScriptRun, seen: &Seen, step: &Step, done: &Done, second: i64) -> ScriptRun {
+    let mut run = run.clone();
+    if let Some(status) = compute_status(&run, seen, step, done, at(second)) {
+        run.status = Some(status);
+    }
+    run
+}
+
+pub(crate) fn admitted(second: i64) -> ScriptRun {
+    let run = a_run();
+    after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Admit), second)
+}
+
+pub(crate) fn started(second: i64) -> ScriptRun {
+    let run = admitted(second);
+    let seen = Seen { pod: present(a_pod(&run)), ..seen(&run) };
+    after(&run, &seen, &Step::RecordStart { boot: BOOT.into() }, &Done::Yes, second)
+}
+
+pub(crate) fn status(run: &ScriptRun) -> ScriptRunStatus {
+    run.status.clone().unwrap_or_default()
+}
