@@ -33,8 +33,9 @@ pub(crate) fn outcome(status: &ScriptRunStatus, pod: Option<&PodFacts>, transcri
         return stopped(&stopping.reason);
     }
     let ended = pod.and_then(PodFacts::ended);
-    if ended.is_some_and(is_out_of_memory) && !has_result {
-        return Outcome::plain(Phase::OutOfMemory, Reason::OutOfMemory, "the sandbox used more memory than the run may use and was killed");
+    // The kernel may kill the script alone and leave the runner to tell of a signal: the kubelet's word explains it.
+    if ended.is_some_and(is_out_of_memory) && exit_code != Some(0) {
+        return Outcome::plain(Phase::OutOfMemory, Reason::OutOfMemory, "the script used more memory than the run may use and was killed");
     }
     if let Some((reason, _)) = &transcript.refused
         && !has_result

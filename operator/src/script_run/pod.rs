@@ -150,6 +150,8 @@ fn script_container(run: &ValidRun, settings: &Settings) -> Value {
             { "name": "job", "mountPath": JOB, "readOnly": true },
             { "name": "runner", "mountPath": RUNNER, "readOnly": true },
             { "name": "workspace", "mountPath": "/workspace" },
+            // gVisor puts a writable file system of its own over an empty /tmp where nothing is mounted.
+            { "name": "tmp", "mountPath": "/tmp", "readOnly": true },
         ],
     })
 }
@@ -177,6 +179,7 @@ fn volumes(run: &ValidRun, settings: &Settings) -> Value {
     json!([
         { "name": "job", "configMap": { "name": pod_name(&run.uid), "optional": false, "defaultMode": 292 } },
         runner,
+        { "name": "tmp", "emptyDir": { "medium": "Memory", "sizeLimit": "4Ki" } },
         { "name": "workspace", "emptyDir": { "medium": "Memory", "sizeLimit": quantity_of_bytes(run.grant.scratch_bytes).0 } },
     ])
 }
