@@ -1,5 +1,7 @@
 //! The connection to the API server.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use http::{Method, Request};
 use hyper_util::client::legacy::Client as HttpClient;
@@ -12,6 +14,9 @@ use tower::filter::FilterLayer;
 
 use crate::lease::Fence;
 
+/// The API server closes a connection that was idle for 90 s. One that is given up well before is never written to as it closes.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// A client whose writes are refused here as soon as `fence` is down: a leader that was frozen and wakes up writes nothing.
 pub(crate) async fn connect(fence: Fence) -> Result<Client> {
     let config = Config::infer().await.context("cannot find out how to reach the API server")?;
@@ -20,7 +25,7 @@ pub(crate) async fn connect(fence: Fence) -> Result<Client> {
     // Without it a fresh connection, which every attach opens, waits 40 ms for a delayed acknowledgement.
     connector.set_nodelay(true);
     let https = config.rustls_https_connector_with_connector(connector).context("cannot set up TLS")?;
-    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(https);
+    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(https);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .layer(FilterLayer::new(move |request: Request<Body>| {

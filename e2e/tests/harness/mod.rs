@@ -149,6 +149,15 @@ impl Tenant {
         self.until(run, "Finished", |status| status.is_true(&ConditionType::Finished)).await
     }
 
+    /// Waits for the end of a run that has to wait for others.
+    pub async fn finished_within(&self, run: &ScriptRun, patience: Duration) -> ScriptRun {
+        eventually_within(patience, "Finished", || async {
+            let run = self.get(run).await;
+            if status(&run).is_true(&ConditionType::Finished) { Ok(run) } else { Err(run.status) }
+        })
+        .await
+    }
+
     /// Waits until the status of a run is as `wanted` says.
     pub async fn until(&self, run: &ScriptRun, what: &str, wanted: impl Fn(&ScriptRunStatus) -> bool) -> ScriptRun {
         eventually(what, || async {
@@ -227,7 +236,16 @@ where
     E: Debug,
     F: Future<Output = Result<T, E>>,
 {
-    let deadline = Instant::now() + PATIENCE;
+    eventually_within(PATIENCE, what, look).await
+}
+
+/// The same with another patience.
+pub async fn eventually_within<T, E, F>(patience: Duration, what: &str, look: impl Fn() -> F) -> T
+where
+    E: Debug,
+    F: Future<Output = Result<T, E>>,
+{
+    let deadline = Instant::now() + patience;
     loop {
         match look().await {
             Ok(value) => return value,

@@ -162,9 +162,12 @@ async fn create(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Result<
     if let Some(what) = difference(&rendered, &pod) {
         tracing::warn!(difference = what, "the stored pod is not the rendered one");
         let is_ours = pod.annotations().get(crate::names::JOB_DIGEST) == Some(&valid.digest);
-        let reason = if is_ours { Reason::PodMutated } else { Reason::NameTaken };
+        if !is_ours {
+            // Somebody else's, so it is neither watched nor ever removed.
+            return Ok(Done::NotCreated(Reason::NameTaken, "a pod with the name of this run's pod exists".into()));
+        }
         context.pods.created(&namespace, &valid.uid, &pod);
-        return Ok(Done::NotCreated(reason, format!("difference: {what}")));
+        return Ok(Done::NotCreated(Reason::PodMutated, format!("difference: {what}")));
     }
     context.pods.created(&namespace, &valid.uid, &pod);
     let job = render_job(valid, &pod.uid().unwrap_or_default());

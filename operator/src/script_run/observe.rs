@@ -16,7 +16,7 @@ use super::step::{SandboxSeen, Seen};
 use super::validate::{PoliciesSeen, SourceSeen, requester, validate};
 use crate::context::Context;
 use crate::error::{Error, code, within};
-use crate::names::{pod_name, sandbox_namespace};
+use crate::names::{RUN_UID, pod_name, sandbox_namespace};
 use crate::pods::Cached;
 use crate::sandbox_namespace::{self, Wanted};
 
@@ -75,8 +75,9 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<PodSeen, Error> {
     context.pods.watch(&sandbox);
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &sandbox);
     match within("the pod", api.get_opt(&pod_name(&uid))).await? {
-        Ok(Some(pod)) => Ok(PodSeen::Present(Box::new(PodFacts::of(&pod)))),
-        Ok(None) => {
+        Ok(Some(pod)) if pod.labels().get(RUN_UID) == Some(&uid) => Ok(PodSeen::Present(Box::new(PodFacts::of(&pod)))),
+        // None, or one of that name that is somebody else's.
+        Ok(_) => {
             context.pods.asked(&sandbox, &uid);
             Ok(PodSeen::Absent)
         }

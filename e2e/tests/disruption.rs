@@ -1,0 +1,328 @@
+//! Runs that live through the death of what runs them. These tests disturb everything, so they run one after the other.
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, layout, operators, status, stdout, tenant};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use paddock_crds::{ConditionType, Phase, Reason, ScriptRunStatus};
+use paddock_e2e::cluster::{component, lifecycle, process};
+use serde_json::json;
+use tokio::sync::{Mutex, MutexGuard};
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+async fn alone() -> MutexGuard<'static, ()> {
+    let guard = ONE_AT_A_TIME.lock().await;
+    leader(&admin().await).await;
+    guard
+}
+
+/// The pod whose name is on the lease, once it is ready.
+async fn leader(client: &Client) -> Pod {
+    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    eventually("there is a leader", || async {
+        let lease = leases.get_opt("paddock-operator").await.unwrap();
+        let holder = lease.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity).unwrap_or_default();
+        let pods = operators(client).await;
+        pods.into_iter().find(|pod| pod.name_any() == holder && is_ready(pod)).ok_or(holder)
+    })
+    .await
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Process id of the one container of a pod, from containerd.
+async fn process_of(client: &Client, pod: &Pod) -> Pid {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap());
+    let id = eventually("the container runs", || async {
+        let status = api.get(&pod.name_any()).await.unwrap().status.unwrap_or_default();
+        let container = status.container_statuses.unwrap_or_default().into_iter().next();
+        container
+            .filter(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
+            .and_then(|container| container.container_id)
+            .ok_or("not running")
+    })
+    .await;
+    let layout = layout();
+    let mut ctr = lifecycle::ctr(&layout, &component::built(&layout).unwrap()).unwrap();
+    let tasks = paddock_e2e::cluster::command::run(ctr.args(["--namespace", "k8s.io", "tasks", "list"])).unwrap();
+    let id = id.trim_start_matches("containerd://");
+    let line = tasks.lines().find(|line| line.starts_with(id)).expect("containerd knows the container");
+    Pid::from_raw(line.split_whitespace().nth(1).unwrap().parse().unwrap())
+}
+
+async fn kill_operator(client: &Client) {
+    let pod = leader(client).await;
+    kill(process_of(client, &pod).await, Signal::SIGKILL).unwrap();
+}
+
+/// Holds that exactly one runner of this run was ever started: the status names it, and it has no second start.
+fn assert_started_once(status: &ScriptRunStatus) {
+    let starts = status.audit.iter().filter(|event| event.type_ == "dev.paddock.run.started.v1").count();
+    assert_eq!(starts, 1, "{status:#?}");
+}
+
+async fn killed_when(tenant: &Tenant, what: &str, seen: fn(&ScriptRunStatus) -> bool) {
+    let run = tenant.create(Script::shell("echo once; sleep 3; echo end")).await;
+    tenant.until(&run, what, seen).await;
+    kill_operator(&tenant.client).await;
+    let run = tenant.finished(&run).await;
+    assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+    assert_eq!(stdout(&run), "once\nend\n", "killed when {what}");
+    assert_started_once(&status(&run));
+}
+
+#[tokio::test]
+async fn a_killed_operator_loses_nothing_and_runs_nothing_twice() {
+    let _alone = alone().await;
+    tenant("killed", |tenant| async move {
+        killed_when(&tenant, "received", |status| status.phase.is_some()).await;
+        killed_when(&tenant, "admitted", |status| status.is_true(&ConditionType::Admitted)).await;
+        killed_when(&tenant, "started", |status| status.is_true(&ConditionType::Started)).await;
+        killed_when(&tenant, "with a result", |status| status.is_true(&ConditionType::ResultReady)).await;
+        // Once more while nobody leads: the run is made while the operator is dead.
+        kill_operator(&tenant.client).await;
+        let run = tenant.run(Script::shell("echo once")).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        // And with a stop under way.
+        let run = tenant.create(Script::shell("trap 'sleep 2; echo bye; exit 0' TERM; while :; do sleep 0.1; done")).await;
+        tenant.until(&run, "Started", |status| status.is_true(&ConditionType::Started)).await;
+        tenant.patch(&run, json!({ "spec": { "cancel": true } })).await;
+        tenant.until(&run, "stopping", |status| status.stopping.is_some()).await;
+        kill_operator(&tenant.client).await;
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Cancelled, &Reason::Cancelled);
+        assert_eq!(stdout(&run), "bye\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_restarted_container_runtime_loses_nothing() {
+    let _alone = alone().await;
+    tenant("runtime", |tenant| async move {
+        let run = tenant.create(Script::shell("echo begin; sleep 6; echo end")).await;
+        tenant.until(&run, "Started", |status| status.is_true(&ConditionType::Started)).await;
+        let layout = layout();
+        let record = process::record(&layout, "containerd").unwrap();
+        record.signal(Signal::SIGKILL);
+        eventually("containerd has ended", || async { if record.is_alive() { Err("alive") } else { Ok(()) } }).await;
+        lifecycle::start(&layout, &component::built(&layout).unwrap(), "containerd").unwrap();
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(stdout(&run), "begin\nend\n");
+        assert_started_once(&status(&run));
+        let run = tenant.run(Script::shell("echo after")).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}
+
+async fn scale(client: &Client, replicas: usize) {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+    api.patch("paddock-operator", &PatchParams::default(), &patch).await.unwrap();
+    eventually("as many replicas are ready", || async {
+        let ready = operators(client).await.iter().filter(|pod| is_ready(pod)).count();
+        if ready == replicas { Ok(()) } else { Err(ready) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_frozen_leader_is_followed_and_does_no_harm_when_it_thaws() {
+    let _alone = alone().await;
+    tenant("frozen", |tenant| async move {
+        scale(&tenant.client, 2).await;
+        let frozen = leader(&tenant.client).await;
+        let frozen_process = process_of(&tenant.client, &frozen).await;
+        let run = tenant.create(Script::shell("echo once; sleep 40; echo end").with(json!({ "timeoutSeconds": 60 }))).await;
+        tenant.until(&run, "Started", |status| status.is_true(&ConditionType::Started)).await;
+        kill(frozen_process, Signal::SIGSTOP).unwrap();
+        let waiting = tenant.create(Script::shell("echo by the other")).await;
+        let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
+        eventually("the other leads", || async {
+            let holder = leases.get("paddock-operator").await.unwrap().spec.unwrap().holder_identity.unwrap_or_default();
+            if holder.is_empty() || holder == frozen.name_any() { Err(holder) } else { Ok(()) }
+        })
+        .await;
+        let waiting = tenant.finished(&waiting).await;
+        assert_end(&waiting, &Phase::Succeeded, &Reason::Succeeded);
+        kill(frozen_process, Signal::SIGCONT).unwrap();
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(stdout(&run), "once\nend\n");
+        assert_started_once(&status(&run));
+        // The one that was frozen has seen that it leads no more, and has ended to begin anew.
+        let pods: Api<Pod> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
+        eventually("the thawed operator has restarted", || async {
+            let status = pods.get(&frozen.name_any()).await.unwrap().status.unwrap_or_default();
+            let restarts = status.container_statuses.unwrap_or_default().first().map_or(0, |container| container.restart_count);
+            if restarts > 0 { Ok(()) } else { Err(restarts) }
+        })
+        .await;
+        scale(&tenant.client, 1).await;
+    })
+    .await;
+}
+
+/// Replaces the RuntimeClass of sandboxes by one with another handler; its handler cannot be changed in place.
+async fn runtime_class(client: &Client, handler: Option<&str>) {
+    let api: Api<RuntimeClass> = Api::all(client.clone());
+    let _ = api.delete("gvisor-nonet", &DeleteParams::default()).await;
+    if let Some(handler) = handler {
+        let class: RuntimeClass = serde_json::from_value(json!({ "metadata": { "name": "gvisor-nonet" }, "handler": handler })).unwrap();
+        api.create(&PostParams::default(), &class).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_class_that_is_missing_or_wrong_never_starts_a_script() {
+    let _alone = alone().await;
+    tenant("class", |tenant| async move {
+        runtime_class(&tenant.client, None).await;
+        let missing = eventually("the class is seen to be gone", || async {
+            let run = tenant.run(Script::shell("echo never")).await;
+            if status(&run).phase == Some(Phase::Succeeded) { Err("still there") } else { Ok(run) }
+        })
+        .await;
+        assert_end(&missing, &Phase::StartFailed, &Reason::RuntimeClassUnavailable);
+        for (handler, reason) in [("runc", Reason::NotSandboxed), ("gvisor", Reason::UnexpectedInterface)] {
+            runtime_class(&tenant.client, Some(handler)).await;
+            let run = eventually("the class is seen to be another", || async {
+                let run = tenant.run(Script::shell("echo never")).await;
+                let reason_seen = status(&run).condition(&ConditionType::Finished).map(|condition| condition.reason.clone());
+                if reason_seen.as_ref() == Some(&reason) { Ok(run) } else { Err(reason_seen) }
+            })
+            .await;
+            assert_end(&run, &Phase::PolicyNotEnforced, &reason);
+            assert!(status(&run).result.is_none() && !status(&run).is_true(&ConditionType::Started));
+        }
+        runtime_class(&tenant.client, Some("gvisor-nonet")).await;
+        eventually("the class is right again", || async {
+            let run = tenant.run(Script::shell("true")).await;
+            if status(&run).phase == Some(Phase::Succeeded) { Ok(()) } else { Err(status(&run).message) }
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Sets a flag of the operator, as the chart's values do.
+async fn with_argument(client: &Client, from: &str, to: &str) {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    let mut deployment = api.get("paddock-operator").await.unwrap();
+    let pod = deployment.spec.as_mut().unwrap().template.spec.as_mut().unwrap();
+    let arguments = pod.containers[0].args.as_mut().unwrap();
+    let argument = arguments.iter_mut().find(|argument| *argument == from).unwrap_or_else(|| panic!("no argument {from}"));
+    to.clone_into(argument);
+    deployment.metadata.managed_fields = None;
+    let generation = api.replace("paddock-operator", &PostParams::default(), &deployment).await.unwrap().metadata.generation;
+    eventually("the operator is rolled out", || async {
+        let status = api.get("paddock-operator").await.unwrap().status.unwrap_or_default();
+        let is_done = status.observed_generation >= generation
+            && status.updated_replicas == Some(1)
+            && status.ready_replicas == Some(1)
+            && status.replicas == Some(1);
+        if is_done { Ok(()) } else { Err(status) }
+    })
+    .await;
+    leader(client).await;
+}
+
+#[tokio::test]
+async fn the_runner_also_comes_by_an_init_container() {
+    let _alone = alone().await;
+    tenant("init", |tenant| async move {
+        with_argument(&tenant.client, "--runner-delivery=auto", "--runner-delivery=init-container").await;
+        let run = tenant.create(Script::python("print('by init container')")).await;
+        let pod = tenant.pod_of(&run).await;
+        assert_eq!(pod.spec.unwrap().init_containers.unwrap()[0].name, "runner");
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(stdout(&run), "by init container\n");
+        with_argument(&tenant.client, "--runner-delivery=init-container", "--runner-delivery=auto").await;
+        let run = tenant.create(Script::python("print('by image volume')")).await;
+        assert!(tenant.pod_of(&run).await.spec.unwrap().init_containers.is_none());
+        assert_end(&tenant.finished(&run).await, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_script_that_does_not_start_in_time_is_given_up() {
+    let _alone = alone().await;
+    tenant("budget", |tenant| async move {
+        with_argument(&tenant.client, "--start-budget-seconds=60", "--start-budget-seconds=5").await;
+        // No node has room for it, so that its pod stays pending.
+        let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(tenant.client.clone());
+        let node = nodes.list(&ListParams::default()).await.unwrap().items.remove(0).name_any();
+        nodes.cordon(&node).await.unwrap();
+        let run = tenant.create(Script::shell("echo never")).await;
+        let run = tenant.finished_within(&run, Duration::from_secs(30)).await;
+        nodes.uncordon(&node).await.unwrap();
+        with_argument(&tenant.client, "--start-budget-seconds=5", "--start-budget-seconds=60").await;
+        assert_end(&run, &Phase::StartTimedOut, &Reason::StartTimedOut);
+        assert!(status(&run).result.is_none());
+    })
+    .await;
+}
+
+const KINDS: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/policyRef/properties/kind/enum";
+
+/// Sets the kinds of policy that the schema knows.
+async fn set_kinds(api: &Api<CustomResourceDefinition>, kinds: serde_json::Value) {
+    let mut crd = serde_json::to_value(api.get("scriptruns.paddock.dev").await.unwrap()).unwrap();
+    *crd.pointer_mut(KINDS).unwrap() = kinds;
+    api.replace("scriptruns.paddock.dev", &PostParams::default(), &serde_json::from_value(crd).unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_run_that_cannot_be_read_does_not_stop_the_others() {
+    let _alone = alone().await;
+    tenant("malformed", |tenant| async move {
+        // A newer version of the CRD may allow what this operator does not know.
+        let crds: Api<CustomResourceDefinition> = Api::all(tenant.client.clone());
+        let crd = crds.get("scriptruns.paddock.dev").await.unwrap();
+        let known = serde_json::to_value(&crd).unwrap().pointer(KINDS).unwrap().clone();
+        set_kinds(&crds, json!(["SandboxPolicy", "ClusterSandboxPolicy", "FuturePolicy"])).await;
+        let resource = kube::api::ApiResource {
+            group: "paddock.dev".into(),
+            version: "v1alpha1".into(),
+            api_version: "paddock.dev/v1alpha1".into(),
+            kind: "ScriptRun".into(),
+            plural: "scriptruns".into(),
+        };
+        let raw: Api<kube::api::DynamicObject> = Api::namespaced_with(tenant.client.clone(), &tenant.name, &resource);
+        let strange = json!({
+            "apiVersion": "paddock.dev/v1alpha1", "kind": "ScriptRun", "metadata": { "name": "strange" },
+            "spec": { "policyRef": { "kind": "FuturePolicy", "name": "x" }, "script": { "runtime": "shell", "source": { "inline": "true" } } },
+        });
+        eventually("the schema is in force", || async { raw.create(&PostParams::default(), &serde_json::from_value(strange.clone()).unwrap()).await }).await;
+        let run = tenant.run(Script::shell("echo all the same")).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        // A restart has to read it once more.
+        kill_operator(&tenant.client).await;
+        let run = tenant.run(Script::shell("echo all the same")).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        let left_alone = raw.get("strange").await.unwrap();
+        assert!(left_alone.data.get("status").is_none(), "{left_alone:?}");
+        let release = json!({ "metadata": { "finalizers": null } });
+        raw.patch("strange", &PatchParams::default(), &Patch::Merge(release)).await.unwrap();
+        raw.delete("strange", &DeleteParams::default()).await.unwrap();
+        set_kinds(&crds, known).await;
+    })
+    .await;
+}
