@@ -265,7 +265,7 @@ async fn fifty_runs_at_once_never_exceed_the_limit() {
         assert!(api.get_opt("limited").await.unwrap().is_some());
         let script = || {
             Script::shell("true").with(json!({
-                "policyRef": { "kind": "SandboxPolicy", "name": "limited" }, "resources": { "cpu": "1", "memory": "64Mi" },
+                "policyRef": { "kind": "SandboxPolicy", "name": "limited" }, "resources": { "memory": "64Mi" },
             }))
         };
         eventually("the policy is seen", || async {

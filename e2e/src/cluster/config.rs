@@ -1,28 +1,53 @@
 //! Configuration files and command lines of the programs.
 
 use std::fs;
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use sha2::{Digest as _, Sha256};
 
 use super::component::{Programs, has_sys_resource};
-use super::layout::{API_SERVICE_ADDRESS, Layout, NAME, NODE_ADDRESS, POD_BRIDGE, POD_CIDR, SERVICE_CIDR, port};
+use super::layout::{Layout, NAME, NODE_ADDRESS, POD_BRIDGE, POD_CIDR, SERVICE_CIDR, port};
 
 /// Image of the pause container.
 pub const PAUSE_IMAGE: &str = "docker.io/paddock/pause:v1.36.3";
 
+/// Every file with its content.
+fn files(layout: &Layout, programs: &Programs) -> Result<Vec<(PathBuf, String)>> {
+    let files = [
+        ("containerd.toml", containerd(layout, programs)?),
+        ("runsc.toml", "[runsc_config]\nplatform = \"systrap\"\n".to_owned()),
+        ("runsc-nonet.toml", "[runsc_config]\nplatform = \"systrap\"\nnetwork = \"none\"\n".to_owned()),
+        ("cni/10-pods.conflist", cni()),
+        ("kubelet.yaml", kubelet(layout)),
+        ("proxy.yaml", proxy(layout)),
+        ("audit.yaml", AUDIT_POLICY.to_owned()),
+        ("cluster.yaml", CLUSTER_OBJECTS.to_owned()),
+    ];
+    Ok(files.into_iter().map(|(name, content)| (layout.config(name), content)).collect())
+}
+
 /// Writes every file anew.
 pub fn write(layout: &Layout, programs: &Programs) -> Result<()> {
     let _ = fs::remove_dir_all(layout.state.join("config"));
-    fs::create_dir_all(layout.config("cni"))?;
-    fs::write(layout.config("containerd.toml"), containerd(layout, programs)?)?;
-    fs::write(layout.config("runsc.toml"), "[runsc_config]\nplatform = \"systrap\"\n")?;
-    fs::write(layout.config("runsc-nonet.toml"), "[runsc_config]\nplatform = \"systrap\"\nnetwork = \"none\"\n")?;
-    fs::write(layout.config("cni/10-pods.conflist"), cni())?;
-    fs::write(layout.config("kubelet.yaml"), kubelet(layout))?;
-    fs::write(layout.config("proxy.yaml"), proxy(layout))?;
-    fs::write(layout.config("audit.yaml"), AUDIT_POLICY)?;
-    fs::write(layout.config("cluster.yaml"), CLUSTER_OBJECTS)?;
+    for (path, content) in files(layout, programs)? {
+        fs::create_dir_all(path.parent().context("a file lies in a folder")?)?;
+        fs::write(path, content)?;
+    }
     Ok(())
+}
+
+/// Stands for everything that the cluster is started with. A running cluster with another one is an old one.
+pub fn fingerprint(layout: &Layout, programs: &Programs) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(programs.search_path());
+    for (_, content) in files(layout, programs)? {
+        hash.update(content);
+    }
+    for name in super::lifecycle::PROCESSES {
+        hash.update(arguments(layout, name).join(" "));
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Who did what, without bodies: enough to hold the operator's RBAC and its number of writes against.
@@ -111,6 +136,8 @@ containerRuntimeEndpoint: unix://{socket}
 podLogsDir: {state}/pod-logs
 volumePluginDir: {state}/volume-plugins
 maxPods: 200
+featureGates: {{KubeletCrashLoopBackOffMax: true}}
+crashLoopBackOff: {{maxContainerRestartPeriod: 2s}}
 serializeImagePulls: false
 evictionHard: {{memory.available: 200Mi}}
 imageGCHighThresholdPercent: 100
@@ -200,9 +227,4 @@ pub fn arguments(layout: &Layout, process: &str) -> Vec<String> {
         _ => String::new(),
     };
     lines.split_whitespace().map(str::to_owned).collect()
-}
-
-/// The first address of the Service range belongs to `default/kubernetes`.
-pub fn api_service() -> &'static str {
-    API_SERVICE_ADDRESS
 }

@@ -22,11 +22,12 @@ pub const PROCESSES: [&str; 8] =
 pub fn up(layout: &Layout, say: &dyn Fn(&str)) -> Result<()> {
     requirements::check()?;
     refuse_a_foreign_cluster(layout)?;
-    if is_complete(layout) {
+    let programs = component::build(layout, say)?;
+    let fingerprint = config::fingerprint(layout, &programs)?;
+    if is_complete(layout, &fingerprint) {
         say("the cluster is running");
         return Ok(());
     }
-    let programs = component::build(layout, say)?;
     let archives = images::build_base(layout, say)?;
     clear(layout, say)?;
     fs::create_dir_all(&layout.run)?;
@@ -60,7 +61,7 @@ pub fn up(layout: &Layout, say: &dyn Fn(&str)) -> Result<()> {
     }
     say("waiting for a gVisor pod");
     wait_for_gvisor(layout, &programs)?;
-    fs::write(layout.run.join("complete"), "")?;
+    fs::write(layout.run.join("complete"), fingerprint)?;
     say(&format!("the cluster is up after {} s", begin.elapsed().as_secs()));
     Ok(())
 }
@@ -105,9 +106,9 @@ pub fn status(layout: &Layout) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whether every process runs and the last `up` came to its end.
-pub fn is_complete(layout: &Layout) -> bool {
-    layout.run.join("complete").exists()
+/// Whether every process runs, and the last `up` came to its end with this very configuration.
+fn is_complete(layout: &Layout, fingerprint: &str) -> bool {
+    fs::read_to_string(layout.run.join("complete")).is_ok_and(|complete| complete == fingerprint)
         && PROCESSES.iter().all(|name| process::record(layout, name).is_some_and(|record| record.is_alive()))
 }
 
@@ -219,9 +220,4 @@ fn wait_for_gvisor(layout: &Layout, programs: &Programs) -> Result<()> {
     }
     kubectl(layout, programs, &["-n", "kube-system", "delete", "pod/devcluster-probe", "--wait=false"])?;
     Ok(())
-}
-
-/// Where the API server answers.
-pub fn api_address() -> String {
-    format!("https://{NODE_ADDRESS}:{}", port::API)
 }

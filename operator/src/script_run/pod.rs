@@ -123,14 +123,18 @@ fn container_security() -> Value {
     })
 }
 
+/// Memory is reserved whole. Of CPU a tenth is, so that a node takes more sandboxes than can compute at once; when they all do, each gets
+/// its share by weight, and none more than its limit.
 fn resources(run: &ValidRun) -> Value {
-    let amounts = json!({
-        "cpu": format!("{}m", run.grant.cpu_milli),
-        "memory": quantity_of_bytes(run.grant.memory_bytes).0,
-        // What the kubelet writes for the container: its log and /etc/hosts. The script itself writes to memory only.
-        "ephemeral-storage": "32Mi",
-    });
-    json!({ "requests": amounts, "limits": amounts })
+    let amounts = |cpu: u64| {
+        json!({
+            "cpu": format!("{cpu}m"),
+            "memory": quantity_of_bytes(run.grant.memory_bytes).0,
+            // What the kubelet writes for the container: its log and /etc/hosts. The script itself writes to memory only.
+            "ephemeral-storage": "32Mi",
+        })
+    };
+    json!({ "requests": amounts(run.grant.cpu_milli.div_ceil(10)), "limits": amounts(run.grant.cpu_milli) })
 }
 
 fn script_container(run: &ValidRun, settings: &Settings) -> Value {

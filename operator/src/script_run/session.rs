@@ -22,6 +22,10 @@ use crate::names::CONTAINER;
 /// Pauses between attempts to attach to a container that is being created.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// A stream that brings no answer for this long is doubted, and the log is looked at.
+const ANSWER_LIMIT: Duration = Duration::from_millis(300);
+/// After so many doubts the stream is given up and opened anew.
+const UNANSWERED_LIMIT: u32 = 4;
 /// A log is read to at most this many bytes: more than a runner writes.
 const LOG_LIMIT: i64 = MAX_TOTAL as i64 + 65536;
 
@@ -233,8 +237,21 @@ async fn listen(
 ) {
     let mut lines = Lines::default();
     let mut buffer = vec![0; 16 * 1024];
+    let mut tick = tokio::time::interval(ANSWER_LIMIT);
+    tick.tick().await;
+    let mut unanswered = 0;
     loop {
         tokio::select! {
+            _ = tick.tick(), if is_waiting_for_an_answer(shared) => {
+                fill_from_log(listening, api, shared).await;
+                if !is_waiting_for_an_answer(shared) {
+                    continue;
+                }
+                unanswered += 1;
+                if unanswered >= UNANSWERED_LIMIT || write(input, &ControlMessage::Hello {}).await.is_err() {
+                    return;
+                }
+            }
             read = output.read(&mut buffer) => match read {
                 Ok(0) | Err(_) => return,
                 Ok(count) => {
@@ -263,6 +280,14 @@ async fn listen(
             },
         }
     }
+}
+
+/// A runner answers at once to a hello and to a start message. A stream on which it does not is deaf, although it is open.
+fn is_waiting_for_an_answer(shared: &Mutex<Shared>) -> bool {
+    let shared = lock(shared);
+    let transcript = &shared.transcript;
+    let is_over = transcript.refused.is_some() || transcript.finished;
+    !is_over && (transcript.boot.is_none() || (shared.start_sent && !transcript.accepted))
 }
 
 async fn fill_from_log(listening: &Listening, api: &Api<Pod>, shared: &Mutex<Shared>) {
