@@ -24,6 +24,9 @@ check: packages ## Format, lints, generated files, chart
 	cargo fmt --all -- --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo test --quiet -p paddock-crds --test generated
+	@cargo build --quiet -p paddock-e2e
+	@$(DEVCLUSTER) tool helm > /dev/null
+	$$($(DEVCLUSTER) tool helm) lint --strict charts/paddock
 
 .PHONY: unit
 unit: ## Tests that need nothing but Rust
@@ -31,7 +34,7 @@ unit: ## Tests that need nothing but Rust
 
 .PHONY: e2e
 e2e: install ## Tests on the local cluster
-	KUBECONFIG=$$($(DEVCLUSTER) kubeconfig) cargo test --quiet -p paddock-e2e
+	cargo test --quiet -p paddock-e2e -- --test-threads=4
 
 .PHONY: generate
 generate: ## Write the files that are made from the types

@@ -1,5 +1,7 @@
 //! What the API server itself takes and refuses: schemas, rules, admission policies, roles.
 
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use harness::{Script, Tenant, admin, assert_refused, status, tenant, user};
@@ -39,7 +41,8 @@ fn spec(change: impl FnOnce(&mut Value)) -> Value {
     spec
 }
 
-fn object(kind_name: &str, name: &str, spec: Value) -> DynamicObject {
+fn object(kind_name: &str, name: &str, spec: impl Into<Value>) -> DynamicObject {
+    let spec: Value = spec.into();
     serde_json::from_value(json!({ "apiVersion": "paddock.dev/v1alpha1", "kind": kind_name, "metadata": { "name": name }, "spec": spec }))
         .unwrap()
 }

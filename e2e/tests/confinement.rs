@@ -1,5 +1,7 @@
 //! What a pod in a sandbox namespace can reach when it has an interface: nothing.
 
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use harness::{Script, Tenant, eventually, layout, tenant};

@@ -1,5 +1,7 @@
 //! Runs that live through the death of what runs them. These tests disturb everything, so they run one after the other.
 
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! What goes wrong around a run, each with its documented end.
 
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! What scripts do, and what becomes of it.
 
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use harness::{Script, assert_end, eventually, status, stderr, stdout, tenant};

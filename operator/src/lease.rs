@@ -152,7 +152,7 @@ impl Leadership {
                 Ok(()) => self.fence.raise(begin),
                 Err(error) if !self.fence.is_up() => return error.context("the lease is lost"),
                 Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "cannot renew the lease")
+                    tracing::warn!(error = format!("{error:#}"), "cannot renew the lease");
                 }
             }
         }

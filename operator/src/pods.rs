@@ -154,7 +154,7 @@ async fn follow(api: Api<Pod>, seen: Arc<Mutex<Seen>>, wake: mpsc::UnboundedSend
                 }
             }
             Err(error) => {
-                tracing::debug!(error = %error, "the watch of a sandbox namespace is tried again")
+                tracing::debug!(error = %error, "the watch of a sandbox namespace is tried again");
             }
         }
     }

@@ -108,7 +108,7 @@ async fn pass(run: &ScriptRun, context: &Arc<Context>) -> Result<Action, Error> 
             run = apply::write_status(&run, status, context).await?;
         }
         if let apply::Done::Replaced(newer) = done {
-            run = newer;
+            run = *newer;
         } else if let Some(action) = pause(&step, &done) {
             return Ok(action);
         }
@@ -137,6 +137,7 @@ fn pause(step: &Step, done: &Done) -> Option<Action> {
 }
 
 /// Infrastructure errors: logged once with their chain, retried with back-off for this run alone.
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of kube's Controller")]
 fn error_policy(run: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
     let name = run.name_any();
     let namespace = run.namespace();

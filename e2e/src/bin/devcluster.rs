@@ -40,6 +40,11 @@ enum Action {
         /// Name of the program
         program: String,
     },
+    /// Builds one program of the cluster, such as helm, if it is missing, and prints its path
+    Tool {
+        /// Name of the program
+        program: String,
+    },
     /// Imports an image from an OCI or Docker archive
     Load {
         /// The archive
@@ -85,8 +90,9 @@ fn run(arguments: Arguments) -> Result<()> {
         Action::Logs { name } => logs(&layout, &name)?,
         Action::Kubeconfig => println!("{}", layout.kubeconfig().display()),
         Action::Which { program } => {
-            println!("{}", component::built(&layout)?.path(&program)?.display())
+            println!("{}", component::built(&layout)?.path(&program)?.display());
         }
+        Action::Tool { program } => println!("{}", component::build_one(&layout, &program)?.display()),
         Action::Load { image } => {
             let loaded = images::load(&layout, &component::built(&layout)?, &image)?;
             println!("{}", if loaded { "loaded" } else { "loaded before" });

@@ -113,6 +113,18 @@ pub fn build(layout: &Layout, say: &dyn Fn(&str)) -> Result<Programs> {
     built(layout)
 }
 
+/// Builds the component that gives `program`, if it is missing, and returns the path of the program.
+pub fn build_one(layout: &Layout, program: &str) -> Result<PathBuf> {
+    let component = COMPONENTS
+        .iter()
+        .find(|component| component.programs.iter().any(|(name, _)| *name == program))
+        .with_context(|| format!("no component gives the program {program}"))?;
+    if !component.folder(layout)?.join(".complete").exists() {
+        component.build(layout)?;
+    }
+    built(layout)?.path(program)
+}
+
 impl Component {
     fn source(&self, layout: &Layout) -> PathBuf {
         layout.clone.join("e2e/components").join(self.name)

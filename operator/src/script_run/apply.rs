@@ -35,7 +35,7 @@ pub(crate) enum Done {
     /// The pod was not created, for this reason and with this detail for the administrator.
     NotCreated(Reason, String),
     /// The run itself was written.
-    Replaced(ScriptRun),
+    Replaced(Box<ScriptRun>),
     /// The run is gone, or will be.
     Gone,
 }
@@ -115,7 +115,7 @@ async fn write_finalizers(run: &ScriptRun, finalizers: &[String], context: &Cont
     match within("the finalizer", runs(run, context).patch(&run.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
         Ok(newer) => {
             context.remember(&newer);
-            Ok(Done::Replaced(newer))
+            Ok(Done::Replaced(Box::new(newer)))
         }
         Err(error) if code(&error) == Some(404) => Ok(gone(run, context)),
         Err(error) => Err(on_write("the finalizer")(error)),

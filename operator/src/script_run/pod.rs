@@ -203,23 +203,17 @@ pub(crate) fn difference(rendered: &Pod, stored: &Pod) -> Option<String> {
     compare("spec", &rendered, &stored)
 }
 
-/// What the API server and the scheduler add to a spec that does not say it. A value of `None` may be anything.
-fn may_be_added(path: &str) -> Option<Option<Value>> {
-    Some(match path {
-        // The RuntimeClass and its admission plugin own these; the PriorityClass theirs; the scheduler its own.
-        "spec.overhead"
-        | "spec.nodeSelector"
-        | "spec.tolerations"
-        | "spec.nodeName"
-        | "spec.priority"
-        | "spec.priorityClassName"
-        | "spec.preemptionPolicy" => None,
-        "spec.schedulerName" => Some(json!("default-scheduler")),
-        "spec.serviceAccountName" | "spec.serviceAccount" => Some(json!("default")),
+/// Whether the API server, the RuntimeClass, the PriorityClass or the scheduler may have added this to a spec that does not say it.
+fn may_be_added(path: &str, value: &Value) -> bool {
+    match path {
+        "spec.overhead" | "spec.nodeSelector" | "spec.tolerations" | "spec.nodeName" => true,
+        "spec.priority" | "spec.priorityClassName" | "spec.preemptionPolicy" => true,
         // Pull secrets of the sandbox namespace's own default service account.
-        "spec.imagePullSecrets" => None,
-        _ => return None,
-    })
+        "spec.imagePullSecrets" => true,
+        "spec.schedulerName" => value == "default-scheduler",
+        "spec.serviceAccountName" | "spec.serviceAccount" => value == "default",
+        _ => false,
+    }
 }
 
 fn compare(path: &str, rendered: &Value, stored: &Value) -> Option<String> {
@@ -239,11 +233,7 @@ fn compare(path: &str, rendered: &Value, stored: &Value) -> Option<String> {
             }
             theirs.iter().filter(|(key, value)| !ours.contains_key(*key) && !is_empty(value)).find_map(|(key, value)| {
                 let path = format!("{path}.{key}");
-                match may_be_added(&path) {
-                    Some(None) => None,
-                    Some(Some(allowed)) if allowed == *value => None,
-                    _ => Some(format!("{path} was added")),
-                }
+                (!may_be_added(&path, value)).then(|| format!("{path} was added"))
             })
         }
         (Value::Array(ours), Value::Array(theirs)) if ours.len() == theirs.len() => {

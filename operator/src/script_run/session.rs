@@ -10,7 +10,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, LogParams};
 use kube::{Api, Client};
-use paddock_protocol::{ControlMessage, Lines, MAX_TOTAL, Transcript};
+use paddock_protocol::{ControlMessage, Lines, Transcript};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -26,8 +26,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const ANSWER_LIMIT: Duration = Duration::from_millis(300);
 /// After so many doubts the stream is given up and opened anew.
 const UNANSWERED_LIMIT: u32 = 4;
-/// A log is read to at most this many bytes: more than a runner writes.
-const LOG_LIMIT: i64 = MAX_TOTAL as i64 + 65536;
+/// A log is read to at most this many bytes: more than the 4 MiB that a runner writes.
+const LOG_LIMIT: i64 = 8 << 20;
 
 /// All sessions, by the UID of the run.
 #[derive(Default)]

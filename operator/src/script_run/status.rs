@@ -165,7 +165,7 @@ impl Report {
             }
             // The place in the queue is not stored: it would be a write for every run that waits, at every end of another.
             Admission::Wait { .. } => {
-                self.waits(&Reason::WaitingForSlot, "as many runs are active as the policies allow; the run waits for its turn")
+                self.waits(&Reason::WaitingForSlot, "as many runs are active as the policies allow; the run waits for its turn");
             }
             Admission::Full => {
                 let message = "as many runs wait in this namespace as the policies allow";
