@@ -1,1 +1,402 @@
+//! Whole lives in an in-memory world: the pure steps, driven by chance through crashes, stale views, lost and late messages, a second
+//! leader, kubelet restarts, deletions and cancels. Thousands of seeds; a failure prints its seed.
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use paddock_crds::{ConditionType, Phase, ScriptRun};
+use paddock_protocol::Transcript;
+
+use super::apply::Done;
+use super::fixtures::{a_pod, a_report, a_run, at, present, seen, settings};
+use super::ledger::Ledger;
+use super::pod_facts::{Ended, PodFacts, PodLife};
+use super::queue::{Admission, QueueLimits, Turn, Usage};
+use super::status::compute_status;
+use super::step::{Seen, Step, StreamSeen, next_step};
+
+const RUNS: usize = 4;
+const LIMIT: u32 = 2;
+const SEEDS: u64 = 3000;
+
+/// A small generator: the stories need chance, not quality.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+
+    fn one_in(&mut self, bound: u64) -> bool {
+        self.below(bound) == 0
+    }
+}
+
+/// A pod as the node knows it.
+#[derive(Clone)]
+struct Node {
+    facts: PodFacts,
+    boot: u64,
+    accepted: bool,
+    reported: bool,
+    stopped: bool,
+}
+
+struct World {
+    chance: Chance,
+    second: i64,
+    version: u64,
+    runs: BTreeMap<String, ScriptRun>,
+    pods: BTreeMap<String, Node>,
+    starts: BTreeMap<String, u32>,
+    /// Start messages on their way: run, boot. They may come late, or twice.
+    late: Vec<(String, u64)>,
+    pod_count: u64,
+    boots: u64,
+}
+
+/// What an operator process has in memory. A crash makes a new one.
+#[derive(Default)]
+struct Operator {
+    ledger: Ledger,
+    /// An older state of the runs, as a watch that lags shows it.
+    watched: BTreeMap<String, ScriptRun>,
+    written: BTreeMap<String, ScriptRun>,
+    sent: BTreeMap<String, String>,
+    stop_sent: BTreeMap<String, String>,
+    complete: BTreeMap<String, String>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let runs = (0..RUNS).map(|number| {
+            let mut run = a_run();
+            let uid = format!("uid-{number}");
+            run.metadata.name = Some(format!("run-{number}"));
+            run.metadata.uid = Some(uid.clone());
+            (uid, run)
+        });
+        Self {
+            chance: Chance(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            second: 0,
+            version: 1,
+            runs: runs.collect(),
+            pods: BTreeMap::new(),
+            starts: BTreeMap::new(),
+            late: Vec::new(),
+            pod_count: 0,
+            boots: 0,
+        }
+    }
+
+    /// A write that is fenced by the version that it was computed from.
+    fn store(&mut self, uid: &str, mut run: ScriptRun) -> Option<ScriptRun> {
+        let stored = self.runs.get(uid)?;
+        if stored.metadata.resource_version != run.metadata.resource_version {
+            return None;
+        }
+        let is_finished = |run: &ScriptRun| run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished));
+        assert!(!is_finished(stored) || stored.status == run.status, "a finished status changed");
+        self.version += 1;
+        run.metadata.resource_version = Some(self.version.to_string());
+        self.runs.insert(uid.to_owned(), run.clone());
+        Some(run)
+    }
+
+    fn touch(&mut self, uid: &str, change: impl FnOnce(&mut ScriptRun)) {
+        self.version += 1;
+        let version = self.version.to_string();
+        if let Some(run) = self.runs.get_mut(uid) {
+            change(run);
+            run.metadata.resource_version = Some(version);
+        }
+    }
+
+    fn start(&mut self, uid: &str, boot: u64) {
+        if let Some(node) = self.pods.get_mut(uid)
+            && node.facts.life == PodLife::Running
+            && node.boot == boot
+            && !node.accepted
+        {
+            node.accepted = true;
+            *self.starts.entry(uid.to_owned()).or_insert(0) += 1;
+        }
+    }
+
+    /// Node, users and network do something.
+    fn happen(&mut self, is_calm: bool) {
+        self.second += i64::try_from(self.chance.below(3)).unwrap();
+        if !self.late.is_empty() && self.chance.one_in(2) {
+            let index = usize::try_from(self.chance.below(self.late.len() as u64)).unwrap();
+            let (uid, boot) = self.late[index].clone();
+            if self.chance.one_in(2) {
+                self.late.remove(index);
+            }
+            self.start(&uid, boot);
+        }
+        let uid = format!("uid-{}", self.chance.below(RUNS as u64));
+        let chance = self.chance.below(if is_calm { 4 } else { 12 });
+        let boots = self.boots + 1;
+        let now = Time(at(self.second));
+        if let Some(node) = self.pods.get_mut(&uid) {
+            match (chance, &node.facts.life) {
+                (0..=2, PodLife::Pending { .. }) => {
+                    node.facts.life = PodLife::Running;
+                    node.boot = boots;
+                    self.boots = boots;
+                }
+                (0, PodLife::Running) if node.accepted => node.reported = true,
+                (1, PodLife::Running) if node.reported || node.stopped => node.facts.life = over(0),
+                (2, _) if node.facts.deleting => _ = self.pods.remove(&uid),
+                // The node lost its runtime state: the kubelet starts the container once more.
+                (4, PodLife::Running) => {
+                    node.boot = boots;
+                    node.accepted = false;
+                    node.reported = false;
+                    self.boots = boots;
+                }
+                (5, PodLife::Running) => node.facts.life = over(137),
+                (6, _) => node.facts.deleting = true,
+                _ => {}
+            }
+        }
+        match chance {
+            7 => self.touch(&uid, |run| run.spec.cancel = Some(true)),
+            8 => self.touch(&uid, |run| run.metadata.deletion_timestamp = Some(now)),
+            9 => self.second += 40,
+            _ => {}
+        }
+    }
+
+    fn living(&self) -> usize {
+        self.pods.values().filter(|node| node.facts.ended().is_none()).count()
+    }
+}
+
+fn over(exit_code: i32) -> PodLife {
+    PodLife::Ended(Ended { exit_code: Some(exit_code), container_reason: Some("Error".into()), ..Ended::default() })
+}
+
+impl Operator {
+    /// A new process lists everything anew.
+    fn fresh(world: &World) -> Self {
+        Self { watched: world.runs.clone(), ..Self::default() }
+    }
+
+    fn version(run: &ScriptRun) -> u64 {
+        run.metadata.resource_version.as_deref().unwrap_or("0").parse().unwrap()
+    }
+
+    fn view(&self, uid: &str) -> Option<ScriptRun> {
+        let watched = self.watched.get(uid)?;
+        Some(self.written.get(uid).filter(|own| Self::version(own) > Self::version(watched)).unwrap_or(watched).clone())
+    }
+
+    fn usage(&self, world: &World) -> Usage {
+        let mut usage = Usage::default();
+        for uid in self.watched.keys() {
+            let Some(run) = self.view(uid) else { continue };
+            let Some(status) = &run.status else { continue };
+            if status.is_true(&ConditionType::Admitted) && !status.is_true(&ConditionType::Finished) {
+                usage.active.insert(uid.clone());
+            } else if status.phase == Some(Phase::Queued) {
+                usage.waiting.insert(Turn { created: 0, uid: uid.clone() });
+            }
+        }
+        usage.active.extend(world.pods.iter().filter(|(_, node)| node.facts.ended().is_none()).map(|(uid, _)| uid.clone()));
+        usage
+    }
+
+    fn stream(&self, uid: &str, node: &Node) -> StreamSeen {
+        let mut transcript = Transcript::default();
+        if node.facts.life == PodLife::Running || node.facts.ended().is_some() {
+            transcript.boot = (node.boot > 0).then(|| node.boot.to_string());
+            transcript.accepted = node.accepted;
+            transcript.report = node.reported.then(|| a_report(0));
+        }
+        let key = format!("{}/{}", node.facts.uid, node.boot);
+        StreamSeen {
+            transcript,
+            listening: true,
+            complete: self.complete.get(uid) == Some(&node.facts.uid),
+            start_sent: self.sent.get(uid) == Some(&key),
+            stop_sent: self.stop_sent.get(uid) == Some(&node.facts.uid),
+        }
+    }
+
+    /// One step of one run. `crash` says after which half the process dies.
+    fn pass(&mut self, world: &mut World, uid: &str, crash: Option<u64>) {
+        let Some(run) = self.view(uid) else { return };
+        let node = world.pods.get(uid).cloned();
+        let mut seen: Seen = seen(&run);
+        if let Some(node) = &node {
+            seen.stream = self.stream(uid, node);
+            seen.pod = present(node.facts.clone());
+        }
+        let step = next_step(&run, &seen, &settings(), at(world.second));
+        if crash == Some(0) {
+            return;
+        }
+        let done = self.apply(world, &run, uid, &step, node.as_ref());
+        if crash == Some(1) {
+            return;
+        }
+        if let Some(status) = compute_status(&run, &seen, &step, &done, at(world.second))
+            && let Some(newer) = world.store(uid, ScriptRun { status: Some(status), ..run })
+        {
+            if newer.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished)) {
+                self.ledger.forget("team", uid);
+            }
+            self.written.insert(uid.to_owned(), newer);
+        }
+    }
+
+    fn apply(&mut self, world: &mut World, run: &ScriptRun, uid: &str, step: &Step, node: Option<&Node>) -> Done {
+        let pod_uid = node.map(|node| node.facts.uid.clone()).unwrap_or_default();
+        match step {
+            Step::Admit => {
+                let limits = QueueLimits { max_concurrent: LIMIT, max_queued: 100 };
+                let turn = Turn { created: 0, uid: uid.to_owned() };
+                Done::Queued(self.ledger.reserve("team", limits, &turn, || self.usage(world)))
+            }
+            Step::CreatePod => {
+                world.pod_count += 1;
+                let facts = PodFacts { uid: format!("pod-{}", world.pod_count), ..a_pod(run) };
+                world.pods.entry(uid.to_owned()).or_insert(Node { facts, boot: 0, accepted: false, reported: false, stopped: false });
+                Done::Yes
+            }
+            Step::SendStart { boot, .. } => {
+                let boot: u64 = boot.parse().unwrap();
+                self.sent.insert(uid.to_owned(), format!("{pod_uid}/{}", node.map_or(0, |node| node.boot)));
+                match world.chance.below(3) {
+                    0 => world.start(uid, boot),
+                    1 => world.late.push((uid.to_owned(), boot)),
+                    _ => {
+                        world.start(uid, boot);
+                        world.late.push((uid.to_owned(), boot));
+                    }
+                }
+                Done::Yes
+            }
+            Step::StopPod => {
+                self.stop_sent.insert(uid.to_owned(), pod_uid);
+                if let Some(node) = world.pods.get_mut(uid) {
+                    node.stopped = true;
+                }
+                Done::Yes
+            }
+            Step::ReadLog => {
+                self.complete.insert(uid.to_owned(), pod_uid);
+                Done::Yes
+            }
+            Step::RemovePod => {
+                if let Some(node) = world.pods.get_mut(uid).filter(|node| node.facts.uid == pod_uid) {
+                    node.facts.deleting = true;
+                }
+                Done::Yes
+            }
+            Step::Release => {
+                let is_current =
+                    world.runs.get(uid).is_some_and(|stored| stored.metadata.resource_version == run.metadata.resource_version);
+                if is_current {
+                    assert!(!world.pods.contains_key(uid), "released before its pod was gone");
+                    world.runs.remove(uid);
+                    self.watched.remove(uid);
+                    self.ledger.forget("team", uid);
+                }
+                Done::Gone
+            }
+            _ => Done::Yes,
+        }
+    }
+}
+
+fn check(world: &World, seed: u64) {
+    for (uid, starts) in &world.starts {
+        assert!(*starts <= 1, "seed {seed}: {uid} ran {starts} times");
+    }
+    assert!(world.living() <= LIMIT as usize, "seed {seed}: {} pods live", world.living());
+    for (uid, run) in &world.runs {
+        let status = run.status.clone().unwrap_or_default();
+        if status.phase == Some(Phase::Succeeded) {
+            assert_eq!(world.starts.get(uid), Some(&1), "seed {seed}: {uid} succeeded without a start");
+        }
+        if matches!(status.phase, Some(Phase::StartTimedOut | Phase::StartFailed | Phase::Refused)) {
+            assert_eq!(world.starts.get(uid), None, "seed {seed}: {uid} ran although it is told that it did not");
+        }
+    }
+}
+
+fn tell(seed: u64, stormy: u64) {
+    let mut world = World::new(seed);
+    let mut operator = Operator::fresh(&world);
+    for tick in 0..stormy + 2000 {
+        let is_calm = tick >= stormy;
+        world.happen(is_calm);
+        let uid = format!("uid-{}", world.chance.below(RUNS as u64));
+        if is_calm || world.chance.one_in(2) {
+            // The watch of this run catches up; at other times the operator works on what it saw last.
+            match world.runs.get(&uid) {
+                Some(run) => _ = operator.watched.insert(uid.clone(), run.clone()),
+                None => _ = operator.watched.remove(&uid),
+            }
+        }
+        let crash = (!is_calm && world.chance.one_in(8)).then(|| world.chance.below(3));
+        operator.pass(&mut world, &uid, crash);
+        if crash.is_some() {
+            operator = Operator::fresh(&world);
+        }
+        check(&world, seed);
+        let is_over = |run: &ScriptRun| run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished));
+        if is_calm && world.runs.values().all(is_over) && world.pods.is_empty() {
+            return;
+        }
+    }
+    let stuck: Vec<_> =
+        world.runs.values().map(|run| run.status.as_ref().map(|status| (status.phase.clone(), status.message.clone()))).collect();
+    panic!("seed {seed}: not at rest: {stuck:?}, {} pods", world.pods.len());
+}
+
+#[test]
+fn no_story_runs_a_script_twice_exceeds_the_limit_or_gets_stuck() {
+    for seed in 1..=SEEDS {
+        tell(seed, 150);
+    }
+}
+
+#[test]
+fn a_story_without_trouble_succeeds() {
+    let mut world = World::new(7);
+    let mut operator = Operator::fresh(&world);
+    for _ in 0..3000 {
+        world.happen(true);
+        for number in 0..RUNS {
+            let uid = format!("uid-{number}");
+            operator.watched.insert(uid.clone(), world.runs[&uid].clone());
+            operator.pass(&mut world, &uid, None);
+        }
+        check(&world, 7);
+    }
+    for run in world.runs.values() {
+        let phase = run.status.clone().unwrap_or_default().phase;
+        // The calm world still takes its time, so some run out of theirs.
+        assert!(matches!(phase, Some(Phase::Succeeded | Phase::TimedOut)), "{phase:?}");
+    }
+    assert!(world.starts.len() == RUNS);
+}
+
+#[test]
+fn nobody_is_admitted_twice_on_a_stale_view() {
+    let ledger = Ledger::default();
+    let limits = QueueLimits { max_concurrent: LIMIT, max_queued: 100 };
+    let admitted = (0..10)
+        .filter(|number| {
+            let turn = Turn { created: 0, uid: format!("uid-{number}") };
+            ledger.reserve("team", limits, &turn, Usage::default) == Admission::Admit
+        })
+        .count();
+    assert_eq!(admitted, LIMIT as usize);
+}
