@@ -24,17 +24,23 @@ check: packages ## Format, lints, generated files, chart
 	cargo fmt --all -- --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo test --quiet -p paddock-crds --test generated
-	@cargo build --quiet -p paddock-e2e
-	@$(DEVCLUSTER) tool helm > /dev/null
-	$$($(DEVCLUSTER) tool helm) lint --strict charts/paddock
+	$$($(DEVCLUSTER) tool helm) lint --quiet --strict charts/paddock
 
 .PHONY: unit
 unit: ## Tests that need nothing but Rust
 	cargo test --quiet
 
+SUITES := api confinement economy examples failures scripts disruption
+
 .PHONY: e2e
-e2e: install ## Tests on the local cluster
-	cargo test --quiet -p paddock-e2e -- --test-threads=4
+e2e: cluster ## Tests on the local cluster
+	cargo test --quiet -p paddock-e2e --lib --bins --test devcluster
+	@$(MAKE) --no-print-directory install
+	cargo test --quiet --no-fail-fast -p paddock-e2e $(SUITES:%=--test %) -- --test-threads=4
+
+.PHONY: bench
+bench: install ## Cold runs beside bare pods, as one JSON line
+	@cargo run --quiet -p paddock-e2e --example cold
 
 .PHONY: generate
 generate: ## Write the files that are made from the types
@@ -42,7 +48,6 @@ generate: ## Write the files that are made from the types
 
 .PHONY: cluster
 cluster: packages ## Start the local cluster
-	@cargo build --quiet -p paddock-e2e
 	@$(DEVCLUSTER) up
 
 .PHONY: binaries
@@ -59,5 +64,6 @@ down: ## End the local cluster
 	@$(DEVCLUSTER) down
 
 .PHONY: packages
-packages: ## Install the Debian packages that are missing (as root)
-	@./hack/packages
+packages: ## Install the Debian packages that are missing (as root), and say which
+	@cargo build --quiet -p paddock-e2e
+	@$(DEVCLUSTER) packages

@@ -92,7 +92,7 @@ async fn script_runs_are_checked() {
             ("no time", |spec| spec["timeoutSeconds"] = json!(0), "greater than or equal to 1"),
             ("too much time", |spec| spec["timeoutSeconds"] = json!(86401), "less than or equal to 86400"),
             ("a fraction of time", |spec| spec["timeoutSeconds"] = json!(1.5), "must be of type integer"),
-            ("a schema that is no object", |spec| spec["script"]["inputSchema"] = json!(1), "must be of type object"),
+            ("a schema that is no object", |spec| spec["script"]["inputSchema"] = json!(1), "map"),
         ];
         for (what, change, message) in refused {
             let result = refusal(api.create(&dry(), &object("ScriptRun", "x", spec(change))).await);

@@ -57,8 +57,8 @@ enum Action {
     },
     /// Ends the cluster and removes everything but the build cache
     Reset,
-    /// Prints the Debian packages that are missing, for `apt-get install`
-    MissingPackages,
+    /// Installs the Debian packages that are missing, and says which
+    Packages,
 }
 
 fn main() -> ExitCode {
@@ -102,7 +102,7 @@ fn run(arguments: Arguments) -> Result<()> {
                 println!("{name}");
             }
         }
-        Action::MissingPackages => println!("{}", requirements::missing_packages().join(" ")),
+        Action::Packages => requirements::install(&|text| println!("{text}"))?,
     }
     Ok(())
 }

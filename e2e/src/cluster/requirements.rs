@@ -1,8 +1,11 @@
 //! What the machine must bring: Debian packages, root, kernel features.
 
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Result, bail};
+
+use super::command::{run, succeeds};
 
 /// A Debian package and a file that shows that it is there.
 const PACKAGES: [(&str, &[&str]); 11] = [
@@ -20,25 +23,42 @@ const PACKAGES: [(&str, &[&str]); 11] = [
 ];
 
 /// The packages that are missing.
-pub fn missing_packages() -> Vec<&'static str> {
+fn missing_packages() -> Vec<&'static str> {
     PACKAGES.iter().filter(|(_, files)| !files.iter().any(|file| Path::new(file).exists())).map(|(package, _)| *package).collect()
 }
 
-/// The command that installs `packages`.
-pub fn install_command(packages: &[&str]) -> String {
+fn install_command(packages: &[&str]) -> String {
     format!("apt-get update && apt-get install -y --no-install-recommends {}", packages.join(" "))
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Installs what is missing, as root.
+pub fn install(say: &dyn Fn(&str)) -> Result<()> {
+    let missing = missing_packages();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let command = install_command(&missing);
+    if !is_root() {
+        bail!("missing Debian packages. Run as root: {command}");
+    }
+    say(&format!("installing Debian packages: {command}"));
+    run(Command::new("sh").args(["-c", &command]).env("DEBIAN_FRONTEND", "noninteractive")).map(drop)
 }
 
 /// Refuses with one line that says what to do.
 pub fn check() -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the cluster needs root: it mounts file systems and makes network namespaces. Run the command again with sudo");
+    if !is_root() {
+        bail!("the cluster needs root: it mounts file systems and makes network namespaces. Run the command again as root");
     }
     let missing = missing_packages();
     if !missing.is_empty() {
         bail!("missing Debian packages. Run: {}", install_command(&missing));
     }
-    if !std::process::Command::new("go").arg("version").output().is_ok_and(|output| output.status.success()) {
+    if !succeeds(Command::new("go").arg("version")) {
         bail!("Go is missing: version 1.26 or later must be on the PATH");
     }
     Ok(())

@@ -54,7 +54,7 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
             Some(valid) => create(run, valid, context).await,
             None => Ok(Done::Wait(Duration::from_secs(1))),
         },
-        Step::Listen => Ok(listen(run, seen, context)),
+        Step::Listen => listen(run, seen, context).await,
         Step::SendStart { boot, digest } => {
             let message = ControlMessage::Start { digest: digest.clone(), boot: boot.clone() };
             let sent = context.sessions.say(&uid, message, SAY_PATIENCE).await;
@@ -170,20 +170,27 @@ async fn create(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Result<
         return Ok(Done::NotCreated(Reason::PodMutated, format!("difference: {what}")));
     }
     context.pods.created(&namespace, &valid.uid, &pod);
-    let job = render_job(valid, &pod.uid().unwrap_or_default());
-    let config_maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
-    match within("the job", config_maps.create(&PostParams::default(), &job)).await? {
-        Ok(_) => {}
+    let pod_uid = pod.uid().unwrap_or_default();
+    let done = ensure_job(valid, &pod_uid, context).await?;
+    start_listening(run, &pod_uid, context);
+    Ok(done)
+}
+
+/// Creates the ConfigMap of the job, or finds it as it should be.
+async fn ensure_job(valid: &ValidRun, pod_uid: &str, context: &Context) -> Result<Done, Error> {
+    let job = render_job(valid, pod_uid);
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &sandbox_namespace(&valid.namespace));
+    match within("the job", api.create(&PostParams::default(), &job)).await? {
+        Ok(_) => Ok(Done::Yes),
         Err(error) if code(&error) == Some(409) => {
-            let stored = within("the job", config_maps.get(&name)).await?.map_err(Error::read("the job"))?;
-            if !is_job_of(&job, &stored) {
-                return Ok(Done::NotCreated(Reason::NameTaken, "a ConfigMap with the name of the job exists".into()));
+            let stored = within("the job", api.get(&job.name_any())).await?.map_err(Error::read("the job"))?;
+            if is_job_of(&job, &stored) {
+                return Ok(Done::Yes);
             }
+            Ok(Done::NotCreated(Reason::NameTaken, "a ConfigMap with the name of the job exists".into()))
         }
-        Err(error) => return Err(Error::write("the job")(error)),
+        Err(error) => Err(Error::write("the job")(error)),
     }
-    start_listening(run, &pod.uid().unwrap_or_default(), context);
-    Ok(Done::Yes)
 }
 
 /// Sorts what the API server says when it does not take a pod.
@@ -206,11 +213,15 @@ fn not_created(error: kube::Error) -> Result<Done, Error> {
     Ok(Done::NotCreated(reason, "the cluster refused the pod of this run".into()))
 }
 
-fn listen(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
-    if let PodSeen::Present(pod) = &seen.pod {
-        start_listening(run, &pod.uid, context);
-    }
-    Done::Yes
+/// Another process may have made the pod and died before it made the job.
+async fn listen(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
+    let PodSeen::Present(pod) = &seen.pod else { return Ok(Done::Yes) };
+    let done = match valid(seen) {
+        Some(valid) => ensure_job(valid, &pod.uid, context).await?,
+        None => Done::Yes,
+    };
+    start_listening(run, &pod.uid, context);
+    Ok(done)
 }
 
 fn start_listening(run: &ScriptRun, pod_uid: &str, context: &Context) {

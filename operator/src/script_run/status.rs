@@ -33,7 +33,7 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
         (Step::Refuse(refusal), _) => report.refused(refusal, seen),
         (Step::Hold(reason, message), _) => report.waits(reason, message),
         (Step::Admit, Done::Queued(admission)) => report.queued(admission, valid?),
-        (Step::CreatePod, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
+        (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
         (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
         (Step::RecordStop(reason), _) => report.stopping(reason),
         (Step::RecordResult, _) => report.result(&seen.stream.transcript),

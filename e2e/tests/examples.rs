@@ -1,0 +1,54 @@
+//! The examples in the repository are what a cluster takes, and the runs among them succeed.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use harness::{assert_end, eventually, status, tenant};
+use kube::api::PostParams;
+use paddock_crds::{Phase, Reason, SandboxPolicy, ScriptRun};
+use paddock_e2e::cluster::command::run as call;
+use paddock_e2e::cluster::component;
+
+#[tokio::test]
+async fn every_example_works() {
+    tenant("examples", |tenant| async move {
+        let layout = harness::layout();
+        let kubectl = component::built(&layout).unwrap().path("kubectl").unwrap();
+        // Policies first: a run that names one must find it.
+        let folder = layout.clone.join("manifests/examples");
+        let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort_by_key(|path| !path.to_string_lossy().contains("policy"));
+        assert!(files.len() >= 4);
+        let policies: kube::Api<SandboxPolicy> = kube::Api::namespaced(tenant.client.clone(), &tenant.name);
+        for file in files {
+            let mut command = std::process::Command::new(&kubectl);
+            command.arg("--kubeconfig").arg(layout.kubeconfig()).args([
+                "--namespace",
+                &tenant.name,
+                "create",
+                "--output=json",
+                "--filename",
+            ]);
+            let json = call(command.arg(&file)).unwrap_or_else(|error| panic!("{}: {error:#}", file.display()));
+            let Ok(run) = serde_json::from_str::<ScriptRun>(&json) else {
+                assert!(policies.get_opt("small").await.unwrap().is_some(), "{json}");
+                continue;
+            };
+            // The operator may see a run before the policy that was made just before it.
+            let mut end = tenant.finished(&run).await;
+            if status(&end).phase == Some(Phase::Refused) {
+                end = eventually("the policy is seen", || async {
+                    let mut again = ScriptRun::new("", run.spec.clone());
+                    again.metadata.name = None;
+                    again.metadata.generate_name = Some("again-".into());
+                    let again = tenant.runs().create(&PostParams::default(), &again).await.unwrap();
+                    let again = tenant.finished(&again).await;
+                    if status(&again).phase == Some(Phase::Refused) { Err(status(&again).message) } else { Ok(again) }
+                })
+                .await;
+            }
+            assert_end(&end, &Phase::Succeeded, &Reason::Succeeded);
+        }
+    })
+    .await;
+}
