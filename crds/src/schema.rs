@@ -55,11 +55,11 @@ macro_rules! list_atomic {
 
 /// A list of strings, each at most `length` characters.
 macro_rules! list_of_strings {
-    ($function:ident, $max:literal, $length:literal) => {
+    ($function:ident, $max:literal, $length:literal $(, $($rest:tt)*)?) => {
         pub(crate) fn $function(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
             schemars::json_schema!({
                 "type": "array",
-                "items": { "type": "string", "maxLength": $length },
+                "items": { "type": "string", "maxLength": $length $(, $($rest)*)? },
                 "maxItems": $max,
                 "x-kubernetes-list-type": "atomic",
             })

@@ -13,12 +13,17 @@ use crate::sandbox_policy::ResourceAmounts;
 use crate::schema::{any_json, any_object, list_atomic, list_map, list_of_strings};
 
 list_map!(conditions_schema, Condition, "type", 16);
-list_atomic!(policies_schema, TakenPolicy, 16);
-list_atomic!(decisions_schema, Decision, 64);
+list_atomic!(policies_schema, TakenPolicy, 64);
+list_atomic!(decisions_schema, Decision, 128);
 list_atomic!(audit_schema, AuditEvent, 16);
 list_of_strings!(args_schema, 64, 4096);
-list_of_strings!(names_schema, 32, 253);
+list_of_strings!(names_schema, 32, 253, "pattern": "^[a-zA-Z0-9*]([-._a-zA-Z0-9/:]*[a-zA-Z0-9])?$");
 list_of_strings!(groups_schema, 64, 256);
+
+/// Groups of a requester that the status shows; the decision looks at all of them.
+pub const SHOWN_GROUPS: usize = 64;
+/// Longest group that the status shows, in characters.
+pub const SHOWN_GROUP_LENGTH: usize = 256;
 
 /// One execution of one script in a sandbox of its own.
 ///
@@ -98,7 +103,7 @@ pub struct PolicyRef {
     /// `SandboxPolicy` in the namespace of the run, or `ClusterSandboxPolicy`.
     pub kind: PolicyKind,
     /// Its name.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: String,
 }
 
@@ -164,10 +169,10 @@ pub struct Source {
 #[serde(rename_all = "camelCase")]
 pub struct ConfigMapKeyRef {
     /// Name of the ConfigMap.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: String,
     /// Key in its `data`.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[-._a-zA-Z0-9]+$"))]
     pub key: String,
 }
 

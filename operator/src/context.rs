@@ -1,6 +1,6 @@
 //! What a pass needs besides its run: the client, the caches, and the little that is only in memory.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use paddock_crds::{ClusterSandboxPolicy, ConditionType, SandboxPolicy, ScriptRun
 
 use crate::config::Settings;
 use crate::metrics::Metrics;
+use crate::names::FINALIZER;
 use crate::pods::PodCache;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::Ledger;
@@ -40,6 +41,8 @@ pub(crate) struct Context {
     /// The newest state of runs that this process wrote, until the watch has caught up.
     written: Mutex<HashMap<String, ScriptRun>>,
     failures: Mutex<HashMap<String, u32>>,
+    /// Runs whose end was stored and is not yet to be seen in the cache.
+    ending: Mutex<HashSet<String>>,
 }
 
 /// The parts of a context that are made before it.
@@ -74,6 +77,7 @@ impl Context {
             runs: OnceLock::new(),
             written: Mutex::default(),
             failures: Mutex::default(),
+            ending: Mutex::default(),
         }
     }
 
@@ -87,7 +91,15 @@ impl Context {
         let _ = self.runs.set(runs);
     }
 
-    /// All readable runs.
+    /// Whether the cache of runs has been filled once. Until then nothing may be concluded from a run's absence.
+    pub(crate) async fn runs_are_known(&self) -> bool {
+        match self.runs.get() {
+            Some(runs) => runs.wait_until_ready().await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// All runs.
     pub(crate) fn runs(&self) -> Vec<Arc<Guarded>> {
         self.runs.get().map(Store::state).unwrap_or_default()
     }
@@ -121,6 +133,18 @@ impl Context {
         self.metrics.sessions(self.sessions.len());
     }
 
+    /// Drops all memory of runs that are not there any more, however they went.
+    pub(crate) fn forget_all_but(&self, present: &HashSet<String>) {
+        lock(&self.written).retain(|uid, _| present.contains(uid));
+        lock(&self.failures).retain(|uid, _| present.contains(uid));
+        lock(&self.ending).retain(|uid| present.contains(uid));
+        self.sessions.close_all_but(present);
+        self.metrics.sessions(self.sessions.len());
+        for namespace in self.ledger.forget_all_but(present) {
+            self.wake_waiting(&namespace);
+        }
+    }
+
     /// Doubles with each failure in a row, from 250 ms to a minute.
     pub(crate) fn back_off(&self, uid: &str) -> Duration {
         let mut failures = lock(&self.failures);
@@ -144,7 +168,9 @@ impl Context {
                 continue;
             }
             let Some(status) = &run.status else { continue };
-            if status.is_true(&ConditionType::Finished) {
+            // A run that was released has no pod and gets none, also while a finalizer of somebody else keeps the object.
+            let is_released = run.metadata.deletion_timestamp.is_some() && !run.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+            if status.is_true(&ConditionType::Finished) || is_released {
                 continue;
             }
             let uid = run.uid().unwrap_or_default();
@@ -156,6 +182,20 @@ impl Context {
         }
         usage.active.extend(self.pods.living_runs(&crate::names::sandbox_namespace(namespace)));
         usage
+    }
+
+    /// The first time that the cache shows the end of a run which this process has brought about, its slot is free: those who wait may
+    /// take it. Before, the cache would still count it.
+    pub(crate) fn note_end(&self, run: &ScriptRun) {
+        let is_over = run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished));
+        if is_over && lock(&self.ending).remove(&run.uid().unwrap_or_default()) {
+            self.wake_waiting(&run.namespace().unwrap_or_default());
+        }
+    }
+
+    /// The end of a run was stored.
+    pub(crate) fn ended(&self, run: &ScriptRun) {
+        lock(&self.ending).insert(run.uid().unwrap_or_default());
     }
 
     /// Wakes those who wait in a namespace: a slot may be free.

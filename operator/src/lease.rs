@@ -129,7 +129,9 @@ pub(crate) async fn acquire(client: Client, namespace: &str, name: &str, identit
             continue;
         }
         let mut leadership = Leadership { api: api.clone(), name: name.into(), identity: identity.into(), fence: fence.clone(), lease };
-        if leadership.write(true).await.is_err() {
+        if let Err(error) = leadership.write(true).await {
+            tracing::warn!(error = format!("{error:#}"), "cannot take the lease");
+            tokio::time::sleep(RETRY_EVERY).await;
             continue;
         }
         if turn != Turn::Free {
@@ -193,12 +195,13 @@ impl Leadership {
                 Ok(())
             }
             Ok(Err(error)) if code(&error) == Some(409) => {
-                self.fence.lower();
                 let current = self.api.get(&self.name).await.context("cannot read the lease")?;
                 let holder = current.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
                 if holder.as_deref() != Some(self.identity.as_str()) {
+                    self.fence.lower();
                     bail!("another replica took the lease");
                 }
+                // An earlier write of this replica's own arrived after it was given up.
                 self.lease = current;
                 bail!("the lease changed")
             }

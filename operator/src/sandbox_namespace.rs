@@ -225,7 +225,11 @@ where
     };
     let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
     let Some(stored) = within(what, api.get_opt(NAME)).await?.map_err(Error::read(what))? else {
-        return within(what, api.create(&PostParams::default(), &wanted)).await?.map(drop).map_err(Error::write(what));
+        // Another run of the same tenant may be making it at this moment: then the next pass compares what it made.
+        return match within(what, api.create(&PostParams::default(), &wanted)).await? {
+            Err(error) if code(&error) == Some(409) => Err(Error::Conflict),
+            answer => answer.map(drop).map_err(Error::write(what)),
+        };
     };
     if includes(&serde_json::to_value(&stored).unwrap_or_default(), &serde_json::to_value(&wanted).unwrap_or_default()) {
         return Ok(());

@@ -7,6 +7,7 @@ pub(crate) mod apply;
 pub(crate) mod events;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub(crate) mod guarded;
 pub(crate) mod job;
 pub(crate) mod ledger;
 pub(crate) mod observe;
@@ -27,22 +28,20 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::channel::mpsc;
-use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ConditionType, Reason, ScriptRun};
+use paddock_crds::{Reason, ScriptRun};
 use tracing::Instrument as _;
 
 use crate::context::Context;
 use crate::error::Error;
 use apply::Done;
+pub(crate) use guarded::Guarded;
 use queue::Admission;
 use step::{Step, next_step};
 
-/// A run as it is watched: one that cannot be read is an error of that run alone.
-pub(crate) type Guarded = DeserializeGuard<ScriptRun>;
 /// Names the run that something happened to.
 pub(crate) type RunRef = ObjectRef<Guarded>;
 
@@ -74,20 +73,14 @@ pub(crate) async fn run(
 async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
     let run = match &guarded.0 {
         Ok(run) => run,
-        Err(invalid) => {
-            tracing::warn!(
-                name = invalid.metadata.name,
-                namespace = invalid.metadata.namespace,
-                error = invalid.error,
-                "cannot read the run"
-            );
+        Err(unreadable) => {
+            let metadata = &unreadable.metadata;
+            tracing::warn!(name = metadata.name, namespace = metadata.namespace, why = unreadable.why, "cannot read the run");
             context.metrics.malformed();
-            return Ok(Action::await_change());
+            return apply::release_unreadable(metadata, &context).await;
         }
     };
-    if run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished)) {
-        context.wake_waiting(&run.namespace().unwrap_or_default());
-    }
+    context.note_end(run);
     let span = tracing::info_span!("run", name = run.name_any(), namespace = run.namespace(), uid = run.uid());
     pass(run, &context).instrument(span).await
 }

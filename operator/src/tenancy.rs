@@ -16,11 +16,19 @@ const EVERY: Duration = Duration::from_secs(5);
 
 /// Looks again and again, until the process stops leading.
 pub(crate) async fn run(context: Arc<Context>) {
-    loop {
-        if let Err(error) = clean_up(&context).await {
-            tracing::warn!(error = error.chain(), "cleaning up is tried again");
-        }
+    while !context.runs_are_known().await {
         tokio::time::sleep(EVERY).await;
+    }
+    loop {
+        clean_up(&context).await;
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Trouble with one namespace or pod does not keep the others from being cleaned up.
+fn report(result: Result<(), Error>) {
+    if let Err(error) = result {
+        tracing::warn!(error = error.chain(), "cleaning up is tried again");
     }
 }
 
@@ -33,16 +41,17 @@ pub(crate) fn watch_all(context: &Context) {
     }
 }
 
-async fn clean_up(context: &Context) -> Result<(), Error> {
+async fn clean_up(context: &Context) {
     watch_all(context);
     let runs = context.runs();
     let run_uids: HashSet<String> = runs.iter().filter_map(|run| run.uid()).collect();
+    context.forget_all_but(&run_uids);
     let tenants_with_runs: HashSet<String> = runs.iter().filter_map(|run| run.namespace()).collect();
     for namespace in context.namespaces.state() {
-        if let Some(tenant) = tenant_that_is_gone(&namespace, &context.namespaces.state())
-            && !tenants_with_runs.contains(&tenant)
-        {
-            remove_namespace(&namespace, &tenant, context).await?;
+        let Some(gone) = tenant_that_is_gone(&namespace, &context.namespaces.state()) else { continue };
+        // Where another namespace of that name has followed, the runs are its own, and wait for this one to go.
+        if gone.was_replaced || !tenants_with_runs.contains(&gone.tenant) {
+            report(remove_namespace(&namespace, &gone.tenant, context).await);
         }
     }
     let present: HashSet<String> = context.namespaces.state().iter().map(|namespace| namespace.name_any()).collect();
@@ -54,22 +63,31 @@ async fn clean_up(context: &Context) -> Result<(), Error> {
         for pod in context.pods.all(&namespace) {
             let has_run = pod.labels().get(RUN_UID).is_some_and(|uid| run_uids.contains(uid));
             if !has_run && pod.metadata.deletion_timestamp.is_none() {
-                remove_pod(&namespace, &pod, context).await?;
+                report(remove_pod(&namespace, &pod, context).await);
             }
         }
     }
-    Ok(())
+}
+
+/// A tenant whose sandbox namespace is left.
+#[derive(Debug, PartialEq, Eq)]
+struct Gone {
+    tenant: String,
+    was_replaced: bool,
 }
 
 /// The tenant of a sandbox namespace, if that tenant is gone or was replaced by another of the same name. Pure.
-fn tenant_that_is_gone(namespace: &Namespace, all: &[Arc<Namespace>]) -> Option<String> {
+fn tenant_that_is_gone(namespace: &Namespace, all: &[Arc<Namespace>]) -> Option<Gone> {
     let tenant = namespace.labels().get(SANDBOX_OF)?;
     let uid = namespace.annotations().get(TENANT_UID)?;
     if namespace.metadata.deletion_timestamp.is_some() {
         return None;
     }
-    let lives = all.iter().any(|other| other.name_any() == *tenant && other.uid().as_ref() == Some(uid));
-    (!lives).then(|| tenant.clone())
+    let now = all.iter().find(|other| other.name_any() == *tenant);
+    if now.is_some_and(|now| now.uid().as_ref() == Some(uid)) {
+        return None;
+    }
+    Some(Gone { tenant: tenant.clone(), was_replaced: now.is_some() })
 }
 
 async fn remove_namespace(namespace: &Namespace, tenant: &str, context: &Context) -> Result<(), Error> {
@@ -121,8 +139,9 @@ mod tests {
     #[test]
     fn only_a_sandbox_without_its_very_tenant_goes() {
         assert_eq!(tenant_that_is_gone(&sandbox("a", "1"), &[tenant("a", "1")]), None);
-        assert_eq!(tenant_that_is_gone(&sandbox("a", "1"), &[tenant("b", "1")]), Some("a".into()));
-        assert_eq!(tenant_that_is_gone(&sandbox("a", "1"), &[tenant("a", "2")]), Some("a".into()));
+        let gone = |was_replaced| Some(Gone { tenant: "a".into(), was_replaced });
+        assert_eq!(tenant_that_is_gone(&sandbox("a", "1"), &[tenant("b", "1")]), gone(false));
+        assert_eq!(tenant_that_is_gone(&sandbox("a", "1"), &[tenant("a", "2")]), gone(true));
         assert_eq!(tenant_that_is_gone(&tenant("sbx-a", "1"), &[]), None);
     }
 }

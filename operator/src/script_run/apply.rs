@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ConditionType, Reason, ScriptRun, ScriptRunStatus};
 use paddock_protocol::ControlMessage;
@@ -17,7 +18,7 @@ use super::session::Listening;
 use super::status::smaller;
 use super::step::{Seen, Step};
 use super::validate::ValidRun;
-use super::{events, observe};
+use super::{Guarded, events, observe};
 use crate::context::{Context, turn};
 use crate::error::{Error, code, response, within};
 use crate::names::{FINALIZER, pod_name, sandbox_namespace};
@@ -110,6 +111,24 @@ async fn release(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
     Ok(Done::Gone)
 }
 
+/// A run that cannot be read never starts. Deleted, it is let go as soon as no pod of it is left.
+pub(crate) async fn release_unreadable(metadata: &ObjectMeta, context: &Context) -> Result<Action, Error> {
+    let finalizers = metadata.finalizers.clone().unwrap_or_default();
+    if metadata.deletion_timestamp.is_none() || !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+        return Ok(Action::await_change());
+    }
+    let (uid, namespace) = (metadata.uid.clone().unwrap_or_default(), metadata.namespace.clone().unwrap_or_default());
+    // Its pod, if it was readable once, is removed as one without a run as soon as it is gone from the cache.
+    let kept: Vec<&String> = finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).collect();
+    let patch = json!({ "metadata": { "finalizers": kept, "uid": uid } });
+    let api: Api<Guarded> = Api::namespaced(context.client.clone(), &namespace);
+    let name = metadata.name.clone().unwrap_or_default();
+    match within("the finalizer", api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(&patch))).await? {
+        Err(error) if code(&error) != Some(404) => Err(on_write("the finalizer")(error)),
+        _ => Ok(Action::await_change()),
+    }
+}
+
 async fn write_finalizers(run: &ScriptRun, finalizers: &[String], context: &Context) -> Result<Done, Error> {
     let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": run.resource_version(), "uid": run.uid() } });
     match within("the finalizer", runs(run, context).patch(&run.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
@@ -172,8 +191,14 @@ async fn create(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Result<
     context.pods.created(&namespace, &valid.uid, &pod);
     let pod_uid = pod.uid().unwrap_or_default();
     let done = ensure_job(valid, &pod_uid, context).await?;
-    start_listening(run, &pod_uid, context);
+    if matches!(done, Done::Yes) {
+        start_listening(run, &pod_uid, context);
+    }
     Ok(done)
+}
+
+fn is_of_this_run(stored: &ConfigMap, valid: &ValidRun) -> bool {
+    stored.labels().get(crate::names::RUN_UID) == Some(&valid.uid)
 }
 
 /// Creates the ConfigMap of the job, or finds it as it should be.
@@ -184,6 +209,10 @@ async fn ensure_job(valid: &ValidRun, pod_uid: &str, context: &Context) -> Resul
         Ok(_) => Ok(Done::Yes),
         Err(error) if code(&error) == Some(409) => {
             let stored = within("the job", api.get(&job.name_any())).await?.map_err(Error::read("the job"))?;
+            // It belongs to an earlier pod of this run and goes with it.
+            if stored.metadata.owner_references != job.metadata.owner_references && is_of_this_run(&stored, valid) {
+                return Ok(Done::Wait(Duration::from_millis(500)));
+            }
             if is_job_of(&job, &stored) {
                 return Ok(Done::Yes);
             }
@@ -220,7 +249,9 @@ async fn listen(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done,
         Some(valid) => ensure_job(valid, &pod.uid, context).await?,
         None => Done::Yes,
     };
-    start_listening(run, &pod.uid, context);
+    if matches!(done, Done::Yes) {
+        start_listening(run, &pod.uid, context);
+    }
     Ok(done)
 }
 
@@ -244,11 +275,13 @@ async fn stop(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, E
     let (api, _, name) = pods(run, context);
     let patch = json!({ "spec": { "activeDeadlineSeconds": 1 } });
     match within("the deadline of the pod", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await? {
-        Ok(_) => Ok(Done::Yes),
+        Ok(_) => {}
         // 422: it has ended meanwhile, or the deadline is 1 already.
-        Err(error) if matches!(code(&error), Some(404 | 422)) => Ok(Done::Yes),
-        Err(error) => Err(on_write("the deadline of the pod")(error)),
+        Err(error) if matches!(code(&error), Some(404 | 422)) => {}
+        Err(error) => return Err(on_write("the deadline of the pod")(error)),
     }
+    context.sessions.stopped(&uid);
+    Ok(Done::Yes)
 }
 
 async fn read_log(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
@@ -287,7 +320,7 @@ async fn delete_run(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
 pub(crate) async fn write_status(run: &ScriptRun, status: ScriptRunStatus, context: &Arc<Context>) -> Result<ScriptRun, Error> {
     let answer = put_status(run, status.clone(), context).await;
     let answer = match answer {
-        Err(Error::Write { source, .. }) if matches!(code(&source), Some(400 | 413 | 422)) && status.result.is_some() => {
+        Err(Error::Write { source, .. }) if is_too_much(&source) && status.result.is_some() => {
             tracing::warn!(error = %source, "the status was refused and is written without the output");
             put_status(run, smaller(&status), context).await
         }
@@ -300,6 +333,11 @@ pub(crate) async fn write_status(run: &ScriptRun, status: ScriptRunStatus, conte
     context.succeeded(&uid);
     after_write(run, &newer, context);
     Ok(newer)
+}
+
+/// The API server, or etcd behind it (which it tells as a 500), does not take an object of this size or shape.
+fn is_too_much(error: &kube::Error) -> bool {
+    response(error).is_some_and(|answer| matches!(answer.code, 400 | 413 | 422) || answer.message.contains("too large"))
 }
 
 async fn put_status(run: &ScriptRun, status: ScriptRunStatus, context: &Context) -> Result<ScriptRun, Error> {
@@ -338,6 +376,7 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
         tracing::info!(reason = reason.as_str(), "finished");
         context.metrics.finished(&reason);
         context.ledger.forget(&after.namespace().unwrap_or_default(), &after.uid().unwrap_or_default());
+        context.ended(after);
         context.sessions.close(&after.uid().unwrap_or_default());
         context.metrics.sessions(context.sessions.len());
         spawn_event(after, Step::RecordResult, context);

@@ -1,6 +1,6 @@
 //! Slots that were given away and are not yet to be seen in the watched objects. The only state that admission has in memory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Mutex;
 
 use super::queue::{Admission, QueueLimits, Turn, Usage, admit};
@@ -35,6 +35,20 @@ impl Ledger {
                 assumed.remove(namespace);
             }
         }
+    }
+
+    /// Takes back the assumptions of runs that are gone; returns the namespaces that had some.
+    pub(crate) fn forget_all_but(&self, present: &HashSet<String>) -> Vec<String> {
+        let mut freed = Vec::new();
+        self.lock().retain(|namespace, own| {
+            let before = own.len();
+            own.retain(|uid| present.contains(uid));
+            if own.len() < before {
+                freed.push(namespace.clone());
+            }
+            !own.is_empty()
+        });
+        freed
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, BTreeSet<String>>> {

@@ -40,12 +40,14 @@ pub(crate) async fn observe(run: &ScriptRun, context: &Arc<Context>) -> Result<S
         Some(wanted) => sandbox_namespace::look(&wanted, context),
         None => SandboxSeen::Incomplete,
     };
-    let mut pod = pod(run, context).await?;
-    if let (PodSeen::Present(facts), Some(valid)) = (&mut pod, valid)
-        && let Cached::Present(stored) = context.pods.get(&sandbox_namespace(&valid.namespace), &valid.uid)
-    {
-        facts.mutated = difference(&render_pod(valid, &context.settings), &stored);
-    }
+    let pod = match pod(run, context).await? {
+        None => PodSeen::Absent,
+        Some(stored) => {
+            let mut facts = PodFacts::of(&stored);
+            facts.mutated = valid.and_then(|valid| difference(&render_pod(valid, &context.settings), &stored));
+            PodSeen::Present(Box::new(facts))
+        }
+    };
     let uid = run.uid().unwrap_or_default();
     let stream = match &pod {
         PodSeen::Present(facts) => context.sessions.look(&uid, &facts.uid),
@@ -61,28 +63,28 @@ pub(crate) fn wanted(run: &ScriptRun, max_pods: u32, context: &Context) -> Optio
     Some(Wanted { tenant, tenant_uid: namespace.uid()?, max_pods })
 }
 
-async fn pod(run: &ScriptRun, context: &Context) -> Result<PodSeen, Error> {
+async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Error> {
     let uid = run.uid().unwrap_or_default();
     let sandbox = sandbox_namespace(&run.namespace().unwrap_or_default());
     let status = run.status.clone().unwrap_or_default();
     match context.pods.get(&sandbox, &uid) {
-        Cached::Present(pod) => return Ok(PodSeen::Present(Box::new(PodFacts::of(&pod)))),
-        Cached::Absent => return Ok(PodSeen::Absent),
+        Cached::Present(pod) => return Ok(Some(pod)),
+        Cached::Absent => return Ok(None),
         // A run that never took a slot never had a pod.
-        Cached::Ask if !status.is_true(&ConditionType::Admitted) => return Ok(PodSeen::Absent),
+        Cached::Ask if !status.is_true(&ConditionType::Admitted) => return Ok(None),
         Cached::Ask => {}
     }
     context.pods.watch(&sandbox);
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &sandbox);
     match within("the pod", api.get_opt(&pod_name(&uid))).await? {
-        Ok(Some(pod)) if pod.labels().get(RUN_UID) == Some(&uid) => Ok(PodSeen::Present(Box::new(PodFacts::of(&pod)))),
+        Ok(Some(pod)) if pod.labels().get(RUN_UID) == Some(&uid) => Ok(Some(Arc::new(pod))),
         // None, or one of that name that is somebody else's.
         Ok(_) => {
             context.pods.asked(&sandbox, &uid);
-            Ok(PodSeen::Absent)
+            Ok(None)
         }
         // A sandbox namespace that is gone took the operator's rights in it along. What has gone with it is gone.
-        Err(error) if code(&error) == Some(403) && context.namespaces.get(&ObjectRef::new(&sandbox)).is_none() => Ok(PodSeen::Absent),
+        Err(error) if code(&error) == Some(403) && context.namespaces.get(&ObjectRef::new(&sandbox)).is_none() => Ok(None),
         Err(error) => Err(Error::read("the pod")(error)),
     }
 }

@@ -3,7 +3,7 @@
 //! Attach brings frames within milliseconds and carries what the operator says; the log holds them all. A session puts both into one
 //! transcript and wakes the run when there is something new. It decides nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -115,13 +115,17 @@ impl Sessions {
         let stop = message == ControlMessage::Stop {};
         let delivered = async { say.send(Said { message, written }).await.is_ok() && is_written.await.is_ok() };
         let delivered = tokio::time::timeout(patience, delivered).await.unwrap_or(false);
-        let mut shared = lock(&shared);
-        if stop {
-            shared.stop_sent = true;
-        } else {
-            shared.start_sent |= delivered;
+        if !stop {
+            lock(&shared).start_sent |= delivered;
         }
         delivered
+    }
+
+    /// The pod was told to end, in the way that is sure.
+    pub(crate) fn stopped(&self, run: &str) {
+        if let Some(session) = lock(&self.open).get(run) {
+            lock(&session.shared).stop_sent = true;
+        }
     }
 
     /// Reads the log from its beginning, once the pod has ended.
@@ -139,8 +143,8 @@ impl Sessions {
                 shared.complete = true;
                 Ok(())
             }
-            // The container is gone or was never made: there is no log, and there will be none.
-            Err(kube::Error::Api(response)) if (400..500).contains(&response.code) && response.code != 429 => {
+            // The pod is gone, or the kubelet has no such container: there is no log, and there will be none.
+            Err(kube::Error::Api(response)) if matches!(response.code, 400 | 404) => {
                 tracing::info!(answer = response.message, "the pod has no log");
                 shared.complete = true;
                 Ok(())
@@ -154,6 +158,17 @@ impl Sessions {
         if let Some(session) = lock(&self.open).remove(run) {
             session.task.abort();
         }
+    }
+
+    /// Ends the sessions of runs that are gone.
+    pub(crate) fn close_all_but(&self, present: &HashSet<String>) {
+        lock(&self.open).retain(|run, session| {
+            let stays = present.contains(run);
+            if !stays {
+                session.task.abort();
+            }
+            stays
+        });
     }
 
     /// Number of open sessions.

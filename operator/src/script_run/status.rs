@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use paddock_crds::script_run::{SHOWN_GROUP_LENGTH, SHOWN_GROUPS};
 use paddock_crds::{
-    AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, OutputStream, Phase, PodRef, Reason, RunResult, ScriptRun,
+    AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, OutputStream, Phase, PodRef, Reason, Requester, RunResult, ScriptRun,
     ScriptRunStatus, Stopping, Usage,
 };
 use paddock_policy::Refusal;
@@ -126,7 +127,7 @@ impl Report {
         self.received();
         self.status.policies.clone_from(&valid.policies);
         self.status.decisions.clone_from(&valid.decisions);
-        self.status.requester = Some(valid.requester.clone());
+        self.status.requester = Some(shown(&valid.requester));
         self.status.script_hash = Some(valid.script_hash.clone());
         self.status.timeout_seconds = Some(i64::from(valid.grant.timeout_seconds));
         self.condition(ConditionType::Accepted, true, Reason::PolicyAllows, "the policies allow the run");
@@ -267,6 +268,16 @@ impl Report {
         }
         self.tell(outcome.phase.clone(), &outcome.message);
         self.audit("finished", Some(outcome.reason.clone()));
+    }
+}
+
+/// What the status shows of a requester: identity providers give people more groups than an object should carry.
+fn shown(requester: &Requester) -> Requester {
+    let groups = requester.groups.iter().take(SHOWN_GROUPS).map(|group| group.chars().take(SHOWN_GROUP_LENGTH).collect());
+    Requester {
+        username: requester.username.chars().take(1024).collect(),
+        uid: requester.uid.as_ref().map(|uid| uid.chars().take(256).collect()),
+        groups: groups.collect(),
     }
 }
 

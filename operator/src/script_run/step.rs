@@ -58,7 +58,7 @@ pub(crate) struct StreamSeen {
 /// One step.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
-    /// The object was written by a newer version: hands off.
+    /// Nothing is to be done until somebody changes the object: it is over, or a newer version wrote it.
     Leave,
     /// Nothing to do until something happens, or for so long.
     Rest { wake: Option<Duration> },
@@ -146,9 +146,7 @@ fn after_the_end(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     if run.metadata.deletion_timestamp.is_some() {
         return if has_finalizer(run) { Step::Release } else { REST };
     }
-    let Some(ttl) = run.spec.ttl_seconds_after_finished else {
-        return REST;
-    };
+    let Some(ttl) = run.spec.ttl_seconds_after_finished else { return Step::Leave };
     let finished = status.clocks.as_ref().and_then(|clocks| clocks.finished.clone()).map_or(now, |time| time.0);
     match remaining(&finished, ttl, now) {
         Some(wait) => Step::Rest { wake: Some(wait) },
@@ -160,8 +158,9 @@ fn after_the_end(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
 fn when_deleted(run: &ScriptRun, seen: &Seen) -> Step {
     match &seen.pod {
         PodSeen::Absent if has_finalizer(run) => Step::Release,
+        PodSeen::Absent => REST,
         PodSeen::Present(pod) if !pod.deleting => Step::RemovePod,
-        _ => Step::Rest { wake: Some(Duration::from_secs(5)) },
+        PodSeen::Present(_) => Step::Rest { wake: Some(Duration::from_secs(5)) },
     }
 }
 

@@ -195,7 +195,7 @@ fn a_finished_run_loses_its_pod_and_after_its_time_itself() {
     let mut run = started(1);
     run = after(&run, &seen(&run), &Step::Finish(Outcome::plain(Phase::Lost, Reason::Lost, "x")), &super::super::apply::Done::Yes, 5);
     assert_eq!(step(&run, &with_pod(&run, StreamSeen::default(), |_| ()), 6), Step::RemovePod);
-    assert_eq!(step(&run, &seen(&run), 6), REST);
+    assert_eq!(step(&run, &seen(&run), 6), Step::Leave);
     run.spec.ttl_seconds_after_finished = Some(10);
     assert_eq!(step(&run, &seen(&run), 6), Step::Rest { wake: Some(Duration::from_secs(9)) });
     assert_eq!(step(&run, &seen(&run), 15), Step::DeleteRun);
