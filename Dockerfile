@@ -1,5 +1,6 @@
 # Both images hold one static binary and nothing else. Build the binaries first: make binaries.
-# The build context is the folder with the binaries: docker build --target operator -f Dockerfile out/bin
+# The build context is the folder with the binaries:
+#   docker build --target operator -f Dockerfile target/x86_64-unknown-linux-gnu/release
 FROM scratch AS runner
 COPY paddock-runner /paddock-runner
 USER 65532:65532

@@ -17,7 +17,7 @@ open_enum! {
         Starting,
         /// The start message was sent.
         Running,
-        /// A stop was asked for (time-out, cancel or deletion) and the pod has not ended yet.
+        /// The run is being ended (time-out, cancel, or a start that failed) and the pod has not ended yet.
         Stopping,
         /// The script ended with exit code 0.
         Succeeded,
@@ -105,11 +105,11 @@ open_enum! {
         SourceChanged,
         /// Accepted=False: the script is larger than 64 KiB.
         SourceTooLarge,
-        /// Accepted=False: script, arguments and input are together larger than the policy or the sandbox can take.
+        /// Accepted=False: script, arguments and input are together larger than 640 KiB.
         InputTooLarge,
         /// Accepted=False: as many runs wait in this namespace as the policy allows.
         QueueFull,
-        /// Accepted or Admitted=False: `sbx-…` exists and does not belong to this tenant namespace.
+        /// Accepted=False: `sbx-…` exists and does not belong to this tenant namespace.
         SandboxNamespaceForeign,
         /// Admitted=False: the sandbox namespace is being set up, or its predecessor is still being removed.
         SandboxNamespaceNotReady,
@@ -117,9 +117,7 @@ open_enum! {
         SlotTaken,
         /// Admitted=False: as many runs are active as the policies allow; the run waits for its turn.
         WaitingForSlot,
-        /// Started=False: the pod is being scheduled or its containers are being created.
-        PodStarting,
-        /// Started=False or Finished: the ResourceQuota of the sandbox namespace has no room for the pod.
+        /// Started=False: the ResourceQuota of the sandbox namespace has no room for the pod; it is tried again until the start budget is over.
         QuotaExceeded,
         /// Started: the start message was sent to the one pod that the status names.
         StartMessageSent,
@@ -145,13 +143,14 @@ open_enum! {
         RunnerKilled,
         /// Finished: an image of the pod cannot be had.
         ImageUnavailable,
-        /// Finished: the RuntimeClass does not exist, or no node has its handler.
+        /// Finished: the RuntimeClass does not exist.
         RuntimeClassUnavailable,
         /// Finished: the API server or the kubelet refused the pod for another cause, given in the message.
         PodRejected,
         /// Finished: a ConfigMap or pod with the name of this run exists and is not what the operator would have made.
         NameTaken,
-        /// Finished: the script did not start within the start budget.
+        /// Finished: the script did not start within the start budget, for example because no node has room for the pod or the handler of
+        /// its RuntimeClass: the events of the pod in the sandbox namespace tell.
         StartTimedOut,
         /// Finished: the stored pod differs from the rendered one.
         PodMutated,

@@ -88,7 +88,8 @@ pub struct Runtime {
     pub command: Option<Vec<String>>,
 }
 
-/// Defaults and maxima.
+/// Defaults and maxima. Where no policy says anything, a run gets 128Mi of memory, 500m of CPU, 16Mi of scratch, 30 s and a grace of 5 s, and a
+/// namespace 10 active and 100 waiting runs. Without a maximum nobody may ask for more than the default.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
@@ -124,7 +125,7 @@ pub struct Limits {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceAmounts {
-    /// Memory of the sandbox: the interpreter, gVisor's own kernel, and all of `/workspace`.
+    /// Memory of the sandbox: the interpreter, gVisor's own kernel, and all of `/workspace`. At least 32Mi more than `scratch`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "quantity")]
     pub memory: Option<Quantity>,

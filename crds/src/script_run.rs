@@ -73,7 +73,7 @@ pub struct ScriptRunSpec {
     pub policy_ref: PolicyRef,
     /// What to run.
     pub script: Script,
-    /// What the script asks for beyond computing. Everything not listed is refused to it.
+    /// What the script asks for beyond computing. In this version each entry is refused, and the run with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Capabilities>,
     /// Memory, CPU and scratch space. What is not set comes from the policy.
@@ -83,7 +83,7 @@ pub struct ScriptRunSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub timeout_seconds: Option<i64>,
-    /// Seconds between TERM and KILL when the script is ended. The policy gives the default and the maximum.
+    /// Seconds between TERM and KILL when the script is ended, 5 by default. The policy gives the maximum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 300))]
     pub grace_period_seconds: Option<i64>,
@@ -192,10 +192,10 @@ pub struct Capabilities {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "names_schema")]
     pub data: Vec<String>,
-    /// To run code that is made at run time.
+    /// To run code that is made at run time. Not kept from a script that does not ask.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dynamic_code: bool,
-    /// To start other programs of the image.
+    /// To start other programs of the image. Not kept from a script that does not ask.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub subprocess: bool,
 }
@@ -399,7 +399,7 @@ pub struct RunResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub signal: Option<i32>,
-    /// The JSON value that the script wrote to the file that `$PADDOCK_RESULT` names.
+    /// The JSON value that the script wrote to the file that `$PADDOCK_RESULT` names: at most 32 KiB and 64 levels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub output: Option<Value>,
@@ -407,10 +407,10 @@ pub struct RunResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub output_error: Option<String>,
-    /// Standard output.
+    /// Standard output: the first and the last 8 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdout: Option<OutputStream>,
-    /// Standard error.
+    /// Standard error: the first and the last 8 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<OutputStream>,
 }

@@ -91,14 +91,6 @@ impl Context {
         let _ = self.runs.set(runs);
     }
 
-    /// Whether the cache of runs has been filled once. Until then nothing may be concluded from a run's absence.
-    pub(crate) async fn runs_are_known(&self) -> bool {
-        match self.runs.get() {
-            Some(runs) => runs.wait_until_ready().await.is_ok(),
-            None => false,
-        }
-    }
-
     /// All runs.
     pub(crate) fn runs(&self) -> Vec<Arc<Guarded>> {
         self.runs.get().map(Store::state).unwrap_or_default()

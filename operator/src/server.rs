@@ -30,8 +30,8 @@ use crate::{script_run, tenancy};
 const GRACE: Duration = Duration::from_secs(15);
 /// How long caches may take to fill.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
-/// Oldest minor version of Kubernetes 1 that has what sandboxes need.
-const OLDEST_MINOR: u32 = 33;
+/// Oldest minor version of Kubernetes 1 that has what Paddock needs: MutatingAdmissionPolicy, which stamps the requester.
+const OLDEST_MINOR: u32 = 36;
 
 /// Runs until TERM, or until the lease is lost.
 pub(crate) async fn run(config: Config) -> Result<()> {

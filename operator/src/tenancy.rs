@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{DeleteParams, Preconditions};
-use kube::{Api, ResourceExt as _};
+use kube::api::{DeleteParams, ListParams, Preconditions};
+use kube::{Api, ResourceExt};
+
+use paddock_crds::ScriptRun;
 
 use crate::context::Context;
 use crate::error::{Error, code, within};
@@ -14,14 +16,14 @@ use crate::names::{RUN_UID, SANDBOX_OF, TENANT_UID};
 
 const EVERY: Duration = Duration::from_secs(5);
 
+/// In each so many rounds the runs are listed even if nothing seems to be left.
+const LIST_EVERY: u32 = 12;
+
 /// Looks again and again, until the process stops leading.
 pub(crate) async fn run(context: Arc<Context>) {
-    while !context.runs_are_known().await {
+    for round in 1_u32.. {
         tokio::time::sleep(EVERY).await;
-    }
-    loop {
-        clean_up(&context).await;
-        tokio::time::sleep(EVERY).await;
+        report(clean_up(&context, round.is_multiple_of(LIST_EVERY)).await);
     }
 }
 
@@ -41,32 +43,46 @@ pub(crate) fn watch_all(context: &Context) {
     }
 }
 
-async fn clean_up(context: &Context) {
+/// What there is to clean up is found in the caches, and is confirmed by a list of the runs before anything is removed: a cache that is
+/// not filled yet shows no runs at all.
+async fn clean_up(context: &Context, list_anyway: bool) -> Result<(), Error> {
     watch_all(context);
-    let runs = context.runs();
-    let run_uids: HashSet<String> = runs.iter().filter_map(|run| run.uid()).collect();
-    context.forget_all_but(&run_uids);
-    let tenants_with_runs: HashSet<String> = runs.iter().filter_map(|run| run.namespace()).collect();
-    for namespace in context.namespaces.state() {
-        let Some(gone) = tenant_that_is_gone(&namespace, &context.namespaces.state()) else { continue };
+    let namespaces = context.namespaces.state();
+    let present: HashSet<String> = namespaces.iter().map(|namespace| namespace.name_any()).collect();
+    for namespace in context.pods.watched().into_iter().filter(|namespace| !present.contains(namespace)) {
+        context.pods.unwatch(&namespace);
+    }
+    let cached: HashSet<String> = context.runs().iter().filter_map(|run| run.uid()).collect();
+    let tenants: Vec<(Arc<Namespace>, Gone)> =
+        namespaces.iter().filter_map(|namespace| Some((namespace.clone(), tenant_that_is_gone(namespace, &namespaces)?))).collect();
+    let watched = context.pods.watched();
+    let orphans: Vec<(&String, Arc<Pod>)> = watched
+        .iter()
+        .flat_map(|namespace| context.pods.all(namespace).into_iter().map(move |pod| (namespace, pod)))
+        .filter(|(_, pod)| pod.metadata.deletion_timestamp.is_none() && !has_run_among(pod, &cached))
+        .collect();
+    if tenants.is_empty() && orphans.is_empty() && !list_anyway {
+        return Ok(());
+    }
+    let api: Api<ScriptRun> = Api::all(context.client.clone());
+    let runs = within("the runs", api.list_metadata(&ListParams::default())).await?.map_err(Error::read("the runs"))?.items;
+    let uids: HashSet<String> = runs.iter().filter_map(ResourceExt::uid).chain(cached).collect();
+    let tenants_with_runs: HashSet<String> = runs.iter().filter_map(ResourceExt::namespace).collect();
+    context.forget_all_but(&uids);
+    for (namespace, gone) in tenants {
         // Where another namespace of that name has followed, the runs are its own, and wait for this one to go.
         if gone.was_replaced || !tenants_with_runs.contains(&gone.tenant) {
             report(remove_namespace(&namespace, &gone.tenant, context).await);
         }
     }
-    let present: HashSet<String> = context.namespaces.state().iter().map(|namespace| namespace.name_any()).collect();
-    for namespace in context.pods.watched() {
-        if !present.contains(&namespace) {
-            context.pods.unwatch(&namespace);
-            continue;
-        }
-        for pod in context.pods.all(&namespace) {
-            let has_run = pod.labels().get(RUN_UID).is_some_and(|uid| run_uids.contains(uid));
-            if !has_run && pod.metadata.deletion_timestamp.is_none() {
-                report(remove_pod(&namespace, &pod, context).await);
-            }
-        }
+    for (namespace, pod) in orphans.into_iter().filter(|(_, pod)| !has_run_among(pod, &uids)) {
+        report(remove_pod(namespace, &pod, context).await);
     }
+    Ok(())
+}
+
+fn has_run_among(pod: &Pod, uids: &HashSet<String>) -> bool {
+    pod.labels().get(RUN_UID).is_some_and(|uid| uids.contains(uid))
 }
 
 /// A tenant whose sandbox namespace is left.

@@ -54,8 +54,10 @@ pub struct Grant {
     pub timeout_seconds: u32,
     /// Seconds from TERM to KILL.
     pub grace_seconds: u32,
-    /// Active runs in the namespace.
+    /// Active runs in the namespace with which this one may still start.
     pub max_concurrent: u32,
+    /// Active runs that the cluster tier allows in the namespace, whatever a policy of the namespace says: the quota behind the queue.
+    pub max_pods: u32,
     /// Waiting runs in the namespace.
     pub max_queued: u32,
 }
@@ -139,6 +141,9 @@ pub fn decide(policies: &[Policy], ask: &Ask) -> Outcome {
     deciding.capabilities(&ask.capabilities);
     deciding.memory_holds_scratch(memory, scratch);
     let max_concurrent = deciding.smallest(|rules| rules.limits.max_concurrent).unwrap_or(DEFAULT_CONCURRENT);
+    let cluster_tier = policies.iter().filter(|policy| policy.taken.kind == PolicyKind::ClusterSandboxPolicy);
+    let max_pods = cluster_tier.filter_map(|policy| policy.rules.limits.max_concurrent).min().unwrap_or(DEFAULT_CONCURRENT);
+    let max_concurrent = max_concurrent.min(max_pods);
     let max_queued = deciding.smallest(|rules| rules.limits.max_queued).unwrap_or(DEFAULT_QUEUED);
 
     let result = match (deciding.first_refusal, runtime) {
@@ -152,6 +157,7 @@ pub fn decide(policies: &[Policy], ask: &Ask) -> Outcome {
             timeout_seconds: clamp(timeout),
             grace_seconds: clamp(grace),
             max_concurrent: clamp(max_concurrent),
+            max_pods: clamp(max_pods),
             max_queued: clamp(max_queued),
         }),
     };

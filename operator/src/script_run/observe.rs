@@ -36,7 +36,7 @@ pub(crate) async fn observe(run: &ScriptRun, context: &Arc<Context>) -> Result<S
         Some(decision.map(Box::new).map_err(Box::new))
     };
     let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());
-    let sandbox = match valid.and_then(|valid| wanted(run, valid.grant.max_concurrent, context)) {
+    let sandbox = match valid.and_then(|valid| wanted(run, valid.grant.max_pods, context)) {
         Some(wanted) => sandbox_namespace::look(&wanted, context),
         None => SandboxSeen::Incomplete,
     };

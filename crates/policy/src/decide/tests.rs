@@ -108,6 +108,18 @@ fn every_capability_is_answered_by_name() {
 }
 
 #[test]
+fn a_policy_of_the_namespace_narrows_the_queue_and_not_the_quota() {
+    let at_most = |count| Limits { max_concurrent: Some(count), ..Limits::default() };
+    let grant = |cluster_limit, tenant_limit| decide(&[cluster(cluster_limit), tenant(tenant_limit)], &ask()).result.unwrap();
+    let narrower = grant(at_most(8), at_most(2));
+    assert_eq!((narrower.max_concurrent, narrower.max_pods), (2, 8));
+    let wider = grant(at_most(8), at_most(20));
+    assert_eq!((wider.max_concurrent, wider.max_pods), (8, 8));
+    let silent = grant(Limits::default(), at_most(20));
+    assert_eq!((silent.max_concurrent, silent.max_pods), (10, 10));
+}
+
+#[test]
 fn scratch_must_fit_into_memory() {
     let outcome = decide(&[cluster(max_memory("1Gi"))], &Ask { resources: amounts("40Mi"), ..ask() });
     assert_eq!(reason(&outcome), &Reason::InvalidSpec);
