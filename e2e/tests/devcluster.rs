@@ -24,7 +24,11 @@ fn succeeds(arguments: &[&str]) -> (String, Duration) {
 }
 
 fn layout(clone: &Path) -> Layout {
-    Layout::new(clone, std::env::var_os("PADDOCK_CACHE").map(PathBuf::from), Path::new(&std::env::var_os("HOME").unwrap()))
+    Layout::new(
+        clone,
+        std::env::var_os("PADDOCK_CACHE").map(PathBuf::from),
+        Path::new(&std::env::var_os("HOME").unwrap_or_else(|| "/root".into())),
+    )
 }
 
 fn own() -> Layout {
