@@ -14,7 +14,7 @@ use tower::filter::FilterLayer;
 
 use crate::lease::Fence;
 
-/// The API server closes a connection that was idle for 90 s. One that is given up well before is never written to as it closes.
+/// Idle connections are given up early, so that few are written to while the server closes them.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// A client whose writes are refused here as soon as `fence` is down: a leader that was frozen and wakes up writes nothing.

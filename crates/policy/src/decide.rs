@@ -88,7 +88,7 @@ const DEFAULT_TIMEOUT: i64 = 30;
 const DEFAULT_GRACE: i64 = 5;
 const DEFAULT_CONCURRENT: i64 = 10;
 const DEFAULT_QUEUED: i64 = 100;
-/// What an interpreter in gVisor needs at least beside its scratch space, measured with CPython 3.11.
+/// What a sandbox must have beside its scratch space. A floor that was chosen, not measured: an interpreter may need more.
 const LEAST_MEMORY: u64 = 32 << 20;
 
 struct Bytes(u64);

@@ -2,10 +2,8 @@
 //! the operator's log.
 #![allow(dead_code)]
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
@@ -282,11 +280,4 @@ pub fn assert_refused(run: &ScriptRun, reason: &Reason) {
     assert_end(run, &Phase::Refused, &Reason::Refused);
     let status = status(run);
     assert_eq!(status.condition(&ConditionType::Accepted).map(|condition| &condition.reason), Some(reason), "{status:#?}");
-}
-
-/// A value that many tasks may count with.
-pub type Shared<T> = Arc<std::sync::Mutex<T>>;
-
-pub fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }

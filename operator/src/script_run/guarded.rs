@@ -1,7 +1,7 @@
 //! A ScriptRun as it is watched. One that cannot be read, or would take too much memory to read, is trouble of that run alone.
 //!
 //! Input is free-form JSON of anybody who may create a run. It is first taken as text, which neither recurses nor expands, and parsed only if
-//! it is small and plain enough: a parser gives up at 128 levels, and a list of small objects takes eighty times its length in memory.
+//! it is small and plain enough: a parser gives up at 128 levels, and a list of small objects takes many times its length in memory.
 
 use std::borrow::Cow;
 
