@@ -105,7 +105,8 @@ open_enum! {
         SourceChanged,
         /// Accepted=False: the script is larger than 64 KiB.
         SourceTooLarge,
-        /// Accepted=False: script, arguments and input are together larger than 640 KiB.
+        /// Accepted=False: script, arguments and input are together larger than 640 KiB, or the input or its schema is nested deeper than 100
+        /// levels, or made of more than 20,000 arrays and objects or 200,000 elements.
         InputTooLarge,
         /// Accepted=False: as many runs wait in this namespace as the policy allows.
         QueueFull,
@@ -149,8 +150,8 @@ open_enum! {
         PodRejected,
         /// Finished: a ConfigMap or pod with the name of this run exists and is not what the operator would have made.
         NameTaken,
-        /// Finished: the script did not start within the start budget, for example because no node has room for the pod or the handler of
-        /// its RuntimeClass: the events of the pod in the sandbox namespace tell.
+        /// Finished, Started=False: the script did not start within the start budget. The message tells what it waited for: a node with room,
+        /// a sandbox that the node could not make (the events in the sandbox namespace tell why), or the runner.
         StartTimedOut,
         /// Finished: the stored pod differs from the rendered one.
         PodMutated,

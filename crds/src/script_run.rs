@@ -97,7 +97,7 @@ pub struct ScriptRunSpec {
 }
 
 /// Names one policy.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRef {
     /// `SandboxPolicy` in the namespace of the run, or `ClusterSandboxPolicy`.

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use harness::{Script, assert_end, assert_refused, eventually, status, tenant};
+use harness::{Script, assert_end, assert_refused, eventually, kubectl, status, tenant};
 use k8s_openapi::api::core::v1::{Namespace, Pod, ResourceQuota};
 use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -59,6 +59,57 @@ async fn the_sandbox_namespace_is_confined_and_goes_with_its_tenant() {
         eventually("both namespaces are gone", || async {
             let left = namespaces.get_opt(&tenant.name).await.unwrap().or(namespaces.get_opt(&tenant.sandbox()).await.unwrap());
             left.map_or(Ok(()), |namespace| Err(namespace.name_any()))
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Input that the API server takes and no parser does, or that would fill the operator's memory. Reading such a run back takes kubectl.
+#[tokio::test]
+async fn input_that_no_job_can_carry_is_refused_and_stalls_nobody() {
+    tenant("unfit", |tenant| async move {
+        let inputs = [
+            ("deep", format!("{}1{}", "[".repeat(300), "]".repeat(300))),
+            ("parts", format!("[{}0]", "{},".repeat(30_000))),
+            ("large", format!("\"{}\"", "x".repeat(1_100_000))),
+        ];
+        for (name, input) in &inputs {
+            let mut run = json!({
+                "apiVersion": "paddock.dev/v1alpha1", "kind": "ScriptRun", "metadata": { "name": name },
+                "spec": Script::shell("echo never").with(json!({ "script": { "input": "INPUT" }, "ttlSecondsAfterFinished": 600 })).0,
+            })
+            .to_string();
+            run = run.replace("\"INPUT\"", input);
+            kubectl(&["--namespace", &tenant.name, "create", "--filename", "-"], &run).unwrap();
+        }
+        let run = tenant.run(Script::shell("echo all the same")).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        for (name, _) in inputs {
+            let path = "jsonpath={.status.phase} {.status.conditions[?(@.type==\"Accepted\")].reason}";
+            let look = || async { kubectl(&["--namespace", &tenant.name, "get", "scriptrun", name, "--output", path], "") };
+            eventually(name, || async {
+                let told = look().await.unwrap();
+                if told == "Refused InputTooLarge" { Ok(()) } else { Err(told) }
+            })
+            .await;
+        }
+        kubectl(
+            &[
+                "--namespace",
+                &tenant.name,
+                "patch",
+                "scriptrun",
+                "deep",
+                "--type=merge",
+                "--patch={\"spec\":{\"ttlSecondsAfterFinished\":1}}",
+            ],
+            "",
+        )
+        .unwrap();
+        eventually("its time to live is kept", || async {
+            let names = kubectl(&["--namespace", &tenant.name, "get", "scriptruns", "--output=name"], "").unwrap();
+            if names.contains("deep") { Err(names) } else { Ok(()) }
         })
         .await;
     })

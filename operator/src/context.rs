@@ -18,9 +18,9 @@ use crate::names::FINALIZER;
 use crate::pods::PodCache;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::Ledger;
-use crate::script_run::queue::{Turn, Usage};
+use crate::script_run::queue::{Turn, Usage, heads};
 use crate::script_run::session::Sessions;
-use crate::script_run::{Guarded, RunRef};
+use crate::script_run::{Guarded, RunRef, Watched};
 
 /// See the module.
 pub(crate) struct Context {
@@ -39,7 +39,7 @@ pub(crate) struct Context {
     pub(crate) wake: mpsc::UnboundedSender<RunRef>,
     runs: OnceLock<Store<Guarded>>,
     /// The newest state of runs that this process wrote, until the watch has caught up.
-    written: Mutex<HashMap<String, ScriptRun>>,
+    written: Mutex<HashMap<String, Watched>>,
     failures: Mutex<HashMap<String, u32>>,
     /// Runs whose end was stored and is not yet to be seen in the cache.
     ending: Mutex<HashSet<String>>,
@@ -97,11 +97,11 @@ impl Context {
     }
 
     /// The watch may lag behind this process' own writes. Versions of one object are ordered numbers.
-    pub(crate) fn freshest(&self, watched: &ScriptRun) -> ScriptRun {
-        let uid = watched.uid().unwrap_or_default();
+    pub(crate) fn freshest(&self, watched: &Watched) -> Watched {
+        let uid = watched.run.uid().unwrap_or_default();
         let mut written = lock(&self.written);
         match written.get(&uid) {
-            Some(own) if version(own) > version(watched) => own.clone(),
+            Some(own) if version(&own.run) > version(&watched.run) => own.clone(),
             Some(_) => {
                 written.remove(&uid);
                 watched.clone()
@@ -111,8 +111,8 @@ impl Context {
     }
 
     /// Remembers what the API server answered to a write.
-    pub(crate) fn remember(&self, run: &ScriptRun) {
-        lock(&self.written).insert(run.uid().unwrap_or_default(), run.clone());
+    pub(crate) fn remember(&self, written: &Watched) {
+        lock(&self.written).insert(written.run.uid().unwrap_or_default(), written.clone());
     }
 
     /// Drops all memory of a run that is gone.
@@ -155,7 +155,7 @@ impl Context {
     pub(crate) fn usage(&self, namespace: &str) -> Usage {
         let mut usage = Usage::default();
         for guarded in self.runs() {
-            let Ok(run) = &guarded.0 else { continue };
+            let Ok(Watched { run, .. }) = &guarded.0 else { continue };
             if run.namespace().as_deref() != Some(namespace) {
                 continue;
             }
@@ -190,24 +190,23 @@ impl Context {
         lock(&self.ending).insert(run.uid().unwrap_or_default());
     }
 
-    /// Wakes those who wait in a namespace: a slot may be free.
+    /// Wakes who is next in a namespace: a slot may be free. Whoever takes it wakes the next.
     pub(crate) fn wake_waiting(&self, namespace: &str) {
-        let waiting = self.usage(namespace).waiting;
-        if waiting.is_empty() {
-            return;
-        }
-        for guarded in self.runs() {
-            let Ok(run) = &guarded.0 else { continue };
-            if run.namespace().as_deref() == Some(namespace) && waiting.contains(&turn(run)) {
-                let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
-            }
+        let assumed = self.ledger.assumed(namespace);
+        let runs = self.runs();
+        let waiting =
+            runs.iter().filter_map(|guarded| guarded.0.as_ref().ok()).map(|watched| &watched.run).filter(|run| {
+                run.namespace().as_deref() == Some(namespace) && waits(run) && !assumed.contains(&run.uid().unwrap_or_default())
+            });
+        for run in heads(waiting.map(|run| (&run.spec.policy_ref, turn(run), run))) {
+            let _ = self.wake.unbounded_send(RunRef::new(&run.name_any()).within(namespace));
         }
     }
 
     /// Wakes every run whose script has not started.
     pub(crate) fn wake_unstarted(&self) {
         for guarded in self.runs() {
-            let Ok(run) = &guarded.0 else { continue };
+            let Ok(Watched { run, .. }) = &guarded.0 else { continue };
             let status = run.status.as_ref();
             let is_past = |type_| status.is_some_and(|status| status.is_true(&type_));
             if !is_past(ConditionType::Started) && !is_past(ConditionType::Finished) {
@@ -224,6 +223,13 @@ impl Context {
             let _ = wake.unbounded_send(reference.clone());
         })
     }
+}
+
+/// Whether a run was told to wait.
+fn waits(run: &ScriptRun) -> bool {
+    let Some(status) = &run.status else { return false };
+    let was_told = status.condition(&ConditionType::Admitted).is_some() && !status.is_true(&ConditionType::Admitted);
+    was_told && !status.is_true(&ConditionType::Finished) && run.metadata.deletion_timestamp.is_none()
 }
 
 /// The place of a run in the queue.

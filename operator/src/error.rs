@@ -14,6 +14,8 @@ pub(crate) enum Error {
     Late { what: &'static str },
     #[error("the stored object changed since it was read")]
     Conflict,
+    #[error("the API server answered with a run that cannot be read: {why}")]
+    Unreadable { why: String },
 }
 
 impl Error {
@@ -32,6 +34,7 @@ impl Error {
             Self::Write { .. } => "write",
             Self::Late { .. } => "late",
             Self::Conflict => "conflict",
+            Self::Unreadable { .. } => "unreadable",
         }
     }
 

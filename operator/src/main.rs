@@ -4,6 +4,8 @@ mod client;
 mod config;
 mod context;
 mod error;
+#[cfg(test)]
+mod fake_api;
 mod health;
 mod lease;
 mod metrics;

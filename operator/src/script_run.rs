@@ -3,6 +3,8 @@
 //! `observe` reads, `next_step` decides and is pure, `apply` acts, `compute_status` is pure, `write_status` writes. A run that needs
 //! several steps takes them in one pass, each on what the API server answered to the one before.
 
+#[cfg(test)]
+mod answers;
 pub(crate) mod apply;
 pub(crate) mod events;
 #[cfg(test)]
@@ -32,13 +34,13 @@ use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{Reason, ScriptRun};
+use paddock_crds::Reason;
 use tracing::Instrument as _;
 
 use crate::context::Context;
 use crate::error::Error;
 use apply::Done;
-pub(crate) use guarded::Guarded;
+pub(crate) use guarded::{Body, Guarded, Watched};
 use queue::Admission;
 use step::{Step, next_step};
 
@@ -50,6 +52,9 @@ const MAX_STEPS: usize = 16;
 /// A run that is at rest is looked at again after this long, whatever happens.
 const BACKSTOP: Duration = Duration::from_secs(300);
 
+/// Runs in one page of a list: a page is in memory as a whole, bodies and all.
+const PAGE: u32 = 50;
+
 /// A run that waits for something that wakes nobody is looked at again after this long.
 const HOLD: Duration = Duration::from_secs(1);
 
@@ -60,7 +65,8 @@ pub(crate) async fn run(
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let api: Api<Guarded> = Api::all(context.client.clone());
-    let controller = Controller::new(api, watcher::Config::default()).with_config(Config::default().concurrency(context.concurrency));
+    let controller =
+        Controller::new(api, watcher::Config::default().page_size(PAGE)).with_config(Config::default().concurrency(context.concurrency));
     context.set_runs(controller.store());
     controller
         .reconcile_on(woken)
@@ -71,8 +77,8 @@ pub(crate) async fn run(
 }
 
 async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
-    let run = match &guarded.0 {
-        Ok(run) => run,
+    let watched = match &guarded.0 {
+        Ok(watched) => watched,
         Err(unreadable) => {
             let metadata = &unreadable.metadata;
             tracing::warn!(name = metadata.name, namespace = metadata.namespace, why = unreadable.why, "cannot read the run");
@@ -80,28 +86,32 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
             return apply::release_unreadable(metadata, &context).await;
         }
     };
+    let run = &watched.run;
     context.note_end(run);
     let span = tracing::info_span!("run", name = run.name_any(), namespace = run.namespace(), uid = run.uid());
-    pass(run, &context).instrument(span).await
+    pass(watched, &context).instrument(span).await
 }
 
 /// One pass: as many steps as can be taken now.
-async fn pass(run: &ScriptRun, context: &Arc<Context>) -> Result<Action, Error> {
-    let mut run = context.freshest(run);
+async fn pass(watched: &Watched, context: &Arc<Context>) -> Result<Action, Error> {
+    let Some(mut watched) = observe::whole(context.freshest(watched), context).await? else {
+        return Ok(Action::await_change());
+    };
     for _ in 0..MAX_STEPS {
-        let seen = observe::observe(&run, context).await?;
+        let run = &watched.run;
+        let seen = observe::observe(&watched, context).await?;
         let now = context.now();
-        let step = next_step(&run, &seen, &context.settings, now);
+        let step = next_step(run, &seen, &context.settings, now);
         tracing::debug!(?step, "step");
         if let Some(action) = at_rest(&step) {
             return Ok(action);
         }
-        let done = apply::apply(&run, &seen, &step, context).await?;
-        if let Some(status) = status::compute_status(&run, &seen, &step, &done, now) {
-            run = apply::write_status(&run, status, context).await?;
+        let done = apply::apply(run, &seen, &step, context).await?;
+        if let Some(status) = status::compute_status(run, &seen, &step, &done, now) {
+            watched = apply::write_status(&watched, status, context).await?;
         }
-        if let apply::Done::Replaced(newer) = done {
-            run = *newer;
+        if let Done::Replaced(newer) = done {
+            watched = watched.succeeded_by(*newer);
         } else if let Some(action) = pause(&step, &done) {
             return Ok(action);
         }

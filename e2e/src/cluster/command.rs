@@ -1,13 +1,23 @@
 //! Running other programs and saying what went wrong with them.
 
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
 /// Runs `command` to its end; a failure carries what it printed.
 pub fn run(command: &mut Command) -> Result<String> {
+    run_with(command, &[])
+}
+
+/// The same with `input` on its standard input.
+pub fn run_with(command: &mut Command, input: &[u8]) -> Result<String> {
     let shown = show(command);
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {shown}"))?;
+    let begun = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = begun.with_context(|| format!("cannot start {shown}"))?;
+    // Whether it reads what it is given is its own affair.
+    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input));
+    let output = child.wait_with_output().with_context(|| format!("cannot wait for {shown}"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let text = if text.trim().is_empty() { String::from_utf8_lossy(&output.stdout) } else { text };

@@ -11,6 +11,7 @@ use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostPar
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt as _};
 use paddock_crds::{ConditionType, Phase, Reason, SandboxPolicy, ScriptRun, ScriptRunStatus};
+use paddock_e2e::cluster::component;
 use paddock_e2e::cluster::layout::Layout;
 use serde_json::{Value, json};
 
@@ -219,6 +220,13 @@ fn object(spec: Value) -> ScriptRun {
     run.metadata.name = None;
     run.metadata.generate_name = Some("run-".into());
     run
+}
+
+/// The administrator's kubectl: for what this client cannot read.
+pub fn kubectl(arguments: &[&str], input: &str) -> anyhow::Result<String> {
+    let mut kubectl = std::process::Command::new(component::built(&layout())?.path("kubectl")?);
+    kubectl.arg("--kubeconfig").arg(layout().kubeconfig()).args(arguments);
+    paddock_e2e::cluster::command::run_with(&mut kubectl, input.as_bytes())
 }
 
 /// The operator's pods that are not on their way out.

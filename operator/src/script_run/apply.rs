@@ -11,6 +11,7 @@ use paddock_crds::{ConditionType, Reason, ScriptRun, ScriptRunStatus};
 use paddock_protocol::ControlMessage;
 use serde_json::json;
 
+use super::guarded::drop_body;
 use super::pod::{difference, is_job_of, render_job, render_pod};
 use super::pod_facts::PodSeen;
 use super::queue::{Admission, QueueLimits};
@@ -18,7 +19,7 @@ use super::session::Listening;
 use super::status::smaller;
 use super::step::{Seen, Step};
 use super::validate::ValidRun;
-use super::{Guarded, events, observe};
+use super::{Guarded, Watched, events, observe};
 use crate::context::{Context, turn};
 use crate::error::{Error, code, response, within};
 use crate::names::{FINALIZER, pod_name, sandbox_namespace};
@@ -36,7 +37,7 @@ pub(crate) enum Done {
     /// The pod was not created, for this reason and with this detail for the administrator.
     NotCreated(Reason, String),
     /// The run itself was written.
-    Replaced(Box<ScriptRun>),
+    Replaced(Box<Watched>),
     /// The run is gone, or will be.
     Gone,
 }
@@ -81,7 +82,7 @@ fn valid(seen: &Seen) -> Option<&ValidRun> {
     seen.decision.as_ref().and_then(|decision| decision.as_ref().ok()).map(AsRef::as_ref)
 }
 
-fn runs(run: &ScriptRun, context: &Context) -> Api<ScriptRun> {
+fn runs(run: &ScriptRun, context: &Context) -> Api<Guarded> {
     Api::namespaced(context.client.clone(), &run.namespace().unwrap_or_default())
 }
 
@@ -133,6 +134,7 @@ async fn write_finalizers(run: &ScriptRun, finalizers: &[String], context: &Cont
     let patch = json!({ "metadata": { "finalizers": finalizers, "resourceVersion": run.resource_version(), "uid": run.uid() } });
     match within("the finalizer", runs(run, context).patch(&run.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
         Ok(newer) => {
+            let newer = newer.0.map_err(|unreadable| Error::Unreadable { why: unreadable.why })?;
             context.remember(&newer);
             Ok(Done::Replaced(Box::new(newer)))
         }
@@ -317,12 +319,13 @@ async fn delete_run(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
 
 /// Writes the status, fenced by the resourceVersion that it was computed from. What the API server does not take is tried once more
 /// without what the script produced.
-pub(crate) async fn write_status(run: &ScriptRun, status: ScriptRunStatus, context: &Arc<Context>) -> Result<ScriptRun, Error> {
-    let answer = put_status(run, status.clone(), context).await;
+pub(crate) async fn write_status(watched: &Watched, status: ScriptRunStatus, context: &Arc<Context>) -> Result<Watched, Error> {
+    let run = &watched.run;
+    let answer = put_status(watched, status.clone(), context).await;
     let answer = match answer {
         Err(Error::Write { source, .. }) if is_too_much(&source) && status.result.is_some() => {
             tracing::warn!(error = %source, "the status was refused and is written without the output");
-            put_status(run, smaller(&status), context).await
+            put_status(watched, smaller(&status), context).await
         }
         answer => answer,
     };
@@ -331,8 +334,8 @@ pub(crate) async fn write_status(run: &ScriptRun, status: ScriptRunStatus, conte
     let newer = answer?;
     context.remember(&newer);
     context.succeeded(&uid);
-    after_write(run, &newer, context);
-    Ok(newer)
+    after_write(run, &newer.run, context);
+    Ok(watched.succeeded_by(newer))
 }
 
 /// The API server, or etcd behind it (which it tells as a 500), does not take an object of this size or shape.
@@ -340,13 +343,16 @@ fn is_too_much(error: &kube::Error) -> bool {
     response(error).is_some_and(|answer| matches!(answer.code, 400 | 413 | 422) || answer.message.contains("too large"))
 }
 
-async fn put_status(run: &ScriptRun, status: ScriptRunStatus, context: &Context) -> Result<ScriptRun, Error> {
-    let mut wanted = run.clone();
+/// The API server takes the status alone and keeps the spec that it has, so the body need not travel.
+async fn put_status(watched: &Watched, status: ScriptRunStatus, context: &Context) -> Result<Watched, Error> {
+    let mut wanted = watched.run.clone();
     wanted.status = Some(status);
     wanted.metadata.managed_fields = None;
-    within("the status", runs(run, context).replace_status(&run.name_any(), &PostParams::default(), &wanted))
-        .await?
-        .map_err(on_write("the status"))
+    drop_body(&mut wanted);
+    let name = wanted.name_any();
+    let wanted = Guarded(Ok(Watched { run: wanted, body: watched.body }));
+    let answer = within("the status", runs(&watched.run, context).replace_status(&name, &PostParams::default(), &wanted)).await?;
+    answer.map_err(on_write("the status"))?.0.map_err(|unreadable| Error::Unreadable { why: unreadable.why })
 }
 
 /// Metrics, Events and slots follow what is stored, never what is only intended.
@@ -359,6 +365,10 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
         let (received, end) = (clocks.received.as_ref()?, end.as_ref()?);
         Some(end.0.duration_since(received.0).as_secs_f64())
     };
+    let waited = before.status.as_ref().is_some_and(|status| status.condition(&ConditionType::Admitted).is_some());
+    if new(&ConditionType::Admitted) && waited {
+        context.wake_waiting(&after.namespace().unwrap_or_default());
+    }
     if new(&ConditionType::Started) {
         if let Some(seconds) = since_received(&clocks.started) {
             context.metrics.start_after(seconds);

@@ -9,7 +9,7 @@ use paddock_policy::Policy;
 use paddock_protocol::{Cause, Output, Report, Transcript};
 
 use super::apply::Done;
-use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen};
+use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen, WaitsFor};
 use super::queue::Admission;
 use super::status::compute_status;
 use super::step::{SandboxSeen, Seen, Step, StreamSeen};
@@ -97,7 +97,7 @@ pub(crate) fn a_pod(run: &ScriptRun) -> PodFacts {
         mutated: None,
         job_digest: Some(valid(run).digest),
         files_digest: Some(valid(run).files_digest),
-        life: PodLife::Pending { waiting: None },
+        life: PodLife::Pending(WaitsFor::Creation),
     }
 }
 

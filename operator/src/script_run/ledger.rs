@@ -26,6 +26,11 @@ impl Ledger {
         admission
     }
 
+    /// UIDs of the runs whose slots are assumed.
+    pub(crate) fn assumed(&self, namespace: &str) -> BTreeSet<String> {
+        self.lock().get(namespace).cloned().unwrap_or_default()
+    }
+
     /// Takes an assumption back: the admission could not be stored, or the run is finished or gone.
     pub(crate) fn forget(&self, namespace: &str, uid: &str) {
         let mut assumed = self.lock();

@@ -14,24 +14,44 @@ use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
 use super::step::{SandboxSeen, Seen};
 use super::validate::{PoliciesSeen, SourceSeen, requester, validate};
+use super::{Body, Watched};
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::names::{RUN_UID, pod_name, sandbox_namespace};
 use crate::pods::Cached;
 use crate::sandbox_namespace::{self, Wanted};
 
-/// Reads what a pass over this run needs, and no more: most of it is in caches.
-pub(crate) async fn observe(run: &ScriptRun, context: &Arc<Context>) -> Result<Seen, Error> {
+/// The run with its body, if a decision has to be made on it. `None` if it is gone.
+pub(crate) async fn whole(watched: Watched, context: &Context) -> Result<Option<Watched>, Error> {
+    if watched.body != Body::Left || is_decided(&watched.run) {
+        return Ok(Some(watched));
+    }
+    let api: Api<ScriptRun> = Api::namespaced(context.client.clone(), &watched.run.namespace().unwrap_or_default());
+    let stored = within("the run", api.get_opt(&watched.run.name_any())).await?.map_err(Error::read("the run"))?;
+    Ok(stored.filter(|stored| stored.uid() == watched.run.uid()).map(|run| Watched { run, body: Body::Here }))
+}
+
+/// Whether nothing is left to decide: the script may have started, or never will.
+fn is_decided(run: &ScriptRun) -> bool {
     let status = run.status.clone().unwrap_or_default();
-    let is_decided = status.is_true(&ConditionType::Started)
+    status.is_true(&ConditionType::Started)
         || status.is_true(&ConditionType::Finished)
         || status.stopping.is_some()
-        || run.metadata.deletion_timestamp.is_some();
-    let decision = if is_decided {
+        || run.metadata.deletion_timestamp.is_some()
+}
+
+/// Reads what a pass over this run needs, and no more: most of it is in caches.
+pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result<Seen, Error> {
+    let run = &watched.run;
+    let decision = if is_decided(run) {
         None
     } else {
         let policies = policies(run, context);
-        let source = source(run, context).await?;
+        let source = match watched.body {
+            Body::Here => source(run, context).await?,
+            Body::Unfit(why) => SourceSeen::Refused(Reason::InputTooLarge, why.into()),
+            Body::Left => return Err(Error::Late { what: "the body of the run" }),
+        };
         let decision = validate(run, &source, &policies, context.settings.start_budget_seconds);
         Some(decision.map(Box::new).map_err(Box::new))
     };
@@ -131,7 +151,7 @@ fn taken<K: kube::Resource>(kind: PolicyKind, policy: &K, spec: &impl serde::Ser
 }
 
 /// The text of the script. What the requester may not read himself is not read for him.
-async fn source(run: &ScriptRun, context: &Context) -> Result<SourceSeen, Error> {
+pub(crate) async fn source(run: &ScriptRun, context: &Context) -> Result<SourceSeen, Error> {
     if let Some(text) = &run.spec.script.source.inline {
         return Ok(SourceSeen::Text(text.clone().into_bytes()));
     }

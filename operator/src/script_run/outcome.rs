@@ -1,6 +1,6 @@
 //! How a run ended, from the kubelet's facts, the operator's own record and, last, the runner's claims. Pure.
 
-use paddock_crds::{Phase, Reason, ScriptRunStatus};
+use paddock_crds::{ConditionType, Phase, Reason, ScriptRunStatus};
 use paddock_protocol::{Cause, RefusedReason, Transcript};
 
 use super::pod_facts::{Ended, PodFacts};
@@ -126,14 +126,17 @@ pub(crate) fn outcome_of_refusal(reason: RefusedReason) -> Outcome {
     }
 }
 
-/// The end of a run that was stopped before its script started.
-pub(crate) fn before_the_start(reason: &Reason) -> Outcome {
+/// The end of a run that was stopped before its script started. Why it did not start was stored when the stop was decided.
+pub(crate) fn before_the_start(status: &ScriptRunStatus, reason: &Reason) -> Outcome {
     let failed = |message: &str| Outcome::plain(Phase::StartFailed, reason.clone(), message);
+    let told = status.condition(&ConditionType::Started).filter(|condition| condition.reason == *reason);
     match reason {
         Reason::Cancelled => Outcome::plain(Phase::Cancelled, Reason::Cancelled, "the run was cancelled before it started"),
-        Reason::StartTimedOut => {
-            Outcome::plain(Phase::StartTimedOut, Reason::StartTimedOut, "the script did not start within the start budget")
-        }
+        Reason::StartTimedOut => Outcome::plain(
+            Phase::StartTimedOut,
+            Reason::StartTimedOut,
+            told.map_or("the script did not start within the start budget", |condition| &condition.message),
+        ),
         Reason::PodMutated => Outcome::plain(
             Phase::PodMutated,
             Reason::PodMutated,

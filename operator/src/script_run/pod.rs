@@ -195,6 +195,11 @@ pub(crate) fn difference(rendered: &Pod, stored: &Pod) -> Option<String> {
             return Some(format!("label {key}"));
         }
     }
+    for (key, value) in rendered.metadata.annotations.iter().flatten() {
+        if stored.metadata.annotations.as_ref().and_then(|annotations| annotations.get(key)) != Some(value) {
+            return Some(format!("annotation {key}"));
+        }
+    }
     if let Some(key) = stored.metadata.annotations.iter().flatten().map(|(key, _)| key).find(|key| key.starts_with("dev.gvisor.")) {
         return Some(format!("annotation {key}"));
     }

@@ -1,6 +1,6 @@
 //! What a pod says about itself, as plain values. Pure.
 
-use k8s_openapi::api::core::v1::{ContainerState, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, Pod, PodStatus};
 
 use crate::names::CONTAINER;
 
@@ -31,14 +31,22 @@ pub(crate) struct PodFacts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PodLife {
     /// Not yet running.
-    Pending {
-        /// Reason and message of a container that waits.
-        waiting: Option<(String, String)>,
-    },
+    Pending(WaitsFor),
     /// The kubelet says that it runs.
     Running,
     /// The kubelet says that it has ended.
     Ended(Ended),
+}
+
+/// What a pod that does not run yet waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum WaitsFor {
+    /// A node that can take it.
+    Node,
+    /// The node, which creates sandbox and containers.
+    Creation,
+    /// What the kubelet calls by this name: `ImagePullBackOff`, `CreateContainerError`, …
+    Named(String),
 }
 
 /// How the pod ended, by the kubelet's word.
@@ -106,12 +114,50 @@ fn life(pod: &Pod) -> PodLife {
             })
         }
         Some("Running") => PodLife::Running,
-        _ => PodLife::Pending {
-            waiting: states
-                .iter()
-                .filter_map(|(_, state)| state.waiting.as_ref())
-                .map(|waiting| (waiting.reason.clone().unwrap_or_default(), waiting.message.clone().unwrap_or_default()))
-                .find(|(reason, _)| reason != "PodInitializing" && reason != "ContainerCreating" && !reason.is_empty()),
-        },
+        _ => PodLife::Pending(waits_for(&status, &states)),
+    }
+}
+
+fn waits_for(status: &PodStatus, containers: &[(String, ContainerState)]) -> WaitsFor {
+    let is_scheduled = status.conditions.iter().flatten().find(|condition| condition.type_ == "PodScheduled");
+    if is_scheduled.is_some_and(|condition| condition.status == "False") {
+        return WaitsFor::Node;
+    }
+    containers
+        .iter()
+        .filter_map(|(_, state)| state.waiting.as_ref()?.reason.clone())
+        .find(|reason| !matches!(reason.as_str(), "PodInitializing" | "ContainerCreating" | ""))
+        .map_or(WaitsFor::Creation, WaitsFor::Named)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pending(condition: &str, waiting: &str) -> PodLife {
+        let container = json!({ "name": CONTAINER, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": { "waiting": { "reason": waiting } } });
+        life_of(
+            &json!({ "phase": "Pending", "conditions": [{ "type": "PodScheduled", "status": condition }], "containerStatuses": [container] }),
+        )
+    }
+
+    fn life_of(status: &Value) -> PodLife {
+        life(&serde_json::from_value(json!({ "metadata": {}, "status": status })).unwrap())
+    }
+
+    #[rstest]
+    #[case::no_node("False", "", WaitsFor::Node)]
+    #[case::being_made("True", "ContainerCreating", WaitsFor::Creation)]
+    #[case::image("True", "ImagePullBackOff", WaitsFor::Named("ImagePullBackOff".into()))]
+    fn a_pending_pod_tells_what_it_waits_for(#[case] condition: &str, #[case] waiting: &str, #[case] expected: WaitsFor) {
+        assert_eq!(pending(condition, waiting), PodLife::Pending(expected));
+    }
+
+    #[test]
+    fn a_pod_without_a_status_is_only_created() {
+        assert_eq!(life_of(&Value::Null), PodLife::Pending(WaitsFor::Creation));
     }
 }

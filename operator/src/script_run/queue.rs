@@ -1,6 +1,6 @@
 //! Who may take a slot. Pure: usage and limits in, an answer out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is known about the other runs of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,17 @@ pub(crate) fn admit(usage: &Usage, limits: QueueLimits, turn: &Turn) -> Admissio
     Admission::Wait { ahead }
 }
 
+/// Of those who wait, the first of each kind. Runs of one policy have the same limits, so no other of them gets a slot before its first.
+pub(crate) fn heads<K: Ord, T>(waiting: impl IntoIterator<Item = (K, Turn, T)>) -> Vec<T> {
+    let mut first: BTreeMap<K, (Turn, T)> = BTreeMap::new();
+    for (kind, turn, run) in waiting {
+        if first.get(&kind).is_none_or(|(known, _)| turn < *known) {
+            first.insert(kind, (turn, run));
+        }
+    }
+    first.into_values().map(|(_, run)| run).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -83,6 +94,12 @@ mod tests {
     #[case::over_the_limit(usage(7, &[]), 5, Admission::Wait { ahead: 0 })]
     fn decides(#[case] usage: Usage, #[case] created: i64, #[case] expected: Admission) {
         assert_eq!(admit(&usage, QueueLimits { max_concurrent: 2, max_queued: 3 }, &turn(created)), expected);
+    }
+
+    #[test]
+    fn only_the_first_of_each_policy_is_next() {
+        let waiting = [("a", 3), ("b", 9), ("a", 1), ("a", 2), ("b", 5)].map(|(policy, created)| (policy, turn(created), created));
+        assert_eq!(heads(waiting), [1, 5]);
     }
 
     #[test]

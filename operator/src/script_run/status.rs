@@ -13,7 +13,7 @@ use paddock_protocol::{Captured, Transcript};
 use super::apply::Done;
 use super::job::RESULT_DEPTH;
 use super::outcome::Outcome;
-use super::pod_facts::PodSeen;
+use super::pod_facts::{PodLife, PodSeen, WaitsFor};
 use super::queue::Admission;
 use super::step::{Seen, Step};
 use super::text::{cut, visible};
@@ -36,7 +36,7 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
         (Step::Admit, Done::Queued(admission)) => report.queued(admission, valid?),
         (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
         (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
-        (Step::RecordStop(reason), _) => report.stopping(reason),
+        (Step::RecordStop(reason), _) => report.stopped(reason, seen),
         (Step::RecordResult, _) => report.result(&seen.stream.transcript),
         (Step::Finish(outcome), _) => report.finished(outcome, &seen.stream.transcript),
         _ => return None,
@@ -204,6 +204,13 @@ impl Report {
         self.audit("started", None);
     }
 
+    fn stopped(&mut self, reason: &Reason, seen: &Seen) {
+        if *reason == Reason::StartTimedOut {
+            self.condition(ConditionType::Started, false, reason.clone(), why_not_started(&self.status, seen));
+        }
+        self.stopping(reason);
+    }
+
     fn stopping(&mut self, reason: &Reason) {
         self.status.stopping = Some(Stopping { reason: reason.clone(), since: self.clock() });
         self.in_progress("the run is being ended");
@@ -268,6 +275,21 @@ impl Report {
         }
         self.tell(outcome.phase.clone(), &outcome.message);
         self.audit("finished", Some(outcome.reason.clone()));
+    }
+}
+
+/// What a run whose start budget is over was waiting for.
+fn why_not_started(status: &ScriptRunStatus, seen: &Seen) -> &'static str {
+    let has_no_room = status.condition(&ConditionType::Started).is_some_and(|condition| condition.reason == Reason::QuotaExceeded);
+    match &seen.pod {
+        PodSeen::Absent if has_no_room => "the quota of the sandbox namespace had no room within the start budget",
+        PodSeen::Absent => "the pod could not be created within the start budget",
+        PodSeen::Present(pod) => match &pod.life {
+            PodLife::Pending(WaitsFor::Node) => "no node could take the sandbox within the start budget",
+            PodLife::Pending(_) => "the node could not make the sandbox within the start budget",
+            PodLife::Running => "the runner did not answer within the start budget",
+            PodLife::Ended(_) => "the script did not start within the start budget",
+        },
     }
 }
 

@@ -8,8 +8,8 @@ use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
 use paddock_policy::Refusal;
 use paddock_protocol::Transcript;
 
-use super::outcome::{Outcome, outcome, outcome_of_refusal};
-use super::pod_facts::{PodFacts, PodLife, PodSeen};
+use super::outcome::{Outcome, before_the_start, outcome, outcome_of_refusal};
+use super::pod_facts::{PodFacts, PodLife, PodSeen, WaitsFor};
 use super::validate::{Refused, ValidRun};
 use crate::config::Settings;
 use crate::names::FINALIZER;
@@ -116,7 +116,7 @@ pub(crate) fn next_step(run: &ScriptRun, seen: &Seen, settings: &Settings, now: 
         return while_running(run, &status, seen, now);
     }
     if let Some(stopping) = &status.stopping {
-        return stop_before_the_start(&stopping.reason, seen);
+        return stop_before_the_start(&status, &stopping.reason, seen);
     }
     if status.is_true(&ConditionType::Admitted) {
         return while_starting(run, &status, seen, settings, now);
@@ -238,7 +238,7 @@ fn start(pod: &PodFacts, stream: &StreamSeen, budget_left: Duration) -> Step {
     match &pod.life {
         PodLife::Ended(_) if !stream.complete => Step::ReadLog,
         PodLife::Ended(_) => Step::RecordStop(Reason::PodRejected),
-        PodLife::Pending { waiting: Some((reason, _)) } if is_hopeless(reason) => Step::RecordStop(reason_of_waiting(reason)),
+        PodLife::Pending(WaitsFor::Named(reason)) if is_hopeless(reason) => Step::RecordStop(reason_of_waiting(reason)),
         _ if !stream.listening => Step::Listen,
         _ => match &stream.transcript.boot {
             Some(boot) => Step::RecordStart { boot: boot.clone() },
@@ -265,9 +265,9 @@ fn reason_of_waiting(reason: &str) -> Reason {
 }
 
 /// Stopped before the start: the pod holds no evidence, so it is removed, and the end is stored when it is gone.
-fn stop_before_the_start(reason: &Reason, seen: &Seen) -> Step {
+fn stop_before_the_start(status: &ScriptRunStatus, reason: &Reason, seen: &Seen) -> Step {
     match &seen.pod {
-        PodSeen::Absent => Step::Finish(super::outcome::before_the_start(reason)),
+        PodSeen::Absent => Step::Finish(before_the_start(status, reason)),
         PodSeen::Present(pod) if !pod.deleting => Step::RemovePod,
         PodSeen::Present(_) => Step::Rest { wake: Some(Duration::from_secs(5)) },
     }

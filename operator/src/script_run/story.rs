@@ -143,7 +143,7 @@ impl World {
         let now = Time(at(self.second));
         if let Some(node) = self.pods.get_mut(&uid) {
             match (chance, &node.facts.life) {
-                (0..=2, PodLife::Pending { .. }) => {
+                (0..=2, PodLife::Pending(_)) => {
                     node.facts.life = PodLife::Running;
                     node.boot = boots;
                     self.boots = boots;

@@ -40,6 +40,21 @@ fn a_whole_life_leaves_every_condition_and_clock() {
 }
 
 #[test]
+fn a_run_that_could_not_start_tells_what_it_waited_for() {
+    let run = admitted(0);
+    let told = |pod: PodSeen| {
+        let seen = Seen { pod, ..seen(&run) };
+        let run = after(&run, &seen, &Step::RecordStop(Reason::StartTimedOut), &Done::Yes, 60);
+        super::super::outcome::before_the_start(&status(&run), &Reason::StartTimedOut).message
+    };
+    let with = |life| present(super::super::pod_facts::PodFacts { life, ..a_pod(&run) });
+    assert_eq!(told(PodSeen::Absent), "the pod could not be created within the start budget");
+    assert_eq!(told(with(PodLife::Pending(WaitsFor::Node))), "no node could take the sandbox within the start budget");
+    assert_eq!(told(with(PodLife::Pending(WaitsFor::Creation))), "the node could not make the sandbox within the start budget");
+    assert_eq!(told(with(PodLife::Running)), "the runner did not answer within the start budget");
+}
+
+#[test]
 fn an_end_without_success_is_stalled() {
     let run = finish(&started(1), &a_stream(|_| ()), Phase::Lost, Reason::Lost, 2);
     assert_eq!(holds(&run, &ConditionType::Stalled), Some((ConditionStatus::True, Reason::Lost)));

@@ -63,9 +63,9 @@ fn an_admitted_run_gets_its_pod_and_its_stream() {
 
 #[rstest]
 #[case::mutated(|pod: &mut PodFacts| pod.mutated = Some("spec.containers".into()), Reason::PodMutated)]
-#[case::no_image(|pod: &mut PodFacts| pod.life = PodLife::Pending { waiting: Some(("ImagePullBackOff".into(), String::new())) }, Reason::ImageUnavailable)]
-#[case::never_pull(|pod: &mut PodFacts| pod.life = PodLife::Pending { waiting: Some(("ErrImageNeverPull".into(), String::new())) }, Reason::ImageUnavailable)]
-#[case::bad_container(|pod: &mut PodFacts| pod.life = PodLife::Pending { waiting: Some(("CreateContainerError".into(), String::new())) }, Reason::PodRejected)]
+#[case::no_image(|pod: &mut PodFacts| pod.life = PodLife::Pending(WaitsFor::Named("ImagePullBackOff".into())), Reason::ImageUnavailable)]
+#[case::never_pull(|pod: &mut PodFacts| pod.life = PodLife::Pending(WaitsFor::Named("ErrImageNeverPull".into())), Reason::ImageUnavailable)]
+#[case::bad_container(|pod: &mut PodFacts| pod.life = PodLife::Pending(WaitsFor::Named("CreateContainerError".into())), Reason::PodRejected)]
 fn a_pod_that_cannot_start_is_given_up_at_once(#[case] change: fn(&mut PodFacts), #[case] reason: Reason) {
     let run = admitted(0);
     assert_eq!(step(&run, &with_pod(&run, StreamSeen::default(), change), 1), Step::RecordStop(reason));
@@ -75,7 +75,7 @@ fn a_pod_that_cannot_start_is_given_up_at_once(#[case] change: fn(&mut PodFacts)
 fn a_pull_that_failed_once_may_still_work() {
     let run = admitted(0);
     let waiting = with_pod(&run, a_stream(|transcript| transcript.boot = None), |pod| {
-        pod.life = PodLife::Pending { waiting: Some(("ErrImagePull".into(), String::new())) };
+        pod.life = PodLife::Pending(WaitsFor::Named("ErrImagePull".into()));
     });
     assert!(is_rest(&step(&run, &waiting, 1)));
 }

@@ -1,0 +1,105 @@
+//! An API server that answers as a test tells it to. Only for what reads and writes: everything that decides is tested without one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::channel::mpsc;
+use http::{Method, Request, Response};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Client;
+use kube::client::Body;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::{reflector, watcher};
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tower_test::mock;
+
+use crate::context::{Context, Parts};
+use crate::metrics::Metrics;
+use crate::script_run::fixtures::settings;
+
+/// Longest time in which an expected request has to come.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A request that is expected, and the answer to it.
+pub(crate) struct Exchange {
+    method: Method,
+    path: &'static str,
+    /// What the body of the request has to contain.
+    holds: Vec<&'static str>,
+    code: u16,
+    answer: Value,
+}
+
+/// `expect(Method::GET, "/api/v1/…", 404, json!("message"))`: text is made into a `Status` with that message.
+pub(crate) fn expect(method: Method, path: &'static str, code: u16, answer: Value) -> Exchange {
+    let answer = match answer {
+        Value::String(message) => {
+            let reason = if code == 404 { "NotFound" } else { "" };
+            json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message, "metadata": {} })
+        }
+        object => object,
+    };
+    Exchange { method, path, holds: Vec::new(), code, answer }
+}
+
+impl Exchange {
+    pub(crate) fn holding(mut self, part: &'static str) -> Self {
+        self.holds.push(part);
+        self
+    }
+}
+
+/// The API server's side of a test.
+pub(crate) struct Fake(JoinHandle<()>);
+
+impl Fake {
+    /// Holds that every expected request came, and no other.
+    pub(crate) async fn finished(self) {
+        self.0.await.expect("the requests are the expected ones");
+    }
+}
+
+/// A context whose API server expects exactly `exchanges`, in this order. Watches are let in and never hear anything.
+pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Arc<Context>, Fake) {
+    let (service, mut requests) = mock::pair::<Request<Body>, Response<Body>>();
+    let client = Client::new(service, "default");
+    let fake = tokio::spawn(async move {
+        let mut silent = Vec::new();
+        for expected in exchanges {
+            loop {
+                let coming = tokio::time::timeout(PATIENCE, requests.next_request()).await;
+                let (request, send) = coming.unwrap_or_else(|_| panic!("no {} {}", expected.method, expected.path)).expect("a client");
+                if request.method() == Method::GET && request.uri().path().ends_with("/pods") {
+                    silent.push(send);
+                    continue;
+                }
+                assert_eq!((request.method(), request.uri().path()), (&expected.method, expected.path));
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let body = String::from_utf8_lossy(&body).into_owned();
+                assert!(expected.holds.iter().all(|part| body.contains(part)), "{body}");
+                let answer = Body::from(serde_json::to_vec(&expected.answer).unwrap());
+                send.send_response(Response::builder().status(expected.code).body(answer).unwrap());
+                break;
+            }
+        }
+    });
+    let (stored, mut writer) = reflector::store();
+    for namespace in namespaces {
+        writer.apply_watcher_event(&watcher::Event::Apply(namespace.clone()));
+    }
+    let (wake, _) = mpsc::unbounded();
+    let parts = Parts {
+        client: client.clone(),
+        settings: settings(),
+        concurrency: 1,
+        metrics: Metrics::new(&mut Registry::default()),
+        recorder: Recorder::new(client, Reporter { controller: "test".into(), instance: None }),
+        namespaces: stored,
+        policies: reflector::store().0,
+        cluster_policies: reflector::store().0,
+        wake,
+    };
+    (Arc::new(Context::new(parts)), Fake(fake))
+}
