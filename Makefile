@@ -7,6 +7,9 @@ DEVCLUSTER := target/debug/devcluster
 # A static binary without a musl toolchain: glibc linked in whole.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release --target x86_64-unknown-linux-gnu
 BINARIES := target/x86_64-unknown-linux-gnu/release
+CARGO_DENY_VERSION := 0.20.2
+CARGO_DENY_ROOT := $(or $(PADDOCK_CACHE),$(or $(HOME),/root)/.cache/paddock)/tools/cargo-deny-$(CARGO_DENY_VERSION)
+CARGO_DENY := $(CARGO_DENY_ROOT)/bin/cargo-deny
 
 .PHONY: help
 help: ## Tell what there is
@@ -20,11 +23,21 @@ demo: install ## Start the cluster, install the chart, run one Python script in 
 test: check unit e2e ## Everything that is tested: check, unit, e2e
 
 .PHONY: check
-check: packages ## Format, lints, generated files, chart
+check: packages $(CARGO_DENY) ## Format, lints, generated files, chart, licences
 	cargo fmt --all -- --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo test --quiet -p paddock-crds --test generated
 	$$($(DEVCLUSTER) tool helm) lint --quiet --strict charts/paddock
+	$(CARGO_DENY) --log-level error --locked check --hide-inclusion-graph licenses bans sources
+
+$(CARGO_DENY):
+	@echo "building cargo-deny"
+	@CARGO_TARGET_DIR=$(CARGO_DENY_ROOT)/build cargo install --quiet --debug --locked --root $(CARGO_DENY_ROOT) cargo-deny@$(CARGO_DENY_VERSION)
+	@rm -rf $(CARGO_DENY_ROOT)/build
+
+.PHONY: advisories
+advisories: $(CARGO_DENY) ## Known vulnerabilities of what is linked; fetches the advisory database
+	$(CARGO_DENY) --locked check advisories
 
 .PHONY: unit
 unit: ## Tests that need nothing but Rust
