@@ -29,23 +29,29 @@ async fn main() {
     let namespace = namespaces.create(&PostParams::default(), &namespace).await.unwrap().name_any();
 
     paddock_run(&client, &namespace).await;
-    let (mut results, mut outputs, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut results, mut outputs, mut ends, mut mounted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for pair in 0..PAIRS {
-        let (output, end) = bare_pod(&client, &namespace, pair).await;
+        let (output, end) = bare_pod(&client, &namespace, &format!("bare-{pair}"), json!({})).await;
         outputs.push(output);
         ends.push(end);
+        tokio::time::sleep(Duration::from_millis(1000 + u64::from(pair * 193 % 1000))).await;
+        let volume = json!({ "volumes": [{ "name": "workspace", "emptyDir": { "medium": "Memory" } }] });
+        mounted.push(bare_pod(&client, &namespace, &format!("mounted-{pair}"), volume).await.0);
         tokio::time::sleep(Duration::from_millis(1000 + u64::from(pair * 137 % 1000))).await;
         results.push(paddock_run(&client, &namespace).await);
         tokio::time::sleep(Duration::from_millis(1000 + u64::from(pair * 271 % 1000))).await;
     }
     namespaces.delete(&namespace, &DeleteParams::default()).await.unwrap();
     let (result, output, end) = (median(&mut results), median(&mut outputs), median(&mut ends));
+    let mounted_output = median(&mut mounted);
     println!(
         "{}",
         json!({
             "pairs": PAIRS,
             "create_to_result_ready_ms": spread(&results), "bare_create_to_output_ms": spread(&outputs), "bare_create_to_succeeded_ms": spread(&ends),
+            "bare_with_a_volume_create_to_output_ms": spread(&mounted),
             "cold_vs_output_ratio": ratio(result, output), "cold_vs_succeeded_ratio": ratio(result, end),
+            "cold_vs_output_with_a_volume_ratio": ratio(result, mounted_output),
         })
     );
 }
@@ -86,12 +92,12 @@ async fn paddock_run(client: &Client, namespace: &str) -> u128 {
     took
 }
 
-/// Create until the log holds the line, and until the phase says `Succeeded`.
-async fn bare_pod(client: &Client, namespace: &str, number: u32) -> (u128, u128) {
+/// Create until the log holds the line, and until the phase says `Succeeded`. A pod with a volume starts a good deal later: the kubelet
+/// looks whether the volumes are there when it gets the pod, which is too early, and then every 300 ms.
+async fn bare_pod(client: &Client, namespace: &str, name: &str, volumes: serde_json::Value) -> (u128, u128) {
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let name = format!("bare-{number}");
     let resources = |cpu: &str| json!({ "cpu": cpu, "memory": "128Mi" });
-    let pod = json!({
+    let mut pod = json!({
         "metadata": { "name": name },
         "spec": {
             "runtimeClassName": "gvisor-nonet", "restartPolicy": "Never", "automountServiceAccountToken": false, "enableServiceLinks": false,
@@ -103,11 +109,15 @@ async fn bare_pod(client: &Client, namespace: &str, number: u32) -> (u128, u128)
             }],
         },
     });
+    if let Some(volumes) = volumes.get("volumes") {
+        pod["spec"]["volumes"] = volumes.clone();
+        pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": volumes[0]["name"], "mountPath": "/workspace" }]);
+    }
     let begin = Instant::now();
     api.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
     let reading = async {
         loop {
-            if api.logs(&name, &LogParams::default()).await.is_ok_and(|log| log.contains("hello")) {
+            if api.logs(name, &LogParams::default()).await.is_ok_and(|log| log.contains("hello")) {
                 return begin.elapsed().as_millis();
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -116,10 +126,10 @@ async fn bare_pod(client: &Client, namespace: &str, number: u32) -> (u128, u128)
     let ending = async {
         let is_over =
             |pod: Option<&Pod>| pod.and_then(|pod| pod.status.as_ref()).and_then(|status| status.phase.as_deref()) == Some("Succeeded");
-        await_condition(api.clone(), &name, is_over).await.unwrap();
+        await_condition(api.clone(), name, is_over).await.unwrap();
         begin.elapsed().as_millis()
     };
     let both = futures::future::join(reading, ending).await;
-    api.delete(&name, &DeleteParams::default()).await.unwrap();
+    api.delete(name, &DeleteParams::default()).await.unwrap();
     both
 }

@@ -15,7 +15,7 @@ use super::guarded::drop_body;
 use super::pod::{difference, is_job_of, render_job, render_pod};
 use super::pod_facts::PodSeen;
 use super::queue::{Admission, QueueLimits};
-use super::session::Listening;
+use super::session::{Listening, PodAge};
 use super::status::smaller;
 use super::step::{Seen, Step};
 use super::validate::ValidRun;
@@ -194,7 +194,7 @@ async fn create(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Result<
     let pod_uid = pod.uid().unwrap_or_default();
     let done = ensure_job(valid, &pod_uid, context).await?;
     if matches!(done, Done::Yes) {
-        start_listening(run, &pod_uid, context);
+        start_listening(run, &pod_uid, PodAge::New, context);
     }
     Ok(done)
 }
@@ -252,26 +252,26 @@ async fn listen(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done,
         None => Done::Yes,
     };
     if matches!(done, Done::Yes) {
-        start_listening(run, &pod.uid, context);
+        start_listening(run, &pod.uid, PodAge::Unknown, context);
     }
     Ok(done)
 }
 
-fn start_listening(run: &ScriptRun, pod_uid: &str, context: &Context) {
-    context.sessions.listen(&run.uid().unwrap_or_default(), listening(run, pod_uid, context));
+fn start_listening(run: &ScriptRun, pod_uid: &str, age: PodAge, context: &Context) {
+    context.sessions.listen(&run.uid().unwrap_or_default(), listening(run, pod_uid, age, context));
     context.metrics.sessions(context.sessions.len());
 }
 
-fn listening(run: &ScriptRun, pod_uid: &str, context: &Context) -> Listening {
+fn listening(run: &ScriptRun, pod_uid: &str, age: PodAge, context: &Context) -> Listening {
     let (_, namespace, pod) = pods(run, context);
-    Listening { client: context.client.clone(), namespace, pod, pod_uid: pod_uid.to_owned(), wake: context.waker(run) }
+    Listening { client: context.client.clone(), namespace, pod, pod_uid: pod_uid.to_owned(), age, wake: context.waker(run) }
 }
 
 /// A stop message is quick; the deadline of the pod is sure. The pod is not deleted: that would take its log along.
 async fn stop(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
     let uid = run.uid().unwrap_or_default();
     if let PodSeen::Present(pod) = &seen.pod {
-        start_listening(run, &pod.uid, context);
+        start_listening(run, &pod.uid, PodAge::Unknown, context);
     }
     context.sessions.say(&uid, ControlMessage::Stop {}, SAY_PATIENCE).await;
     let (api, _, name) = pods(run, context);
@@ -288,7 +288,7 @@ async fn stop(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, E
 
 async fn read_log(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
     if let PodSeen::Present(pod) = &seen.pod {
-        context.sessions.read_to_the_end(&run.uid().unwrap_or_default(), listening(run, &pod.uid, context)).await?;
+        context.sessions.read_to_the_end(&run.uid().unwrap_or_default(), listening(run, &pod.uid, PodAge::Unknown, context)).await?;
     }
     Ok(Done::Yes)
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, LogParams};
@@ -19,8 +19,13 @@ use super::step::StreamSeen;
 use crate::error::{Error, within};
 use crate::names::CONTAINER;
 
-/// Pauses between attempts to attach to a container that is being created.
-const FIRST_PAUSE: Duration = Duration::from_millis(25);
+/// A kubelet looks at the volumes of a new pod when it gets it and then every 300 ms, so that no container of a pod with volumes can be
+/// attached to before.
+const SOONEST: Duration = Duration::from_millis(300);
+/// Pauses between attempts to attach to a container that is being created: a fixed part of the time that it has already taken, so that a
+/// start is seen within that part of it, and a slow node is not asked more often than a quick one.
+const PAUSE_PART: u32 = 16;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// A stream that brings no answer for this long is doubted, and the log is looked at.
 const ANSWER_LIMIT: Duration = Duration::from_millis(300);
@@ -61,7 +66,18 @@ pub(crate) struct Listening {
     pub(crate) namespace: String,
     pub(crate) pod: String,
     pub(crate) pod_uid: String,
+    /// How old the pod is.
+    pub(crate) age: PodAge,
     pub(crate) wake: Box<dyn Fn() + Send + Sync>,
+}
+
+/// How old a pod is when somebody begins to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PodAge {
+    /// It was created at this moment.
+    New,
+    /// It may run for long.
+    Unknown,
 }
 
 impl Sessions {
@@ -196,7 +212,10 @@ fn take(transcript: &mut Transcript, bytes: &[u8]) -> bool {
 /// Attaches, listens until the stream ends, fills what was missed from the log, attaches again: until the runner has said its last.
 async fn follow(listening: Listening, shared: Arc<Mutex<Shared>>, mut said: mpsc::Receiver<Said>) {
     let api: Api<Pod> = Api::namespaced(listening.client.clone(), &listening.namespace);
-    let mut pause = FIRST_PAUSE;
+    let mut silent_since = Instant::now();
+    if listening.age == PodAge::New {
+        tokio::time::sleep(SOONEST).await;
+    }
     loop {
         let params = AttachParams {
             container: Some(CONTAINER.into()),
@@ -210,8 +229,9 @@ async fn follow(listening: Listening, shared: Arc<Mutex<Shared>>, mut said: mpsc
             && let (Some(mut input), Some(mut output)) = (process.stdin(), process.stdout())
         {
             let _ = write(&mut input, &ControlMessage::Hello {}).await;
-            pause = FIRST_PAUSE;
-            listen(&listening, &api, &shared, &mut said, &mut input, &mut output).await;
+            if listen(&listening, &api, &shared, &mut said, &mut input, &mut output).await == Heard::Something {
+                silent_since = Instant::now();
+            }
         }
         if lock(&shared).transcript.finished || lock(&shared).complete {
             return;
@@ -231,9 +251,19 @@ async fn follow(listening: Listening, shared: Arc<Mutex<Shared>>, mut said: mpsc
                 (listening.wake)();
             }
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+        tokio::time::sleep(pause_after(silent_since.elapsed())).await;
     }
+}
+
+fn pause_after(silence: Duration) -> Duration {
+    (silence / PAUSE_PART).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
+
+/// Whether a stream brought anything before it ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Nothing,
+    Something,
 }
 
 async fn write(input: &mut (impl tokio::io::AsyncWrite + Unpin), message: &ControlMessage) -> std::io::Result<()> {
@@ -249,7 +279,8 @@ async fn listen(
     said: &mut mpsc::Receiver<Said>,
     input: &mut (impl tokio::io::AsyncWrite + Unpin),
     output: &mut (impl tokio::io::AsyncRead + Unpin),
-) {
+) -> Heard {
+    let mut heard = Heard::Nothing;
     let mut lines = Lines::default();
     let mut buffer = vec![0; 16 * 1024];
     let mut tick = tokio::time::interval(ANSWER_LIMIT);
@@ -264,34 +295,35 @@ async fn listen(
                 }
                 unanswered += 1;
                 if unanswered >= UNANSWERED_LIMIT || write(input, &ControlMessage::Hello {}).await.is_err() {
-                    return;
+                    return heard;
                 }
             }
             read = output.read(&mut buffer) => match read {
-                Ok(0) | Err(_) => return,
+                Ok(0) | Err(_) => return heard,
                 Ok(count) => {
+                    heard = Heard::Something;
                     let mut news = false;
                     let gap = {
                         let mut shared = lock(shared);
                         lines.push(&buffer[..count], |line| news |= shared.transcript.take_line(line));
                         shared.transcript.gap
                     };
-                    if gap {
-                        fill_from_log(listening, api, shared).await;
-                    }
                     if news {
                         (listening.wake)();
+                    }
+                    if gap {
+                        fill_from_log(listening, api, shared).await;
                     }
                 }
             },
             message = said.recv() => match message {
                 Some(Said { message, written }) => {
                     if write(input, &message).await.is_err() {
-                        return;
+                        return heard;
                     }
                     let _ = written.send(());
                 }
-                None => return,
+                None => return heard,
             },
         }
     }
@@ -314,5 +346,22 @@ async fn fill_from_log(listening: &Listening, api: &Api<Pod>, shared: &Mutex<Sha
         }
         Ok(Err(error)) => tracing::debug!(error = %error, "the log cannot be read yet"),
         Err(error) => tracing::debug!(error = %error, "the log cannot be read yet"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_is_seen_within_a_part_of_its_time() {
+        let mut silence = SOONEST;
+        let mut attempts = 0;
+        while silence < Duration::from_secs(1) {
+            silence += pause_after(silence);
+            attempts += 1;
+        }
+        assert!(attempts <= 24, "{attempts}");
+        assert_eq!(pause_after(Duration::from_secs(60)), LONGEST_PAUSE);
     }
 }
