@@ -163,7 +163,7 @@ open_enum! {
         UnexpectedToken,
         /// Finished: what is mounted in the sandbox is not the job that was admitted.
         JobMismatch,
-        /// Finished: the pod is gone and nobody can tell how it ended.
+        /// Finished: the pod is gone, or the node lost the sandbox or started it a second time: what became of the script is not known.
         Lost,
         /// Reconciling: the operator works on the run.
         InProgress,

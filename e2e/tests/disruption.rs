@@ -11,7 +11,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -61,9 +61,7 @@ async fn process_of(client: &Client, pod: &Pod) -> Pid {
             .ok_or("not running")
     })
     .await;
-    let layout = layout();
-    let mut ctr = lifecycle::ctr(&layout, &component::built(&layout).unwrap()).unwrap();
-    let tasks = paddock_e2e::cluster::command::run(ctr.args(["--namespace", "k8s.io", "tasks", "list"])).unwrap();
+    let tasks = ctr(&["tasks", "list"]).unwrap();
     let id = id.trim_start_matches("containerd://");
     let line = tasks.lines().find(|line| line.starts_with(id)).expect("containerd knows the container");
     Pid::from_raw(line.split_whitespace().nth(1).unwrap().parse().unwrap())
@@ -121,14 +119,116 @@ async fn a_restarted_container_runtime_loses_nothing() {
     tenant("runtime", |tenant| async move {
         let run = tenant.create(Script::shell("echo begin; sleep 6; echo end")).await;
         tenant.until(&run, "Started", |status| status.is_true(&ConditionType::Started)).await;
-        let layout = layout();
-        let record = process::record(&layout, "containerd").unwrap();
-        record.signal(Signal::SIGKILL);
-        eventually("containerd has ended", || async { if record.is_alive() { Err("alive") } else { Ok(()) } }).await;
-        lifecycle::start(&layout, &component::built(&layout).unwrap(), "containerd").unwrap();
+        end("containerd").await;
+        begin("containerd");
         let run = tenant.finished(&run).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
         assert_eq!(stdout(&run), "begin\nend\n");
+        assert_started_once(&status(&run));
+        let run = tenant.run(Script::shell("echo after")).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}
+
+async fn end(name: &str) {
+    let record = process::record(&layout(), name).unwrap();
+    record.signal(Signal::SIGKILL);
+    eventually("the process has ended", || async { if record.is_alive() { Err(name) } else { Ok(()) } }).await;
+}
+
+fn begin(name: &str) {
+    let layout = layout();
+    lifecycle::start(&layout, &component::built(&layout).unwrap(), name).unwrap();
+}
+
+/// Runs containerd's own client.
+fn ctr(arguments: &[&str]) -> anyhow::Result<String> {
+    let layout = layout();
+    let mut ctr = lifecycle::ctr(&layout, &component::built(&layout)?)?;
+    paddock_e2e::cluster::command::run(ctr.args(["--namespace", "k8s.io"]).args(arguments))
+}
+
+/// What the API server knew of a pod when its node went down.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reported {
+    /// That the container runs.
+    Running,
+    /// Nothing yet: the kubelet reports about once a second.
+    Nothing,
+}
+
+/// A node comes back without the state of its container runtime, while the pod is still bound to it and still to be run.
+async fn lose_runtime_state(client: &Client, pod: &Pod, reported: Reported) {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap());
+    let (name, uid) = (pod.name_any(), pod.uid().unwrap());
+    if reported == Reported::Running {
+        eventually("the kubelet has reported", || async {
+            let phase = api.get(&name).await.unwrap().status.and_then(|status| status.phase);
+            if phase.as_deref() == Some("Running") { Ok(()) } else { Err(phase) }
+        })
+        .await;
+    }
+    end("kubelet").await;
+    let containers = ctr(&["containers", "list", "--quiet", &format!("labels.\"io.kubernetes.pod.uid\"=={uid}")]).unwrap();
+    assert_eq!(containers.lines().count(), 2, "the script and its sandbox: {containers}");
+    for id in containers.lines() {
+        let _ = ctr(&["tasks", "kill", "--all", "--signal", "SIGKILL", id]);
+        eventually("the task is removed", || async {
+            match ctr(&["tasks", "remove", "--force", id]) {
+                Err(error) if !error.to_string().contains("not found") => Err(error),
+                _ => Ok(()),
+            }
+        })
+        .await;
+        ctr(&["containers", "remove", id]).unwrap();
+        let _ = ctr(&["sandboxes", "remove", id]);
+    }
+    if reported == Reported::Nothing {
+        let patch = json!({ "status": { "phase": "Pending", "containerStatuses": null, "startTime": null } });
+        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+    end("containerd").await;
+    begin("containerd");
+    eventually("containerd answers", || async { ctr(&["version"]) }).await;
+    begin("kubelet");
+    if reported == Reported::Nothing {
+        eventually("the kubelet has started the container a second time", || async {
+            let containers = ctr(&["containers", "list", "--quiet", &format!("labels.\"io.kubernetes.pod.uid\"=={uid}")]).unwrap();
+            if containers.lines().count() == 2 { Ok(()) } else { Err(containers) }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_script_whose_node_lost_it_is_lost_and_not_run_again() {
+    let _alone = alone().await;
+    tenant("reboot", |tenant| async move {
+        let started = || async {
+            let run = tenant.create(Script::shell("echo once; sleep 45; echo end").with(json!({ "timeoutSeconds": 60 }))).await;
+            let run = tenant.until(&run, "Started", |status| status.is_true(&ConditionType::Started)).await;
+            let pod = tenant.pod_of(&run).await;
+            (run, pod)
+        };
+        for reported in [Reported::Running, Reported::Nothing] {
+            let (run, pod) = started().await;
+            eventually("the script has begun", || async {
+                let log = tenant.pods().logs(&pod.name_any(), &LogParams::default()).await.unwrap();
+                if log.contains("\"started\"") { Ok(()) } else { Err(log) }
+            })
+            .await;
+            lose_runtime_state(&tenant.client, &pod, reported).await;
+            let run = tenant.finished(&run).await;
+            assert_end(&run, &Phase::Lost, &Reason::Lost);
+            assert_started_once(&status(&run));
+        }
+        // The same with an operator that has never heard the first runner.
+        let (run, pod) = started().await;
+        kill_operator(&tenant.client).await;
+        lose_runtime_state(&tenant.client, &pod, Reported::Nothing).await;
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Lost, &Reason::Lost);
         assert_started_once(&status(&run));
         let run = tenant.run(Script::shell("echo after")).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);

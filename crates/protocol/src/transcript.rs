@@ -37,6 +37,8 @@ pub struct Transcript {
     taken: usize,
     /// Boot identifier from the first `ready` frame.
     pub boot: Option<String>,
+    /// Another runner has spoken than the one of `boot`: the container was started a second time. Nothing that it says counts.
+    pub rebooted: bool,
     /// Set when the runner will not run the job.
     pub refused: Option<(RefusedReason, String)>,
     /// The start message was accepted.
@@ -72,6 +74,13 @@ impl Transcript {
     }
 
     fn take(&mut self, frame: Frame, length: usize) -> bool {
+        if self.rebooted {
+            return false;
+        }
+        if self.is_of_another_boot(&frame.payload) {
+            self.rebooted = true;
+            return true;
+        }
         if frame.sequence < self.next || self.finished {
             return false;
         }
@@ -88,11 +97,16 @@ impl Transcript {
         true
     }
 
+    /// A second runner numbers its frames from 0 again, so it is told by its `ready` frame alone.
+    fn is_of_another_boot(&self, payload: &Payload) -> bool {
+        matches!((payload, &self.boot), (Payload::Ready { boot, .. }, Some(known)) if *known != shown(boot))
+    }
+
     /// After the first `report` only `finished` counts: what the operator stored must not change under it.
     fn apply(&mut self, payload: Payload) {
         match payload {
             Payload::Ready { boot, .. } => {
-                self.boot.get_or_insert_with(|| boot.chars().take(64).collect());
+                self.boot.get_or_insert_with(|| shown(&boot));
             }
             Payload::Refused { reason, detail } => {
                 self.refused.get_or_insert_with(|| (reason, detail.chars().take(256).collect()));
@@ -126,6 +140,11 @@ impl Transcript {
             Some(Output::Present { .. }) => parse_bounded(&self.output, max_depth).map(Some),
         }
     }
+}
+
+/// A boot identifier as it is kept: a runner's own is shorter.
+fn shown(boot: &str) -> String {
+    boot.chars().take(64).collect()
 }
 
 /// JSON with a bound on its depth. serde_json itself stops at 128 levels.
@@ -279,5 +298,16 @@ mod tests {
             cutter.push(&bytes, |line| assert!(line.len() <= MAX_LINE));
             proptest::prop_assert!(cutter.line.len() <= MAX_LINE);
         }
+    }
+
+    #[test]
+    fn a_second_runner_is_noticed_and_not_listened_to() {
+        let ready = |boot: &str| Payload::Ready { version: 1, boot: boot.into() };
+        let mut transcript = Transcript::default();
+        let mut take = |payloads: Vec<Payload>| Lines::default().push(&lines(payloads), |line| _ = transcript.take_line(line));
+        take(vec![ready("one"), Payload::Accepted {}, ready("one")]);
+        take(vec![ready("two"), Payload::Accepted {}, Payload::Started {}, Payload::Finished {}]);
+        assert!(transcript.rebooted && transcript.accepted && !transcript.started && !transcript.finished);
+        assert_eq!(transcript.boot.as_deref(), Some("one"));
     }
 }

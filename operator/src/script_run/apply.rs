@@ -73,8 +73,14 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         | Step::Hold(..)
         | Step::RecordStart { .. }
         | Step::RecordStop(_)
-        | Step::RecordResult
-        | Step::Finish(_) => Ok(Done::Yes),
+        | Step::RecordResult => Ok(Done::Yes),
+        Step::Finish(_) => {
+            // The status is for the author of the script; what the kubelet said is for the administrator.
+            if let PodSeen::Present(pod) = &seen.pod {
+                tracing::info!(pod = pod.name, node = pod.node, life = ?pod.life, "the pod has ended");
+            }
+            Ok(Done::Yes)
+        }
     }
 }
 

@@ -69,6 +69,11 @@ fn stopped(reason: &Reason) -> Outcome {
     match reason {
         Reason::TimedOut => Outcome::plain(Phase::TimedOut, Reason::TimedOut, "the script took longer than timeoutSeconds and was ended"),
         Reason::Cancelled => Outcome::plain(Phase::Cancelled, Reason::Cancelled, "the run was cancelled"),
+        Reason::Lost => Outcome::plain(
+            Phase::Lost,
+            Reason::Lost,
+            "the node lost the sandbox and started it a second time; the script is not run again and its result is lost",
+        ),
         other => Outcome::plain(Phase::Killed, other.clone(), "the run was ended"),
     }
 }
@@ -88,8 +93,13 @@ fn without_result(ended: &Ended) -> Outcome {
     {
         return Outcome::plain(Phase::Killed, Reason::PodEvicted, "the node ended the pod; what the script produced is lost");
     }
+    // A kubelet that comes back without the state of its runtime either says so or has nothing to say.
+    let is_unknown = ended.container_reason.as_deref() == Some("ContainerStatusUnknown") || ended.exit_code.is_none();
     match ended.pod_reason.as_deref() {
         Some("DeadlineExceeded") => Outcome::plain(Phase::TimedOut, Reason::TimedOut, "the pod outlived its deadline and was ended"),
+        _ if is_unknown => {
+            Outcome::plain(Phase::Lost, Reason::Lost, "the node lost the sandbox, and its result with it; the script is not run again")
+        }
         _ => Outcome::plain(Phase::RunnerKilled, Reason::RunnerKilled, "the runner ended without a result; the script may have killed it"),
     }
 }
@@ -151,5 +161,31 @@ pub(crate) fn before_the_start(status: &ScriptRunStatus, reason: &Reason) -> Out
         Reason::QuotaExceeded => failed("the quota of the sandbox namespace has no room for this run"),
         Reason::NameTaken => failed("an object with the name of this run's pod exists and is not this run's"),
         _ => failed("the pod of the run could not be started"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::super::fixtures::{a_pod, started, status};
+    use super::super::pod_facts::PodLife;
+    use super::*;
+
+    fn facts(exit_code: Option<i32>, container: Option<&str>, pod: Option<&str>) -> Ended {
+        Ended { exit_code, container_reason: container.map(Into::into), pod_reason: pod.map(Into::into), ..Ended::default() }
+    }
+
+    #[rstest]
+    #[case::killed(facts(Some(137), Some("Error"), None), Phase::RunnerKilled)]
+    #[case::memory(facts(Some(137), Some("OOMKilled"), None), Phase::OutOfMemory)]
+    #[case::deadline(facts(None, None, Some("DeadlineExceeded")), Phase::TimedOut)]
+    #[case::eviction(facts(Some(137), Some("Error"), Some("Evicted")), Phase::Killed)]
+    #[case::node_forgot(facts(Some(137), Some("ContainerStatusUnknown"), None), Phase::Lost)]
+    #[case::node_says_nothing(facts(None, None, None), Phase::Lost)]
+    fn a_pod_that_ended_without_a_report_is_told_by_the_kubelet(#[case] ended: Ended, #[case] expected: Phase) {
+        let run = started(0);
+        let pod = PodFacts { life: PodLife::Ended(ended), ..a_pod(&run) };
+        assert_eq!(outcome(&status(&run), Some(&pod), &Transcript::default()).phase, expected);
     }
 }

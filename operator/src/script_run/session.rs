@@ -229,7 +229,13 @@ async fn follow(listening: Listening, shared: Arc<Mutex<Shared>>, mut said: mpsc
             && let (Some(mut input), Some(mut output)) = (process.stdin(), process.stdout())
         {
             let _ = write(&mut input, &ControlMessage::Hello {}).await;
-            if listen(&listening, &api, &shared, &mut said, &mut input, &mut output).await == Heard::Something {
+            // kube ends the connection's task when the connection breaks, but leaves the reader of a broken one waiting for ever.
+            tokio::select! {
+                biased;
+                () = listen(&listening, &api, &shared, &mut said, &mut input, &mut output) => {}
+                _ = process.join() => {}
+            }
+            if lock(&shared).transcript.boot.is_some() {
                 silent_since = Instant::now();
             }
         }
@@ -259,13 +265,6 @@ fn pause_after(silence: Duration) -> Duration {
     (silence / PAUSE_PART).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-/// Whether a stream brought anything before it ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Heard {
-    Nothing,
-    Something,
-}
-
 async fn write(input: &mut (impl tokio::io::AsyncWrite + Unpin), message: &ControlMessage) -> std::io::Result<()> {
     input.write_all(message.to_line().as_bytes()).await?;
     input.flush().await
@@ -279,8 +278,7 @@ async fn listen(
     said: &mut mpsc::Receiver<Said>,
     input: &mut (impl tokio::io::AsyncWrite + Unpin),
     output: &mut (impl tokio::io::AsyncRead + Unpin),
-) -> Heard {
-    let mut heard = Heard::Nothing;
+) {
     let mut lines = Lines::default();
     let mut buffer = vec![0; 16 * 1024];
     let mut tick = tokio::time::interval(ANSWER_LIMIT);
@@ -295,13 +293,12 @@ async fn listen(
                 }
                 unanswered += 1;
                 if unanswered >= UNANSWERED_LIMIT || write(input, &ControlMessage::Hello {}).await.is_err() {
-                    return heard;
+                    return;
                 }
             }
             read = output.read(&mut buffer) => match read {
-                Ok(0) | Err(_) => return heard,
+                Ok(0) | Err(_) => return,
                 Ok(count) => {
-                    heard = Heard::Something;
                     let mut news = false;
                     let gap = {
                         let mut shared = lock(shared);
@@ -319,11 +316,11 @@ async fn listen(
             message = said.recv() => match message {
                 Some(Said { message, written }) => {
                     if write(input, &message).await.is_err() {
-                        return heard;
+                        return;
                     }
                     let _ = written.send(());
                 }
-                None => return heard,
+                None => return,
             },
         }
     }

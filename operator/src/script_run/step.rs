@@ -292,6 +292,10 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     if has_result {
         return Step::Rest { wake: Some(Duration::from_secs(5)) };
     }
+    // The kubelet started the container a second time: this runner waits in vain, and the one that had the script is gone.
+    if is_another_runner(status, &seen.stream.transcript) {
+        return Step::RecordStop(Reason::Lost);
+    }
     if run.spec.cancel == Some(true) {
         return Step::RecordStop(Reason::Cancelled);
     }
@@ -310,6 +314,11 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
 
 fn is_the_pod_of(status: &ScriptRunStatus, pod: &PodFacts) -> bool {
     status.pod.as_ref().is_some_and(|stored| stored.uid == pod.uid)
+}
+
+fn is_another_runner(status: &ScriptRunStatus, transcript: &Transcript) -> bool {
+    let started = status.pod.as_ref().and_then(|pod| pod.boot.as_ref());
+    transcript.rebooted || transcript.boot.as_ref().is_some_and(|boot| Some(boot) != started)
 }
 
 /// The pod is gone: whatever the stream brought before that is the last there will be.

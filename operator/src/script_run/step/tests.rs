@@ -2,6 +2,7 @@ use paddock_crds::Condition;
 use paddock_protocol::RefusedReason;
 use rstest::rstest;
 
+use super::super::apply::Done;
 use super::super::fixtures::*;
 use super::*;
 
@@ -214,4 +215,17 @@ fn what_a_newer_version_wrote_is_left_alone() {
     status.conditions.push(condition);
     run.status = Some(status);
     assert_eq!(step(&run, &seen(&run), 1), Step::Leave);
+}
+
+#[test]
+fn a_runner_that_was_started_a_second_time_ends_the_run_as_lost() {
+    let run = started(0);
+    let in_one_stream = a_stream(|transcript| transcript.rebooted = true);
+    let after_a_restart = a_stream(|transcript| transcript.boot = Some("boot-2".into()));
+    for stream in [in_one_stream, after_a_restart] {
+        assert_eq!(step(&run, &with_pod(&run, stream, |_| ()), 1), Step::RecordStop(Reason::Lost));
+    }
+    let stopping = after(&run, &seen(&run), &Step::RecordStop(Reason::Lost), &Done::Yes, 2);
+    let ended = with_pod(&stopping, StreamSeen { complete: true, ..a_stream(|_| ()) }, |pod| pod.life = ended(137, "Error"));
+    assert!(matches!(step(&stopping, &ended, 3), Step::Finish(outcome) if outcome.phase == Phase::Lost && outcome.reason == Reason::Lost));
 }
