@@ -338,7 +338,7 @@ async fn with_arguments(client: &Client, changed: &[&str]) {
     let spec = deployment.spec.as_mut().unwrap();
     spec.replicas = Some(1);
     let arguments = spec.template.spec.as_mut().unwrap().containers[0].args.as_mut().unwrap();
-    for wanted in ["--runner-delivery=auto", "--start-budget-seconds=60"].iter().chain(changed) {
+    for wanted in ["--runner-delivery=auto", "--start-budget-seconds=60", "--log-format=json"].iter().chain(changed) {
         let (flag, _) = wanted.split_once('=').unwrap();
         let argument = arguments.iter_mut().find(|argument| argument.starts_with(flag)).unwrap();
         (*wanted).clone_into(argument);
@@ -373,6 +373,50 @@ async fn the_runner_also_comes_by_an_init_container() {
         let run = tenant.create(Script::python("print('by image volume')")).await;
         assert!(tenant.pod_of(&run).await.spec.unwrap().init_containers.is_none());
         assert_end(&tenant.finished(&run).await, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_operator_that_is_asked_to_end_hands_over_at_once() {
+    let _alone = alone().await;
+    tenant("handover", |tenant| async move {
+        let run = tenant.create(Script::shell("echo once; sleep 8; echo end")).await;
+        tenant.until(&run, "Started", |status| status.is_true(&ConditionType::Started)).await;
+        let old = leader(&tenant.client).await;
+        let api: Api<Pod> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
+        api.delete(&old.name_any(), &DeleteParams::default()).await.unwrap();
+        eventually("the old one is gone", || async {
+            api.get_opt(&old.name_any()).await.unwrap().map_or(Ok(()), |pod| Err(pod.metadata.deletion_timestamp))
+        })
+        .await;
+        let new = leader(&tenant.client).await;
+        let log = api.logs(&new.name_any(), &LogParams::default()).await.unwrap();
+        assert!(log.contains("leading") && !log.contains("waiting for the requests of the last leader"), "the lease was given back: {log}");
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(stdout(&run), "once\nend\n");
+        assert_started_once(&status(&run));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_log_is_text_if_that_is_wanted() {
+    let _alone = alone().await;
+    tenant("text", |tenant| async move {
+        with_arguments(&tenant.client, &["--log-format=text"]).await;
+        let run = tenant.run(Script::shell("true")).await;
+        let api: Api<Pod> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
+        let pod = leader(&tenant.client).await.name_any();
+        eventually("the end is in the log", || async {
+            let log = api.logs(&pod, &LogParams::default()).await.unwrap();
+            let told = format!("pass{{run=\"{}\" namespace=\"{}\"", run.name_any(), tenant.name);
+            let is_told = log.lines().any(|line| line.contains(&told) && line.contains("finished reason=\"Succeeded\""));
+            if is_told { Ok(()) } else { Err(log) }
+        })
+        .await;
+        with_arguments(&tenant.client, &[]).await;
     })
     .await;
 }

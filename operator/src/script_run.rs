@@ -81,14 +81,20 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
         Ok(watched) => watched,
         Err(unreadable) => {
             let metadata = &unreadable.metadata;
-            tracing::warn!(name = metadata.name, namespace = metadata.namespace, why = unreadable.why, "cannot read the run");
+            tracing::warn!(run = metadata.name, namespace = metadata.namespace, why = unreadable.why, "cannot read the run");
             context.metrics.malformed();
             return apply::release_unreadable(metadata, &context).await;
         }
     };
     let run = &watched.run;
     context.note_end(run);
-    let span = tracing::info_span!("run", name = run.name_any(), namespace = run.namespace(), uid = run.uid());
+    let span = tracing::info_span!(
+        "pass",
+        run = run.name_any(),
+        namespace = run.namespace(),
+        uid = run.uid(),
+        generation = run.metadata.generation
+    );
     pass(watched, &context).instrument(span).await
 }
 
@@ -148,7 +154,7 @@ fn error_policy(run: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Acti
     match error {
         Error::Conflict => Action::requeue(Duration::from_millis(20)),
         _ => {
-            tracing::warn!(name, namespace, error = error.chain(), "the pass is tried again");
+            tracing::warn!(run = name, namespace, error = error.chain(), "the pass is tried again");
             Action::requeue(context.back_off(&run.uid().unwrap_or_default()))
         }
     }

@@ -40,7 +40,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let readiness = Readiness::default();
-    let health = tokio::spawn(health::serve(config.listen, readiness.clone(), Arc::new(registry)));
+    let mut health = tokio::spawn(health::serve(config.listen, readiness.clone(), Arc::new(registry)));
 
     let fence = Fence::new();
     let client = connect(fence.clone()).await?;
@@ -93,6 +93,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = interrupt.recv() => Ok(()),
         error = leadership.keep() => Err(error),
         _ = &mut controllers => Err(anyhow::anyhow!("the controllers ended")),
+        served = &mut health => Err(served.map_or_else(anyhow::Error::from, |served| {
+            served.err().unwrap_or_else(|| anyhow::anyhow!("the health server ended"))
+        })),
     };
     readiness.set(false);
     cleaner.abort();
