@@ -50,6 +50,7 @@ e2e: cluster ## Tests on the local cluster
 	cargo test --quiet -p paddock-e2e --lib --bins --test devcluster
 	@$(MAKE) --no-print-directory install
 	cargo test --quiet --no-fail-fast -p paddock-e2e $(SUITES:%=--test %) -- --test-threads=4
+	cargo test --quiet -p paddock-e2e --test rights
 
 .PHONY: bench
 bench: install ## Cold runs beside bare pods, as one JSON line

@@ -6,7 +6,7 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, layout, operators, status, stdout, tenant};
+use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, kubectl, layout, operators, status, stdout, tenant};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -147,6 +147,27 @@ fn ctr(arguments: &[&str]) -> anyhow::Result<String> {
     let layout = layout();
     let mut ctr = lifecycle::ctr(&layout, &component::built(&layout)?)?;
     paddock_e2e::cluster::command::run(ctr.args(["--namespace", "k8s.io"]).args(arguments))
+}
+
+#[tokio::test]
+async fn an_api_server_that_was_away_loses_nothing() {
+    let _alone = alone().await;
+    for name in ["kube-apiserver", "etcd"] {
+        tenant("away", |tenant| async move {
+            let run = tenant.create(Script::shell("echo begin; sleep 6; echo end").with(json!({ "timeoutSeconds": 120 }))).await;
+            tenant.until(&run, "Started", |status| status.is_true(&ConditionType::Started)).await;
+            end(name).await;
+            begin(name);
+            eventually("the API server answers", || async { kubectl(&["get", "--raw", "/readyz"], "") }).await;
+            let run = tenant.finished(&run).await;
+            assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+            assert_eq!(stdout(&run), "begin\nend\n", "{name}");
+            assert_started_once(&status(&run));
+            let run = tenant.run(Script::shell("echo after")).await;
+            assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        })
+        .await;
+    }
 }
 
 /// What the API server knew of a pod when its node went down.
@@ -397,6 +418,46 @@ async fn an_operator_that_is_asked_to_end_hands_over_at_once() {
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
         assert_eq!(stdout(&run), "once\nend\n");
         assert_started_once(&status(&run));
+    })
+    .await;
+}
+
+/// Everything in a sandbox namespace that keeps tenants apart is put right by the next run after the operator has looked anew.
+#[tokio::test]
+async fn what_was_changed_in_a_sandbox_namespace_is_put_right() {
+    let _alone = alone().await;
+    tenant("repair", |tenant| async move {
+        tenant.run(Script::shell("true")).await;
+        let get = |kind: &str| -> serde_json::Value {
+            let object = match kind {
+                "namespace" => kubectl(&["get", kind, &tenant.sandbox(), "--output=json"], ""),
+                _ => kubectl(&["--namespace", &tenant.sandbox(), "get", kind, "paddock-sandbox", "--output=json"], ""),
+            };
+            let mut object: serde_json::Value = serde_json::from_str(&object.unwrap()).unwrap();
+            let metadata = json!({ "labels": object["metadata"]["labels"] });
+            let object = object.as_object_mut().unwrap();
+            object.remove("status");
+            object.insert("metadata".into(), metadata);
+            json!(object)
+        };
+        let kinds = ["namespace", "networkpolicy", "resourcequota", "limitrange", "rolebinding"];
+        let before = kinds.map(get);
+        let patches = [
+            json!({ "metadata": { "labels": { "pod-security.kubernetes.io/enforce": "privileged" } } }),
+            json!({ "spec": { "egress": [{}] } }),
+            json!({ "spec": { "hard": { "pods": "1000" } } }),
+            json!({ "spec": { "limits": [{ "type": "Container", "default": { "memory": "1Gi" } }] } }),
+            json!({ "subjects": [{ "kind": "User", "name": "nobody", "apiGroup": "rbac.authorization.k8s.io" }] }),
+        ];
+        for (kind, patch) in kinds.iter().zip(&patches) {
+            let name = if *kind == "namespace" { tenant.sandbox() } else { "paddock-sandbox".into() };
+            kubectl(&["--namespace", &tenant.sandbox(), "patch", kind, &name, "--type=merge", &format!("--patch={patch}")], "").unwrap();
+        }
+        assert_ne!(kinds.map(get), before);
+        kill_operator(&tenant.client).await;
+        let run = tenant.run(Script::shell("echo all the same")).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(kinds.map(get), before);
     })
     .await;
 }

@@ -6,7 +6,7 @@ mod harness;
 use harness::{Script, Tenant, assert_end, eventually, status, tenant};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, ListParams, PostParams};
-use kube::{Api, ResourceExt as _};
+use kube::{Api, ResourceExt};
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun};
 use serde_json::json;
 

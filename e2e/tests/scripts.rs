@@ -29,6 +29,23 @@ async fn python_runs_in_gvisor_with_input_and_result() {
     .await;
 }
 
+/// A body that the operator does not keep in memory, and nearly the largest that it takes.
+#[tokio::test]
+async fn a_large_script_and_input_arrive_whole() {
+    tenant("large", |tenant| async move {
+        let padding = format!("# {}\n", "x".repeat(64_000));
+        let text = format!("{padding}import json, sys\nprint(len(open(sys.argv[0]).read()), len(json.load(sys.stdin)))\n");
+        let input = "y".repeat(500_000);
+        let run = tenant.run(Script::python(&text).with(json!({ "script": { "input": input } }))).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(stdout(&run), format!("{} 500000\n", text.len()));
+        // The operator's writes leave the spec as it was.
+        assert_eq!(run.spec.script.source.inline.as_deref(), Some(text.as_str()));
+        assert_eq!(run.spec.script.input, Some(json!(input)));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn shell_runs() {
     tenant("shell", |tenant| async move {

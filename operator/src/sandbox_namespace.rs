@@ -11,7 +11,7 @@ use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::config::Settings;
 use crate::context::Context;
@@ -111,7 +111,7 @@ fn render_namespace(wanted: &Wanted) -> Namespace {
     }
 }
 
-fn typed<T: DeserializeOwned>(namespace: &str, fields: serde_json::Value) -> Option<T> {
+fn typed<T: DeserializeOwned>(namespace: &str, fields: Value) -> Option<T> {
     let mut object = fields;
     object["metadata"] = serde_json::to_value(metadata(namespace)).ok()?;
     serde_json::from_value(object).ok()
@@ -231,25 +231,24 @@ where
             answer => answer.map(drop).map_err(Error::write(what)),
         };
     };
-    if includes(&serde_json::to_value(&stored).unwrap_or_default(), &serde_json::to_value(&wanted).unwrap_or_default()) {
+    if is_as_wanted(&serde_json::to_value(&stored).unwrap_or_default(), &serde_json::to_value(&wanted).unwrap_or_default()) {
         return Ok(());
     }
     wanted.meta_mut().resource_version = stored.resource_version();
     within(what, api.replace(NAME, &PostParams::default(), &wanted)).await?.map(drop).map_err(Error::write(what))
 }
 
-/// Whether `stored` says everything that `wanted` says, and lists nothing more.
-fn includes(stored: &serde_json::Value, wanted: &serde_json::Value) -> bool {
-    use serde_json::Value;
-    match (stored, wanted) {
-        (Value::Object(stored), Value::Object(wanted)) => {
-            wanted.iter().all(|(key, value)| stored.get(key).map_or(value.is_null(), |other| includes(other, value)))
-        }
-        (Value::Array(stored), Value::Array(wanted)) => {
-            stored.len() == wanted.len() && stored.iter().zip(wanted).all(|(stored, wanted)| includes(stored, wanted))
-        }
-        (stored, wanted) => stored == wanted,
-    }
+/// Whether `stored` says what `wanted` says and nothing more: a rule that was added to a NetworkPolicy opens it. Of the metadata only the
+/// labels count, and others may stand beside them.
+fn is_as_wanted(stored: &Value, wanted: &Value) -> bool {
+    let keeps = |key: &str| !matches!(key, "metadata" | "status");
+    let body = |object: &Value| -> BTreeMap<String, Value> {
+        let fields = object.as_object().into_iter().flatten();
+        fields.filter(|(key, _)| keeps(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+    };
+    let labels = |object: &Value| object["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    let stored_labels = labels(stored);
+    body(stored) == body(wanted) && labels(wanted).iter().all(|(key, value)| stored_labels.get(key) == Some(value))
 }
 
 #[cfg(test)]
@@ -285,10 +284,24 @@ mod tests {
         assert!(render_network_policy("n").is_some() && render_quota("n", &wanted()).is_some() && render_limit_range("n").is_some());
     }
 
-    #[test]
-    fn a_rule_that_somebody_added_is_a_difference() {
-        assert!(includes(&json!({"a": [1], "b": 2}), &json!({"a": [1]})));
-        assert!(!includes(&json!({"a": [1, 2]}), &json!({"a": [1]})));
-        assert!(!includes(&json!({"a": 2}), &json!({"a": 1})));
+    #[rstest]
+    #[case::the_same(json!({}), true)]
+    #[case::a_label_beside(json!({ "metadata": { "labels": { "team": "x" } } }), true)]
+    #[case::a_status(json!({ "status": { "used": 1 } }), true)]
+    #[case::a_rule_added(json!({ "spec": { "egress": [{}] } }), false)]
+    #[case::a_type_removed(json!({ "spec": { "policyTypes": ["Ingress"] } }), false)]
+    #[case::a_label_changed(json!({ "metadata": { "labels": { MANAGED_BY: "x" } } }), false)]
+    fn what_somebody_changed_is_a_difference(#[case] change: Value, #[case] expected: bool) {
+        let wanted = serde_json::to_value(render_network_policy("n").unwrap()).unwrap();
+        let mut stored = wanted.clone();
+        for (part, fields) in change.as_object().unwrap() {
+            for (key, value) in fields.as_object().unwrap() {
+                match (&mut stored[part][key], value) {
+                    (Value::Object(labels), Value::Object(more)) => labels.extend(more.clone()),
+                    (field, value) => *field = value.clone(),
+                }
+            }
+        }
+        assert_eq!(is_as_wanted(&stored, &wanted), expected);
     }
 }

@@ -38,12 +38,13 @@ impl Record {
     }
 }
 
-/// Start time of a running process; `None` for a zombie.
+/// Start time of a running process; `None` for a zombie. While other threads of it still end, it holds its files and sockets, and runs.
 pub fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name is in parentheses and may hold anything.
     let fields: Vec<&str> = stat[stat.rfind(')')? + 2..].split(' ').collect();
-    if matches!(fields.first(), Some(&("Z" | "X"))) {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    if matches!(fields.first(), Some(&("Z" | "X"))) && threads <= 1 {
         return None;
     }
     fields.get(19)?.parse().ok()

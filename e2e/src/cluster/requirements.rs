@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use super::command::{run, succeeds};
 
 /// A Debian package and a file that shows that it is there.
-const PACKAGES: [(&str, &[&str]); 11] = [
+const PACKAGES: [(&str, &[&str]); 12] = [
     ("buildah", &["/usr/bin/buildah"]),
     ("conntrack", &["/usr/sbin/conntrack", "/sbin/conntrack"]),
     ("gcc", &["/usr/bin/gcc"]),
@@ -19,6 +19,7 @@ const PACKAGES: [(&str, &[&str]); 11] = [
     ("libseccomp-dev", &["/usr/include/seccomp.h"]),
     ("mmdebstrap", &["/usr/bin/mmdebstrap"]),
     ("pkg-config", &["/usr/bin/pkg-config"]),
+    ("python3", &["/usr/bin/python3"]),
     ("util-linux", &["/usr/bin/nsenter"]),
 ];
 
