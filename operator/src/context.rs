@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::channel::mpsc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
+use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
@@ -22,21 +23,25 @@ use crate::script_run::queue::{Turn, Usage, heads};
 use crate::script_run::session::Sessions;
 use crate::script_run::{Guarded, RunRef, Watched};
 
+/// Objects that are watched in the whole cluster.
+pub(crate) struct Caches {
+    pub(crate) namespaces: Store<Namespace>,
+    pub(crate) policies: Store<DeserializeGuard<SandboxPolicy>>,
+    pub(crate) cluster_policies: Store<DeserializeGuard<ClusterSandboxPolicy>>,
+}
+
 /// See the module.
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
-    pub(crate) concurrency: u16,
     pub(crate) metrics: Metrics,
     pub(crate) recorder: Recorder,
-    pub(crate) namespaces: Store<Namespace>,
-    pub(crate) policies: Store<kube::core::DeserializeGuard<SandboxPolicy>>,
-    pub(crate) cluster_policies: Store<kube::core::DeserializeGuard<ClusterSandboxPolicy>>,
+    pub(crate) caches: Caches,
     pub(crate) pods: PodCache,
     pub(crate) prepared: Prepared,
     pub(crate) ledger: Ledger,
     pub(crate) sessions: Sessions,
-    pub(crate) wake: mpsc::UnboundedSender<RunRef>,
+    wake: mpsc::UnboundedSender<RunRef>,
     runs: OnceLock<Store<Guarded>>,
     /// The newest state of runs that this process wrote, until the watch has caught up.
     written: Mutex<HashMap<String, Watched>>,
@@ -45,35 +50,26 @@ pub(crate) struct Context {
     ending: Mutex<HashSet<String>>,
 }
 
-/// The parts of a context that are made before it.
-pub(crate) struct Parts {
-    pub(crate) client: Client,
-    pub(crate) settings: Settings,
-    pub(crate) concurrency: u16,
-    pub(crate) metrics: Metrics,
-    pub(crate) recorder: Recorder,
-    pub(crate) namespaces: Store<Namespace>,
-    pub(crate) policies: Store<kube::core::DeserializeGuard<SandboxPolicy>>,
-    pub(crate) cluster_policies: Store<kube::core::DeserializeGuard<ClusterSandboxPolicy>>,
-    pub(crate) wake: mpsc::UnboundedSender<RunRef>,
-}
-
 impl Context {
-    pub(crate) fn new(parts: Parts) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        settings: Settings,
+        metrics: Metrics,
+        recorder: Recorder,
+        caches: Caches,
+        wake: mpsc::UnboundedSender<RunRef>,
+    ) -> Self {
         Self {
-            pods: PodCache::new(parts.client.clone(), parts.wake.clone()),
-            client: parts.client,
-            settings: parts.settings,
-            concurrency: parts.concurrency,
-            metrics: parts.metrics,
-            recorder: parts.recorder,
-            namespaces: parts.namespaces,
-            policies: parts.policies,
-            cluster_policies: parts.cluster_policies,
+            pods: PodCache::new(client.clone(), wake.clone()),
+            client,
+            settings,
+            metrics,
+            recorder,
+            caches,
             prepared: Prepared::default(),
             ledger: Ledger::default(),
             sessions: Sessions::default(),
-            wake: parts.wake,
+            wake,
             runs: OnceLock::new(),
             written: Mutex::default(),
             failures: Mutex::default(),

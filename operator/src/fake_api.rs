@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tower_test::mock;
 
-use crate::context::{Context, Parts};
+use crate::context::{Caches, Context};
 use crate::metrics::Metrics;
 use crate::script_run::fixtures::settings;
 
@@ -90,16 +90,8 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
         writer.apply_watcher_event(&watcher::Event::Apply(namespace.clone()));
     }
     let (wake, _) = mpsc::unbounded();
-    let parts = Parts {
-        client: client.clone(),
-        settings: settings(),
-        concurrency: 1,
-        metrics: Metrics::new(&mut Registry::default()),
-        recorder: Recorder::new(client, Reporter { controller: "test".into(), instance: None }),
-        namespaces: stored,
-        policies: reflector::store().0,
-        cluster_policies: reflector::store().0,
-        wake,
-    };
-    (Arc::new(Context::new(parts)), Fake(fake))
+    let caches = Caches { namespaces: stored, policies: reflector::store().0, cluster_policies: reflector::store().0 };
+    let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });
+    let metrics = Metrics::new(&mut Registry::default());
+    (Arc::new(Context::new(client, settings(), metrics, recorder, caches, wake)), Fake(fake))
 }

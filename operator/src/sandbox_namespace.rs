@@ -79,7 +79,7 @@ fn is_marked_for(namespace: &Namespace, wanted: &Wanted) -> bool {
 /// Reads the state from the caches.
 pub(crate) fn look(wanted: &Wanted, context: &Context) -> SandboxSeen {
     let name = sandbox_namespace(&wanted.tenant);
-    let namespace = context.namespaces.get(&kube::runtime::reflector::ObjectRef::new(&name));
+    let namespace = context.caches.namespaces.get(&kube::runtime::reflector::ObjectRef::new(&name));
     let is_prepared = context.prepared.holds(wanted);
     // What this process has made a moment ago may not be in the cache yet.
     if namespace.is_none() && is_prepared { SandboxSeen::Ready } else { judge(namespace.as_deref(), wanted, is_prepared) }

@@ -58,15 +58,16 @@ const PAGE: u32 = 50;
 /// A run that waits for something that wakes nobody is looked at again after this long.
 const HOLD: Duration = Duration::from_secs(1);
 
-/// Watches and reconciles until `stop` is ready.
+/// Watches and reconciles until `stop` is ready, `concurrency` runs at once.
 pub(crate) async fn run(
     context: Arc<Context>,
+    concurrency: u16,
     woken: mpsc::UnboundedReceiver<RunRef>,
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let api: Api<Guarded> = Api::all(context.client.clone());
     let controller =
-        Controller::new(api, watcher::Config::default().page_size(PAGE)).with_config(Config::default().concurrency(context.concurrency));
+        Controller::new(api, watcher::Config::default().page_size(PAGE)).with_config(Config::default().concurrency(concurrency));
     context.set_runs(controller.store());
     controller
         .reconcile_on(woken)

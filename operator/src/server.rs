@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::client::connect;
 use crate::config::Config;
-use crate::context::{Context, Parts};
+use crate::context::{Caches, Context};
 use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
 use crate::metrics::Metrics;
@@ -74,9 +74,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         error = leadership.keep() => return Err(error),
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
-    let concurrency = config.concurrency;
-    let context =
-        Arc::new(Context::new(Parts { client, settings, concurrency, metrics, recorder, namespaces, policies, cluster_policies, wake }));
+    let caches = Caches { namespaces, policies, cluster_policies };
+    let context = Arc::new(Context::new(client, settings, metrics, recorder, caches, wake));
     tenancy::watch_all(&context);
 
     let (stop, stopped) = watch::channel(false);
@@ -84,7 +83,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let until_stopped = async move {
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    let mut controllers = tokio::spawn(script_run::run(context.clone(), woken, until_stopped));
+    let mut controllers = tokio::spawn(script_run::run(context.clone(), config.concurrency, woken, until_stopped));
     let cleaner = tokio::spawn(tenancy::run(context.clone()));
     let waker = tokio::spawn(wake_on_change(context.clone(), changes));
 

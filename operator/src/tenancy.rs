@@ -36,7 +36,7 @@ fn report(result: Result<(), Error>) {
 
 /// Begins to watch the pods of every sandbox namespace that is there.
 pub(crate) fn watch_all(context: &Context) {
-    for namespace in context.namespaces.state() {
+    for namespace in context.caches.namespaces.state() {
         if namespace.labels().contains_key(SANDBOX_OF) && namespace.metadata.deletion_timestamp.is_none() {
             context.pods.watch(&namespace.name_any());
         }
@@ -47,7 +47,7 @@ pub(crate) fn watch_all(context: &Context) {
 /// not filled yet shows no runs at all.
 async fn clean_up(context: &Context, list_anyway: bool) -> Result<(), Error> {
     watch_all(context);
-    let namespaces = context.namespaces.state();
+    let namespaces = context.caches.namespaces.state();
     let present: HashSet<String> = namespaces.iter().map(|namespace| namespace.name_any()).collect();
     for namespace in context.pods.watched().into_iter().filter(|namespace| !present.contains(namespace)) {
         context.pods.unwatch(&namespace);

@@ -79,7 +79,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
 /// What the sandbox namespace of a run has to be; `None` while its own namespace is not in the cache.
 pub(crate) fn wanted(run: &ScriptRun, max_pods: u32, context: &Context) -> Option<Wanted> {
     let tenant = run.namespace()?;
-    let namespace = context.namespaces.get(&ObjectRef::new(&tenant))?;
+    let namespace = context.caches.namespaces.get(&ObjectRef::new(&tenant))?;
     Some(Wanted { tenant, tenant_uid: namespace.uid()?, max_pods })
 }
 
@@ -104,16 +104,16 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Err
             Ok(None)
         }
         // A sandbox namespace that is gone took the operator's rights in it along. What has gone with it is gone.
-        Err(error) if code(&error) == Some(403) && context.namespaces.get(&ObjectRef::new(&sandbox)).is_none() => Ok(None),
+        Err(error) if code(&error) == Some(403) && context.caches.namespaces.get(&ObjectRef::new(&sandbox)).is_none() => Ok(None),
         Err(error) => Err(Error::read("the pod")(error)),
     }
 }
 
 fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
     let namespace = run.namespace().unwrap_or_default();
-    let labels = context.namespaces.get(&ObjectRef::<Namespace>::new(&namespace)).map(|namespace| namespace.labels().clone());
+    let labels = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(&namespace)).map(|namespace| namespace.labels().clone());
     let mut seen = PoliciesSeen { taking_part: Vec::new(), unusable: None };
-    for guarded in context.cluster_policies.state() {
+    for guarded in context.caches.cluster_policies.state() {
         match &guarded.0 {
             Ok(policy) => match selects(&policy.spec.namespace_selector, &labels.clone().unwrap_or_default()) {
                 Ok(true) => seen.taking_part.push(taken(PolicyKind::ClusterSandboxPolicy, policy, &policy.spec, &policy.spec.rules)),
@@ -130,7 +130,7 @@ fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
     seen.taking_part.sort_by(|one, other| one.taken.name.cmp(&other.taken.name));
     if run.spec.policy_ref.kind == PolicyKind::SandboxPolicy {
         let named = ObjectRef::new(&run.spec.policy_ref.name).within(&namespace);
-        match context.policies.get(&named).as_deref().map(|guarded| &guarded.0) {
+        match context.caches.policies.get(&named).as_deref().map(|guarded| &guarded.0) {
             Some(Ok(policy)) => seen.taking_part.push(taken(PolicyKind::SandboxPolicy, policy, &policy.spec, &policy.spec.rules)),
             Some(Err(_)) => seen.unusable = Some(format!("SandboxPolicy {} cannot be read", run.spec.policy_ref.name)),
             None => {}
