@@ -105,8 +105,8 @@ open_enum! {
         SourceChanged,
         /// Accepted=False: the script is larger than 64 KiB.
         SourceTooLarge,
-        /// Accepted=False: script, arguments and input are together larger than 640 KiB, or the input or its schema is nested deeper than 100
-        /// levels, or made of more than 20,000 arrays and objects or 200,000 elements.
+        /// Accepted=False: script, arguments and input are together larger than 640 KiB, or they and the schema have more than 1,000,000
+        /// bytes as JSON.
         InputTooLarge,
         /// Accepted=False: as many runs wait in this namespace as the policy allows.
         QueueFull,
@@ -136,7 +136,7 @@ open_enum! {
         Cancelled,
         /// Finished: the sandbox was killed for its memory use.
         OutOfMemory,
-        /// Finished: the pod was deleted by somebody else than the operator.
+        /// Finished: the pod was deleted by somebody else than the operator before the script had ended. What it printed may be there.
         PodDeleted,
         /// Finished: the kubelet or the scheduler removed the pod (eviction, preemption, node shutdown).
         PodEvicted,
@@ -144,6 +144,8 @@ open_enum! {
         RunnerKilled,
         /// Finished: an image of the pod cannot be had.
         ImageUnavailable,
+        /// Finished: the interpreter that the policy names for the runtime is not in its image, or cannot be executed.
+        InterpreterUnavailable,
         /// Finished: the RuntimeClass does not exist.
         RuntimeClassUnavailable,
         /// Finished: the API server or the kubelet refused the pod for another cause, given in the message.

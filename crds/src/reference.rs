@@ -25,7 +25,7 @@ pub fn markdown() -> String {
         }
         page.push_str("\n| field | type | meaning |\n|---|---|---|\n");
         for (name, property) in schema.properties.iter().flatten().filter(|(name, _)| *name == "spec" || *name == "status") {
-            rows(&mut page, name, property);
+            rows(&mut page, name, property, Need::of(schema, name));
         }
         rules(&mut page, "", schema);
     }
@@ -39,20 +39,35 @@ fn scope(scope: &str) -> &'static str {
     if scope == "Namespaced" { "Namespaced." } else { "Cluster-wide." }
 }
 
-fn rows(page: &mut String, path: &str, schema: &JSONSchemaProps) {
+/// Whether a field has to be there.
+#[derive(Clone, Copy)]
+enum Need {
+    Required,
+    Optional,
+}
+
+impl Need {
+    fn of(parent: &JSONSchemaProps, field: &str) -> Self {
+        let is_required = parent.required.iter().flatten().any(|required| required == field);
+        if is_required { Self::Required } else { Self::Optional }
+    }
+}
+
+fn rows(page: &mut String, path: &str, schema: &JSONSchemaProps, need: Need) {
+    let required = if matches!(need, Need::Required) { ", required" } else { "" };
     let description = schema.description.as_deref().unwrap_or_default().replace('\n', " ").replace('|', "\\|");
-    let _ = writeln!(page, "| `{path}` | {} | {} |", type_of(schema), description.trim());
+    let _ = writeln!(page, "| `{path}` | {}{required} | {} |", type_of(schema), description.trim());
     if path.contains("Selector") {
         return;
     }
     for (name, property) in schema.properties.iter().flatten() {
-        rows(page, &format!("{path}.{name}"), property);
+        rows(page, &format!("{path}.{name}"), property, Need::of(schema, name));
     }
     if let Some(JSONSchemaPropsOrArray::Schema(items)) = &schema.items
         && items.properties.is_some()
     {
         for (name, property) in items.properties.iter().flatten() {
-            rows(page, &format!("{path}[].{name}"), property);
+            rows(page, &format!("{path}[].{name}"), property, Need::of(items, name));
         }
     }
 }
@@ -69,8 +84,10 @@ fn type_of(schema: &JSONSchemaProps) -> String {
         (Some(min), None) => _ = write!(name, ", at least {min}"),
         _ => {}
     }
-    if let Some(max) = schema.max_length.filter(|_| name == "string") {
-        let _ = write!(name, ", at most {max} characters");
+    match (schema.min_length, schema.max_length) {
+        (Some(min), Some(max)) if name == "string" => _ = write!(name, ", {min} to {max} characters"),
+        (None, Some(max)) if name == "string" => _ = write!(name, ", at most {max} characters"),
+        _ => {}
     }
     if let Some(max) = schema.max_items {
         let _ = write!(name, ", at most {max}");

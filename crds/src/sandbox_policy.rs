@@ -24,7 +24,7 @@ list_of_strings!(command_schema, 16, 1024);
     category = "paddock",
     namespaced,
     derive = "PartialEq",
-    doc = "What may run in one namespace, within what the ClusterSandboxPolicies allow.",
+    doc = "What the runs of a namespace may do that name it. It narrows the ClusterSandboxPolicies that select the namespace and binds no run that names another policy: what nobody may exceed belongs into a ClusterSandboxPolicy.",
     printcolumn(name = "Concurrent", type_ = "integer", json_path = ".spec.limits.maxConcurrent"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -93,29 +93,31 @@ pub struct Runtime {
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// What a run gets that does not ask.
+    /// What a run gets that does not ask: of several policies the smallest. Where none says anything, 128Mi of memory, 500m of CPU and 16Mi of
+    /// scratch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<ResourceAmounts>,
-    /// What a run may ask for at most.
+    /// What a run may ask for at most: of several policies the smallest. Where none says anything, no more than the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<ResourceAmounts>,
-    /// `timeoutSeconds` of a run that does not ask.
+    /// `timeoutSeconds` of a run that does not ask: of several policies the smallest, 30 where none says anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub default_timeout_seconds: Option<i64>,
-    /// Largest `timeoutSeconds` that a run may ask for.
+    /// Largest `timeoutSeconds` that a run may ask for: of several policies the smallest, the default where none says anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub max_timeout_seconds: Option<i64>,
-    /// Largest `gracePeriodSeconds` that a run may ask for.
+    /// Largest `gracePeriodSeconds` that a run may ask for: of several policies the smallest, 5 where none says anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 300))]
     pub max_grace_period_seconds: Option<i64>,
-    /// Runs that may be active at once in a namespace.
+    /// Runs that may be active at once in a namespace, whichever policies they name: of several policies the smallest, 10 where none says
+    /// anything. With 0 a run waits until that changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10000))]
     pub max_concurrent: Option<i64>,
-    /// Runs that may wait at once in a namespace. One more is refused.
+    /// Runs that may wait at once in a namespace; one more is refused. Of several policies the smallest, 100 where none says anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100_000))]
     pub max_queued: Option<i64>,
@@ -133,7 +135,8 @@ pub struct ResourceAmounts {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "quantity")]
     pub cpu: Option<Quantity>,
-    /// Size of `/workspace`, the one directory that the script can write to. It is held in memory.
+    /// Size of `/workspace`, where the script can write, and of the largest file anywhere. It is held in memory. A file that would be larger
+    /// ends in EFBIG, a full `/workspace` in ENOSPC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "quantity")]
     pub scratch: Option<Quantity>,

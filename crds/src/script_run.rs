@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::conditions::{Condition, ConditionType, Phase, Reason};
 use crate::open_enum::open_enum;
 use crate::sandbox_policy::ResourceAmounts;
-use crate::schema::{any_json, any_object, list_atomic, list_map, list_of_strings};
+use crate::schema::{any_json, list_atomic, list_map, list_of_strings};
 
 list_map!(conditions_schema, Condition, "type", 16);
 list_atomic!(policies_schema, TakenPolicy, 64);
@@ -139,13 +139,14 @@ pub struct Script {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "args_schema")]
     pub args: Vec<String>,
-    /// Any JSON value. The script reads it from the file that `$PADDOCK_INPUT` names, and from standard input.
+    /// Any JSON value. The script reads it from the file that `$PADDOCK_INPUT` names, and from standard input. Without an input the variable
+    /// is not set and standard input is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub input: Option<Value>,
-    /// JSON Schema 2020-12 that `input` claims to satisfy.
+    /// JSON Schema 2020-12 that `input` claims to satisfy. A run whose schema is no object is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "any_object")]
+    #[schemars(schema_with = "any_json")]
     pub input_schema: Option<Value>,
 }
 
@@ -326,7 +327,7 @@ pub struct Decision {
     /// What was asked for, for example `runtime:python` or `memory:64Mi`.
     #[schemars(length(max = 320))]
     pub permission: String,
-    /// What became of it.
+    /// What became of it: `Granted` or `Refused`.
     pub verdict: Verdict,
     /// The rule that decided, for example `ClusterSandboxPolicy/baseline: limits.max.memory`.
     #[schemars(length(max = 512))]
@@ -387,7 +388,8 @@ pub struct Stopping {
     pub since: MicroTime,
 }
 
-/// What a script produced. Text is valid UTF-8; control characters and other bytes are shown as escapes such as `\x1b`.
+/// What a script produced. Text is valid UTF-8: line feed and tab stay, other control characters and bytes that are no UTF-8 are shown as
+/// escapes such as `\x1b`, bidirectional controls as `\u{202e}`. A backslash stays as it is, so escapes are for people and cannot be read back.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct RunResult {
@@ -399,7 +401,8 @@ pub struct RunResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub signal: Option<i32>,
-    /// The JSON value that the script wrote to the file that `$PADDOCK_RESULT` names: at most 32 KiB and 64 levels.
+    /// The JSON value that the script wrote to the file that `$PADDOCK_RESULT` names: at most 32 KiB and 64 levels. Numbers beyond 64 bits lose
+    /// digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub output: Option<Value>,
@@ -419,14 +422,15 @@ pub struct RunResult {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct OutputStream {
-    /// The beginning, or all of it.
+    /// The beginning, or all of it. Control characters and bytes that are no UTF-8 are shown as escapes such as `\x1b`; a backslash stays as it
+    /// is.
     #[schemars(length(max = 65536))]
     pub text: String,
     /// The end, if something between was left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65536))]
     pub tail: Option<String>,
-    /// Bytes that the script wrote.
+    /// Bytes that the script wrote, before escapes were made.
     #[schemars(range(min = 0))]
     pub bytes: i64,
     /// Bytes left out between `text` and `tail`.
@@ -456,7 +460,8 @@ pub struct Usage {
 pub struct AuditEvent {
     /// When.
     pub time: MicroTime,
-    /// What, as a CloudEvents type such as `dev.paddock.run.started.v1`.
+    /// What, as a CloudEvents type: `dev.paddock.run.X.v1`, where X is `received`, `admitted`, `started`, `stopping`, `result-ready` or
+    /// `finished`.
     #[serde(rename = "type")]
     #[schemars(length(max = 128))]
     pub type_: String,

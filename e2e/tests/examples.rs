@@ -18,7 +18,7 @@ async fn every_example_works() {
         let folder = layout.clone.join("manifests/examples");
         let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort_by_key(|path| !path.to_string_lossy().contains("policy"));
-        assert!(files.len() >= 5);
+        assert!(files.len() >= 6);
         let policies: kube::Api<SandboxPolicy> = kube::Api::namespaced(tenant.client.clone(), &tenant.name);
         for file in files {
             let mut command = std::process::Command::new(&kubectl);

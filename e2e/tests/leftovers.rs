@@ -43,20 +43,23 @@ async fn pods_are_gone(tenant: &Tenant) {
 async fn a_finalizer_of_somebody_else_holds_the_object_and_no_slot() {
     tenant("foreign-fin", |tenant| async move {
         one_at_a_time(&tenant).await;
-        let run = started(&tenant, limited("sleep 60")).await;
-        let finalizers = [run.finalizers(), &["example.com/archive".to_owned()]].concat();
-        tenant.patch(&run, json!({ "metadata": { "finalizers": finalizers } })).await;
-        tenant.runs().delete(&run.name_any(), &DeleteParams::default()).await.unwrap();
-        // The next one gets the slot although the object is still there.
-        let next = tenant.run(limited("echo next")).await;
-        assert_end(&next, &Phase::Succeeded, &Reason::Succeeded);
-        let held = tenant.get(&run).await;
-        assert_eq!(held.finalizers(), ["example.com/archive"]);
-        tenant.patch(&run, json!({ "metadata": { "finalizers": null } })).await;
-        eventually("the run is gone", || async {
-            tenant.runs().get_opt(&run.name_any()).await.unwrap().map_or(Ok(()), |run| Err(run.metadata.finalizers))
-        })
-        .await;
+        // Beside the operator's own, and in its place.
+        for kept in [&[FINALIZER.to_owned()][..], &[]] {
+            let run = started(&tenant, limited("sleep 60")).await;
+            let finalizers = [kept, &["example.com/archive".to_owned()]].concat();
+            tenant.patch(&run, json!({ "metadata": { "finalizers": finalizers } })).await;
+            tenant.runs().delete(&run.name_any(), &DeleteParams::default()).await.unwrap();
+            // The next one gets the slot although the object is still there.
+            let next = tenant.run(limited("echo next")).await;
+            assert_end(&next, &Phase::Succeeded, &Reason::Succeeded);
+            let held = tenant.get(&run).await;
+            assert_eq!(held.finalizers(), ["example.com/archive"]);
+            tenant.patch(&run, json!({ "metadata": { "finalizers": null } })).await;
+            eventually("the run is gone", || async {
+                tenant.runs().get_opt(&run.name_any()).await.unwrap().map_or(Ok(()), |run| Err(run.metadata.finalizers))
+            })
+            .await;
+        }
     })
     .await;
 }

@@ -106,7 +106,8 @@ async fn the_leader_is_alive_and_ready() {
 #[tokio::test]
 async fn the_log_is_json_that_tells_the_run_and_not_its_script() {
     tenant("log", |tenant| async move {
-        let run = tenant.run(Script::shell(&format!("echo {SECRET}; echo {SECRET} >&2; exit 1"))).await;
+        let run =
+            tenant.run(Script::shell(&format!("echo {SECRET}; echo {SECRET} >&2; echo {SECRET} > /dev/termination-log; exit 1"))).await;
         let api: Api<Pod> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
         let pod = operators(&tenant.client).await.remove(0).name_any();
         let told = eventually("the end is in the log", || async {

@@ -115,6 +115,31 @@ async fn a_script_that_takes_too_long_gets_term_and_then_kill() {
     .await;
 }
 
+/// TERM does what it does outside of a sandbox: it runs a handler, and without one it ends the script.
+#[tokio::test]
+async fn term_reaches_a_script_as_anywhere() {
+    tenant("term", |tenant| async move {
+        let limits = || json!({ "timeoutSeconds": 2, "gracePeriodSeconds": 20 });
+        let plain = "import signal, time\nprint(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))\ntime.sleep(60)\n";
+        let handled = "import signal, sys, time\ndef bye(*_):\n    print('bye')\n    sys.exit(3)\nsignal.signal(signal.SIGTERM, bye)\ntime.sleep(60)\n";
+        let (plain, handled, shell) = tokio::join!(
+            tenant.run(Script::python(plain).with(limits())),
+            tenant.run(Script::python(handled).with(limits())),
+            tenant.run(Script::shell("sleep 60 & wait; echo never").with(limits())),
+        );
+        for run in [&plain, &handled, &shell] {
+            assert_end(run, &Phase::TimedOut, &Reason::TimedOut);
+            let wall = status(run).usage.unwrap().wall_milliseconds;
+            assert!((2000..10_000).contains(&wall), "{wall} ms: it was killed only after its grace");
+        }
+        let result = |run| status(run).result.unwrap();
+        assert_eq!((stdout(&plain).as_str(), result(&plain).signal), ("[]\n", Some(15)));
+        assert_eq!((stdout(&handled).as_str(), result(&handled).exit_code), ("bye\n", Some(3)));
+        assert_eq!((stdout(&shell).as_str(), result(&shell).signal), ("", Some(15)));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn too_much_memory_ends_as_out_of_memory() {
     tenant("memory", |tenant| async move {
@@ -216,7 +241,7 @@ async fn a_script_that_signals_its_runner_harms_its_own_run_alone() {
     tenant("signals", |tenant| async move {
         // gVisor lets a process of the same user kill PID 1: the sandbox ends with it.
         let killed = tenant.create(Script::shell("echo begin; sleep 1; kill -KILL 1; sleep 20")).await;
-        // TERM is how anybody asks the runner to end: it ends the script, and the end is told.
+        // TERM is how anybody asks the runner to end. Nobody in the cluster did, and nobody is said to have.
         let asked = tenant.create(Script::shell("echo begin; sleep 1; kill -TERM 1; sleep 20")).await;
         // A stopped runner tells nothing any more; the operator's clock and the pod's deadline end the run.
         let limits = json!({ "timeoutSeconds": 2, "gracePeriodSeconds": 1 });
@@ -226,10 +251,35 @@ async fn a_script_that_signals_its_runner_harms_its_own_run_alone() {
         assert_end(&killed, &Phase::RunnerKilled, &Reason::RunnerKilled);
         assert_eq!(stdout(&killed), "begin\n");
         let asked = tenant.finished(&asked).await;
-        assert_end(&asked, &Phase::Failed, &Reason::Failed);
+        assert_end(&asked, &Phase::RunnerKilled, &Reason::RunnerKilled);
         assert_eq!((stdout(&asked).as_str(), status(&asked).result.unwrap().signal), ("begin\n", Some(15)));
         let stopped = tenant.finished(&stopped).await;
         assert_end(&stopped, &Phase::TimedOut, &Reason::TimedOut);
+    })
+    .await;
+}
+
+/// Namespaces of its own would make it root in them: it could mount over what it was given, and reach parts of gVisor that nobody needs.
+#[tokio::test]
+async fn a_script_cannot_make_itself_root_in_namespaces_of_its_own() {
+    tenant("namespaces", |tenant| async move {
+        let text = "import ctypes, subprocess, sys, threading\n\
+                    libc = ctypes.CDLL(None, use_errno=True)\n\
+                    def refused(number, *arguments):\n    \
+                        ctypes.set_errno(0)\n    \
+                        return libc.syscall(number, *arguments) == -1 and ctypes.get_errno()\n\
+                    for flag in (0x10000000, 0x20000, 0x20000000, 0x40000000, 0x8000000, 0x4000000, 0x2000000):\n    \
+                        print('unshare', refused(272, flag), 'clone', refused(56, flag | 17, 0, 0, 0, 0))\n\
+                    print('clone3', refused(435, 0, 0), 'setns', refused(308, 0, 0), 'mount', refused(165, 0, 0, 0, 0, 0))\n\
+                    print(open('/proc/self/status').read().split('CapEff:')[1].split()[0])\n\
+                    threads = [threading.Thread(target=lambda: None) for _ in range(4)]\n\
+                    [thread.start() for thread in threads]\n\
+                    [thread.join() for thread in threads]\n\
+                    print(subprocess.run([sys.executable, '-c', 'raise SystemExit(7)']).returncode)\n";
+        let run = tenant.run(Script::python(text)).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        let refused = "unshare 1 clone 1\n".repeat(7);
+        assert_eq!(stdout(&run), format!("{refused}clone3 38 setns 1 mount 1\n0000000000000000\n7\n"));
     })
     .await;
 }

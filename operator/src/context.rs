@@ -12,6 +12,7 @@ use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 use paddock_crds::{ClusterSandboxPolicy, ConditionType, SandboxPolicy, ScriptRun};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::Settings;
 use crate::metrics::Metrics;
@@ -22,6 +23,9 @@ use crate::script_run::ledger::Ledger;
 use crate::script_run::queue::{Turn, Usage, heads};
 use crate::script_run::session::Sessions;
 use crate::script_run::{Guarded, RunRef, Watched};
+
+/// Passes at once that hold a body of more than 4 KiB. With what is made of it, one takes up to about 7 MB.
+const LARGE_AT_ONCE: usize = 4;
 
 /// Objects that are watched in the whole cluster.
 pub(crate) struct Caches {
@@ -41,6 +45,8 @@ pub(crate) struct Context {
     pub(crate) prepared: Prepared,
     pub(crate) ledger: Ledger,
     pub(crate) sessions: Sessions,
+    /// Passes that hold a large body take turns, so that all of them together take bounded memory.
+    large: Semaphore,
     wake: mpsc::UnboundedSender<RunRef>,
     runs: OnceLock<Store<Guarded>>,
     /// The newest state of runs that this process wrote, until the watch has caught up.
@@ -69,6 +75,7 @@ impl Context {
             prepared: Prepared::default(),
             ledger: Ledger::default(),
             sessions: Sessions::default(),
+            large: Semaphore::new(LARGE_AT_ONCE),
             wake,
             runs: OnceLock::new(),
             written: Mutex::default(),
@@ -81,6 +88,11 @@ impl Context {
     #[expect(clippy::unused_self, reason = "callers ask the context, so that nobody asks the clock")]
     pub(crate) fn now(&self) -> Timestamp {
         Timestamp::now()
+    }
+
+    /// Held for as long as a large body is in memory. `None` only if nobody could ever get one.
+    pub(crate) async fn room_for_a_large_body(&self) -> Option<SemaphorePermit<'_>> {
+        self.large.acquire().await.ok()
     }
 
     pub(crate) fn set_runs(&self, runs: Store<Guarded>) {
@@ -199,15 +211,21 @@ impl Context {
         }
     }
 
-    /// Wakes every run whose script has not started.
+    /// Wakes every run whose script has not started, but of those that wait only the next in line: if it is refused, it wakes the one after.
     pub(crate) fn wake_unstarted(&self) {
+        let mut waiting = HashSet::new();
         for guarded in self.runs() {
             let Ok(Watched { run, .. }) = &guarded.0 else { continue };
             let status = run.status.as_ref();
             let is_past = |type_| status.is_some_and(|status| status.is_true(&type_));
-            if !is_past(ConditionType::Started) && !is_past(ConditionType::Finished) {
+            if waits(run) {
+                waiting.insert(run.namespace().unwrap_or_default());
+            } else if !is_past(ConditionType::Started) && !is_past(ConditionType::Finished) {
                 let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
             }
+        }
+        for namespace in waiting {
+            self.wake_waiting(&namespace);
         }
     }
 

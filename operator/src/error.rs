@@ -14,6 +14,8 @@ pub(crate) enum Error {
     Late { what: &'static str },
     #[error("the stored object changed since it was read")]
     Conflict,
+    #[error("the object has no room for any status")]
+    NoRoom,
     #[error("the API server answered with a run that cannot be read: {why}")]
     Unreadable { why: String },
 }
@@ -27,6 +29,9 @@ impl Error {
         move |error| Self::Write { what, source: Box::new(error) }
     }
 
+    /// Everything that [`Error::category`] can say.
+    pub(crate) const CATEGORIES: [&'static str; 6] = ["read", "write", "late", "conflict", "no-room", "unreadable"];
+
     /// A closed set, for metrics.
     pub(crate) fn category(&self) -> &'static str {
         match self {
@@ -34,6 +39,7 @@ impl Error {
             Self::Write { .. } => "write",
             Self::Late { .. } => "late",
             Self::Conflict => "conflict",
+            Self::NoRoom => "no-room",
             Self::Unreadable { .. } => "unreadable",
         }
     }

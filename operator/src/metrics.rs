@@ -7,9 +7,18 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::error::Error;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: String,
+}
+
+impl Reason {
+    fn of(reason: &paddock_crds::Reason) -> Self {
+        let is_known = !matches!(reason, paddock_crds::Reason::Unknown(_));
+        Self { reason: if is_known { reason.to_string() } else { "Unknown".to_owned() } }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -20,6 +29,7 @@ struct Category {
 /// All metrics of the operator.
 pub(crate) struct Metrics {
     finished: Family<Reason, Counter>,
+    refused: Family<Reason, Counter>,
     errors: Family<Category, Counter>,
     malformed: Counter,
     sessions: Gauge,
@@ -35,6 +45,7 @@ impl Metrics {
         let buckets = || exponential_buckets(0.05, 2.0, 14);
         let metrics = Self {
             finished: Family::default(),
+            refused: Family::default(),
             errors: Family::default(),
             malformed: Counter::default(),
             sessions: Gauge::default(),
@@ -43,18 +54,26 @@ impl Metrics {
             start_seconds: Histogram::new(buckets()),
         };
         registry.register("runs_finished", "Runs that ended, by the reason of their Finished condition", metrics.finished.clone());
+        registry.register("runs_refused", "Runs that were refused, by the reason of their Accepted condition", metrics.refused.clone());
         registry.register("reconcile_errors", "Passes over a run that ended in an error", metrics.errors.clone());
         registry.register("malformed_objects", "Passes over an object that could not be read", metrics.malformed.clone());
         registry.register("open_sessions", "Runners that the operator listens to", metrics.sessions.clone());
         registry.register("leader", "1 on the replica that leads", metrics.leader.clone());
         registry.register("run_result_seconds", "From the first sight of a run to its result", metrics.result_seconds.clone());
         registry.register("run_start_seconds", "From the first sight of a run to its start message", metrics.start_seconds.clone());
+        // An alert on a rise needs a value to rise from.
+        for category in Error::CATEGORIES {
+            let _ = metrics.errors.get_or_create(&Category { category });
+        }
         metrics
     }
 
     pub(crate) fn finished(&self, reason: &paddock_crds::Reason) {
-        let reason = if matches!(reason, paddock_crds::Reason::Unknown(_)) { "Unknown".to_owned() } else { reason.to_string() };
-        self.finished.get_or_create(&Reason { reason }).inc();
+        self.finished.get_or_create(&Reason::of(reason)).inc();
+    }
+
+    pub(crate) fn refused(&self, reason: &paddock_crds::Reason) {
+        self.refused.get_or_create(&Reason::of(reason)).inc();
     }
 
     pub(crate) fn error(&self, category: &'static str) {

@@ -2,6 +2,8 @@
 
 use sha2::{Digest as _, Sha256};
 
+/// Group of the API, and prefix of every name of Paddock's own.
+pub(crate) const GROUP: &str = "paddock.dev";
 /// Keeps a ScriptRun until its pod is gone.
 pub(crate) const FINALIZER: &str = "paddock.dev/sandbox";
 /// On a sandbox namespace: the tenant namespace that it belongs to. It is the mark of a namespace that the operator made.

@@ -96,12 +96,14 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
         uid = run.uid(),
         generation = run.metadata.generation
     );
-    pass(watched, &context).instrument(span).await
+    Box::pin(pass(watched, &context).instrument(span)).await
 }
 
 /// One pass: as many steps as can be taken now.
 async fn pass(watched: &Watched, context: &Arc<Context>) -> Result<Action, Error> {
-    let Some(mut watched) = observe::whole(context.freshest(watched), context).await? else {
+    let watched = context.freshest(watched);
+    let _room = if observe::has_to_be_fetched(&watched) { context.room_for_a_large_body().await } else { None };
+    let Some(mut watched) = observe::whole(watched, context).await? else {
         return Ok(Action::await_change());
     };
     for _ in 0..MAX_STEPS {
@@ -115,7 +117,10 @@ async fn pass(watched: &Watched, context: &Arc<Context>) -> Result<Action, Error
         }
         let done = apply::apply(run, &seen, &step, context).await?;
         if let Some(status) = status::compute_status(run, &seen, &step, &done, now) {
-            watched = apply::write_status(&watched, status, context).await?;
+            watched = match apply::write_status(&watched, status, context).await {
+                Err(Error::NoRoom) => return apply::give_up(run, &seen, context).await,
+                answer => answer?,
+            };
         }
         if let Done::Replaced(newer) = done {
             watched = watched.succeeded_by(*newer);
@@ -140,7 +145,7 @@ fn pause(step: &Step, done: &Done) -> Option<Action> {
         (_, Done::Gone) => Some(Action::await_change()),
         (_, Done::Wait(wait)) => Some(Action::requeue(*wait)),
         (_, Done::NotCreated(Reason::QuotaExceeded, _)) | (Step::Hold(..), _) => Some(Action::requeue(HOLD)),
-        // Whoever frees a slot wakes those who wait.
+        // Whoever frees a slot wakes the next in line.
         (_, Done::Queued(Admission::Wait { .. })) => Some(Action::requeue(BACKSTOP)),
         _ => None,
     }

@@ -19,6 +19,9 @@ const EVERY: Duration = Duration::from_secs(5);
 /// In each so many rounds the runs are listed even if nothing seems to be left.
 const LIST_EVERY: u32 = 12;
 
+/// Runs in one page of a list.
+const PAGE: u32 = 100;
+
 /// Looks again and again, until the process stops leading.
 pub(crate) async fn run(context: Arc<Context>) {
     for round in 1_u32.. {
@@ -65,9 +68,18 @@ async fn clean_up(context: &Context, list_anyway: bool) -> Result<(), Error> {
         return Ok(());
     }
     let api: Api<ScriptRun> = Api::all(context.client.clone());
-    let runs = within("the runs", api.list_metadata(&ListParams::default())).await?.map_err(Error::read("the runs"))?.items;
-    let uids: HashSet<String> = runs.iter().filter_map(ResourceExt::uid).chain(cached).collect();
-    let tenants_with_runs: HashSet<String> = runs.iter().filter_map(ResourceExt::namespace).collect();
+    let mut uids = cached;
+    let mut tenants_with_runs = HashSet::new();
+    let mut page = ListParams::default().limit(PAGE);
+    loop {
+        let runs = within("the runs", api.list_metadata(&page)).await?.map_err(Error::read("the runs"))?;
+        uids.extend(runs.items.iter().filter_map(ResourceExt::uid));
+        tenants_with_runs.extend(runs.items.iter().filter_map(ResourceExt::namespace));
+        match runs.metadata.continue_.filter(|next| !next.is_empty()) {
+            Some(next) => page = page.continue_token(&next),
+            None => break,
+        }
+    }
     context.forget_all_but(&uids);
     for (namespace, gone) in tenants {
         // Where another namespace of that name has followed, the runs are its own, and wait for this one to go.

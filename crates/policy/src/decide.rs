@@ -1,6 +1,7 @@
 //! The decision: effective policy × what is asked for → what is granted, with the rule behind each answer.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Raw;
+use paddock_crds::script_run::quantity_of_bytes;
 use paddock_crds::{Capabilities, Decision, PolicyKind, PolicyRules, Reason, ResourceAmounts, TakenPolicy, Verdict};
 use sha2::{Digest as _, Sha256};
 
@@ -127,26 +128,27 @@ pub fn decide(policies: &[Policy], ask: &Ask) -> Outcome {
     let timeout = deciding.seconds(
         "timeoutSeconds",
         ask.timeout_seconds,
-        |rules| rules.limits.default_timeout_seconds,
-        |rules| rules.limits.max_timeout_seconds,
+        ("limits.defaultTimeoutSeconds", |rules| rules.limits.default_timeout_seconds),
+        ("limits.maxTimeoutSeconds", |rules| rules.limits.max_timeout_seconds),
         DEFAULT_TIMEOUT,
     );
     let grace = deciding.seconds(
         "gracePeriodSeconds",
         ask.grace_period_seconds,
-        |_| None,
-        |rules| rules.limits.max_grace_period_seconds,
+        ("", |_| None),
+        ("limits.maxGracePeriodSeconds", |rules| rules.limits.max_grace_period_seconds),
         DEFAULT_GRACE,
     );
     deciding.capabilities(&ask.capabilities);
-    deciding.memory_holds_scratch(memory, scratch);
+    let is_asked = ask.resources.memory.is_some() || ask.resources.scratch.is_some();
+    deciding.memory_holds_scratch(memory, scratch, is_asked);
     let max_concurrent = deciding.smallest(|rules| rules.limits.max_concurrent).unwrap_or(DEFAULT_CONCURRENT);
-    let cluster_tier = policies.iter().filter(|policy| policy.taken.kind == PolicyKind::ClusterSandboxPolicy);
-    let max_pods = cluster_tier.filter_map(|policy| policy.rules.limits.max_concurrent).min().unwrap_or(DEFAULT_CONCURRENT);
+    let max_pods = deciding.smallest_of_cluster_tier(|rules| rules.limits.max_concurrent).unwrap_or(DEFAULT_CONCURRENT);
     let max_concurrent = max_concurrent.min(max_pods);
-    let max_queued = deciding.smallest(|rules| rules.limits.max_queued).unwrap_or(DEFAULT_QUEUED);
+    let cluster_queued = deciding.smallest_of_cluster_tier(|rules| rules.limits.max_queued).unwrap_or(DEFAULT_QUEUED);
+    let max_queued = deciding.smallest(|rules| rules.limits.max_queued).map_or(cluster_queued, |value| value.min(cluster_queued));
 
-    let result = match (deciding.first_refusal, runtime) {
+    let result = match (deciding.refusal(), runtime) {
         (Some(refusal), _) => Err(refusal),
         (None, None) => Err(Refusal { reason: Reason::RuntimeNotAllowed, message: "the runtime is not offered".into() }),
         (None, Some(runtime)) => Ok(Grant {
@@ -172,6 +174,30 @@ fn clamp(value: i64) -> u32 {
     u32::try_from(value.max(0)).unwrap_or(u32::MAX)
 }
 
+/// A field of the rules that holds seconds, with its name.
+type Field = (&'static str, fn(&PolicyRules) -> Option<i64>);
+
+/// What one policy says of one amount, with the rule that says it.
+struct Said<T> {
+    tier: PolicyKind,
+    default: Option<(T, String)>,
+    max: Option<(T, String)>,
+}
+
+/// What a run gets that does not ask, and the most that it may ask for. Every policy bounds by its maximum, or without one by its default. If
+/// no policy of the cluster tier does, the built-in value is the bound of that tier: no namespace can widen it.
+fn bounds<T: Ord + Clone>(said: &[Said<T>], built_in: T, field: &str) -> (T, (T, String)) {
+    let default =
+        said.iter().filter_map(|said| said.default.as_ref()).map(|(value, _)| value.clone()).min().unwrap_or_else(|| built_in.clone());
+    let bound = |said: &Said<T>| said.max.clone().or_else(|| said.default.clone());
+    let cluster_tier = said.iter().filter(|said| said.tier == PolicyKind::ClusterSandboxPolicy).filter_map(bound);
+    let smallest = |bounds: Vec<(T, String)>| bounds.into_iter().min_by(|(one, _), (other, _)| one.cmp(other));
+    let of_the_cluster = smallest(cluster_tier.collect()).unwrap_or_else(|| (built_in, format!("built-in: {field}")));
+    let of_all = said.iter().filter_map(bound).chain([of_the_cluster.clone()]).collect();
+    let ceiling = smallest(of_all).unwrap_or(of_the_cluster);
+    (default.min(ceiling.0.clone()), ceiling)
+}
+
 struct Deciding<'a> {
     policies: &'a [Policy],
     decisions: Vec<Decision>,
@@ -194,6 +220,11 @@ impl Deciding<'_> {
 
     fn smallest(&self, field: impl Fn(&PolicyRules) -> Option<i64>) -> Option<i64> {
         self.policies.iter().filter_map(|policy| field(&policy.rules)).min()
+    }
+
+    fn smallest_of_cluster_tier(&self, field: impl Fn(&PolicyRules) -> Option<i64>) -> Option<i64> {
+        let tier = self.policies.iter().filter(|policy| policy.taken.kind == PolicyKind::ClusterSandboxPolicy);
+        tier.filter_map(|policy| field(&policy.rules)).min()
     }
 
     /// Every policy must offer the runtime; those that say which image it is must agree.
@@ -239,7 +270,6 @@ impl Deciding<'_> {
         None
     }
 
-    /// The smallest default, the smallest maximum. Without a maximum nobody may ask for more than the default.
     fn amount(
         &mut self,
         field: &str,
@@ -248,13 +278,15 @@ impl Deciding<'_> {
         max_of: impl Fn(&PolicyRules) -> Option<Raw>,
         built_in: Quantity,
     ) -> Quantity {
-        let default = self.smallest_quantity(field, "default", default_of);
-        let max = self.smallest_quantity(field, "max", max_of);
-        let fallback = default.as_ref().map_or(built_in, |(_, value)| *value);
-        let (rule, ceiling) = max.unwrap_or_else(|| (format!("built-in: {field}"), fallback));
+        let mut said = Vec::new();
+        for policy in self.policies {
+            let default = self.quantity(field, policy, "default", default_of(&policy.rules));
+            let max = self.quantity(field, policy, "max", max_of(&policy.rules));
+            said.push(Said { tier: policy.taken.kind, default, max });
+        }
+        let (default, (ceiling, rule)) = bounds(&said, built_in, field);
         let Some(asked) = asked else {
-            // A default above the maximum of another tier is cut to that maximum.
-            return fallback.min(ceiling);
+            return default;
         };
         let permission = format!("{field}:{}", asked.0);
         match Quantity::parse(&asked.0) {
@@ -263,51 +295,44 @@ impl Deciding<'_> {
                 value
             }
             Ok(value) => {
-                let message = format!("{field} {} is more than is allowed ({rule})", asked.0);
+                let message = format!("{field} {} is more than the {} that is allowed ({rule})", asked.0, shown(field, ceiling));
                 self.refuse(permission, rule, Reason::LimitExceeded, message);
                 value
             }
             Err(error) => {
                 self.refuse(permission, "resources".into(), Reason::InvalidSpec, error.0);
-                fallback
+                default
             }
         }
     }
 
-    fn smallest_quantity(&mut self, field: &str, tier: &str, of: impl Fn(&PolicyRules) -> Option<Raw>) -> Option<(String, Quantity)> {
-        let mut smallest: Option<(String, Quantity)> = None;
-        for policy in self.policies {
-            let Some(raw) = of(&policy.rules) else {
-                continue;
-            };
-            let rule = named(policy, &format!("limits.{tier}.{field}"));
-            match Quantity::parse(&raw.0) {
-                Ok(value) if smallest.as_ref().is_none_or(|(_, other)| value < *other) => smallest = Some((rule, value)),
-                Ok(_) => {}
-                Err(error) => self.refuse(format!("{field}:{}", raw.0), rule, Reason::PolicyInvalid, error.0),
+    /// A quantity of a policy, with its rule. One that cannot be read refuses the run.
+    fn quantity(&mut self, field: &str, policy: &Policy, which: &str, raw: Option<Raw>) -> Option<(Quantity, String)> {
+        let raw = raw?;
+        let rule = named(policy, &format!("limits.{which}.{field}"));
+        match Quantity::parse(&raw.0) {
+            Ok(value) => Some((value, rule)),
+            Err(error) => {
+                self.refuse(format!("{field}:{}", raw.0), rule, Reason::PolicyInvalid, error.0);
+                None
             }
         }
-        smallest
     }
 
-    fn seconds(
-        &mut self,
-        field: &str,
-        asked: Option<i64>,
-        default_of: impl Fn(&PolicyRules) -> Option<i64>,
-        max_of: impl Fn(&PolicyRules) -> Option<i64>,
-        built_in: i64,
-    ) -> i64 {
-        let default = self.smallest(default_of).unwrap_or(built_in);
-        let holder = self.policies.iter().filter_map(|policy| Some((max_of(&policy.rules)?, policy))).min_by_key(|(value, _)| *value);
-        let (ceiling, rule) =
-            holder.map_or((default, format!("built-in: {field}")), |(value, policy)| (value, named(policy, &format!("limits, {field}"))));
+    fn seconds(&mut self, field: &str, asked: Option<i64>, default_of: Field, max_of: Field, built_in: i64) -> i64 {
+        let of = |(name, of): Field, policy: &Policy| Some((of(&policy.rules)?, named(policy, name)));
+        let said: Vec<Said<i64>> = self
+            .policies
+            .iter()
+            .map(|policy| Said { tier: policy.taken.kind, default: of(default_of, policy), max: of(max_of, policy) })
+            .collect();
+        let (default, (ceiling, rule)) = bounds(&said, built_in, field);
         let Some(asked) = asked else {
-            return default.min(ceiling);
+            return default;
         };
         let permission = format!("{field}:{asked}");
         if asked > ceiling {
-            let message = format!("{field} {asked} is more than is allowed ({ceiling}, {rule})");
+            let message = format!("{field} {asked} is more than the {ceiling} that are allowed ({rule})");
             self.refuse(permission, rule, Reason::LimitExceeded, message);
         } else {
             self.grant(permission, rule);
@@ -328,18 +353,33 @@ impl Deciding<'_> {
         }
     }
 
-    /// Scratch is held in memory and counts against it.
-    fn memory_holds_scratch(&mut self, memory: Quantity, scratch: Quantity) {
+    /// Scratch is held in memory and counts against it. If the run asked for neither, the policies contradict themselves.
+    fn memory_holds_scratch(&mut self, memory: Quantity, scratch: Quantity, is_asked: bool) {
         if self.first_refusal.is_none() && memory.units() < scratch.units().saturating_add(LEAST_MEMORY) {
-            let message = format!(
-                "memory ({} bytes) must be at least scratch ({} bytes), which is held in it, and {} MiB for the interpreter",
-                memory.units(),
-                scratch.units(),
-                LEAST_MEMORY >> 20
-            );
-            self.refuse(format!("memory:{}", memory.units()), "built-in: memory".into(), Reason::InvalidSpec, message);
+            let [memory, scratch, least] = [memory.units(), scratch.units(), LEAST_MEMORY].map(|bytes| quantity_of_bytes(bytes).0);
+            let whose = if is_asked { "" } else { " by the policies" };
+            let message =
+                format!("memory is {memory}{whose}; it must be at least scratch, {scratch}, which is held in it, and {least} more");
+            let (reason, rule) =
+                if is_asked { (Reason::InvalidSpec, "built-in") } else { (Reason::PolicyInvalid, "limits.default, limits.max") };
+            self.refuse("memory holds scratch".into(), rule.into(), reason, message);
         }
     }
+
+    /// The message names the first refusal and says how many there are.
+    fn refusal(&mut self) -> Option<Refusal> {
+        let others = self.decisions.iter().filter(|decision| decision.verdict == Verdict::Refused).count().saturating_sub(1);
+        let mut refusal = self.first_refusal.take()?;
+        if others > 0 {
+            refusal.message.push_str(&format!("; and {others} more, see status.decisions"));
+        }
+        Some(refusal)
+    }
+}
+
+/// A quantity as people write it.
+fn shown(field: &str, value: Quantity) -> String {
+    if field == "cpu" { format!("{}m", value.milli()) } else { quantity_of_bytes(value.units()).0 }
 }
 
 #[cfg(test)]

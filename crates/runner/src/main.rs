@@ -4,6 +4,7 @@
 
 mod capture;
 mod control;
+mod filter;
 mod install;
 mod job;
 mod place;

@@ -15,6 +15,7 @@ use paddock_protocol::{Cause, ControlMessage, Payload, RefusedReason, Report, St
 
 use crate::capture::Capture;
 use crate::control::Control;
+use crate::filter;
 use crate::job::{self, LoadedJob};
 use crate::report::{Refusal, Reporter};
 use crate::system::{self, Bounds, Ended};
@@ -145,7 +146,8 @@ impl Supervision {
             command.env("PADDOCK_INPUT", path);
         }
         command.current_dir(WORKSPACE).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-        system::confine(&mut command, Bounds { file_bytes: job.job.file_bytes, open_files: OPEN_FILES, processes: PROCESSES });
+        let bounds = Bounds { file_bytes: job.job.file_bytes, open_files: OPEN_FILES, processes: PROCESSES };
+        system::confine(&mut command, bounds, filter::programs().map_err(io::Error::other)?);
         let mut child = command.spawn()?;
         let keep = job.job.stream_bytes as usize;
         let pipe = |stream, end: Option<OwnedFd>| -> io::Result<Pipe> {

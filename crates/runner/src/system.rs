@@ -14,6 +14,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeValLike as _;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpid, setsid};
+use seccompiler::BpfProgram;
 
 /// Bounds of one process of the script.
 #[derive(Clone, Copy)]
@@ -30,14 +31,17 @@ pub(crate) fn make_non_dumpable() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Runs `command` in a session of its own, within `bounds`.
-pub(crate) fn confine(command: &mut Command, bounds: Bounds) {
+/// Runs `command` in a session of its own, within `bounds` and behind `filters`.
+pub(crate) fn confine(command: &mut Command, bounds: Bounds, filters: [BpfProgram; 2]) {
     let confine = move || {
         setsid()?;
+        // The mask of this process is inherited: with it the script would never see TERM.
+        SigSet::empty().thread_set_mask()?;
         setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
         setrlimit(Resource::RLIMIT_FSIZE, bounds.file_bytes, bounds.file_bytes)?;
         lower(Resource::RLIMIT_NOFILE, bounds.open_files)?;
         lower(Resource::RLIMIT_NPROC, bounds.processes)?;
+        filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter)).map_err(|_| io::ErrorKind::PermissionDenied)?;
         Ok(())
     };
     // SAFETY: between fork and exec only system calls are made; nothing is allocated and no lock is taken.

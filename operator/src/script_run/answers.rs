@@ -7,7 +7,7 @@ use paddock_crds::{ConfigMapKeyRef, Reason, RunResult, ScriptRun, ScriptRunStatu
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use super::apply::{Done, apply, write_status};
+use super::apply::{Done, apply, give_up, write_status};
 use super::fixtures::{POD_UID, a_pod, a_run, admitted, present, seen, started, valid};
 use super::observe::{observe, whole};
 use super::pod::{render_job, render_pod};
@@ -29,7 +29,7 @@ const REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
 const SOURCE: &str = "/api/v1/namespaces/team/configmaps/scripts";
 
 fn watched(run: ScriptRun) -> Watched {
-    Watched { run, body: Body::Here }
+    Watched { run, input: None, body: Body::Here }
 }
 
 /// The pod of the run as an API server stores it.
@@ -299,5 +299,33 @@ async fn a_status_that_is_refused_is_written_without_the_output(#[case] code: u1
     let taken = expect(Method::PUT, STATUS, 200, answer).holding("\"outputError\":\"the result could not be stored\"");
     let (context, fake) = context(vec![refused, taken], &[]);
     assert!(write_status(&watched, status, &context).await.is_ok());
+    fake.finished().await;
+}
+
+/// An object that is nearly as large as etcd takes.
+#[tokio::test]
+async fn a_status_without_room_is_made_smaller_and_at_last_given_up() {
+    let (watched, status) = with_output();
+    let too_large = || expect(Method::PUT, STATUS, 500, json!("etcdserver: request is too large"));
+    let whole = too_large().holding("\"much\":true");
+    let smaller = too_large().holding("the result could not be stored");
+    let least = too_large().holding("\"message\":\"\"");
+    let (context, fake) = context(vec![whole, smaller, least], &[]);
+    let answer = write_status(&watched, status, &context).await;
+    assert!(matches!(answer, Err(Error::NoRoom)), "{answer:?}");
+    fake.finished().await;
+}
+
+#[tokio::test]
+async fn a_run_without_room_loses_its_pod_and_then_its_finalizer() {
+    let run = started(0);
+    let (context, fake) = context(vec![expect(Method::DELETE, POD, 200, stored_pod(&run))], &[]);
+    give_up(&run, &with_pod(&run), &context).await.unwrap();
+    fake.finished().await;
+    let (context, fake) = super::answers::context(
+        vec![expect(Method::PATCH, RUN, 200, serde_json::to_value(&run).unwrap()).holding("\"finalizers\":[]")],
+        &[],
+    );
+    give_up(&run, &seen(&run), &context).await.unwrap();
     fake.finished().await;
 }

@@ -16,7 +16,7 @@ use super::pod::{difference, is_job_of, render_job, render_pod};
 use super::pod_facts::PodSeen;
 use super::queue::{Admission, QueueLimits};
 use super::session::{Listening, PodAge};
-use super::status::smaller;
+use super::status::{least, smaller};
 use super::step::{Seen, Step};
 use super::validate::ValidRun;
 use super::{Guarded, Watched, events, observe};
@@ -77,7 +77,17 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         Step::Finish(_) => {
             // The status is for the author of the script; what the kubelet said is for the administrator.
             if let PodSeen::Present(pod) = &seen.pod {
-                tracing::info!(pod = pod.name, node = pod.node, life = ?pod.life, "the pod has ended");
+                let ended = pod.ended().cloned().unwrap_or_default();
+                let (exit_code, container, message) = (ended.exit_code, ended.container_reason, ended.message);
+                tracing::info!(
+                    pod = pod.name,
+                    node = pod.node,
+                    exit_code,
+                    container,
+                    reason = ended.pod_reason,
+                    message,
+                    "the pod has ended"
+                );
             }
             Ok(Done::Yes)
         }
@@ -112,7 +122,9 @@ async fn add_finalizer(run: &ScriptRun, context: &Context) -> Result<Done, Error
 
 async fn release(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
     let kept: Vec<String> = run.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
-    write_finalizers(run, &kept, context).await?;
+    if kept.len() < run.finalizers().len() {
+        write_finalizers(run, &kept, context).await?;
+    }
     context.forget(run);
     context.wake_waiting(&run.namespace().unwrap_or_default());
     Ok(Done::Gone)
@@ -246,7 +258,12 @@ fn not_created(error: kube::Error) -> Result<Done, Error> {
     } else {
         Reason::PodRejected
     };
-    tracing::info!(answer = text, reason = reason.as_str(), "the pod was not created");
+    // A full quota is asked once a second.
+    if reason == Reason::QuotaExceeded {
+        tracing::debug!(answer = text, reason = reason.as_str(), "the pod was not created");
+    } else {
+        tracing::info!(answer = text, reason = reason.as_str(), "the pod was not created");
+    }
     Ok(Done::NotCreated(reason, "the cluster refused the pod of this run".into()))
 }
 
@@ -335,6 +352,17 @@ pub(crate) async fn write_status(watched: &Watched, status: ScriptRunStatus, con
         }
         answer => answer,
     };
+    let answer = match answer {
+        Err(Error::Write { source, .. }) if is_too_much(&source) => {
+            tracing::warn!(error = %source, "the status was refused and only its conditions are written");
+            put_status(watched, least(&status), context).await
+        }
+        answer => answer,
+    };
+    let answer = match answer {
+        Err(Error::Write { source, .. }) if is_too_large(&source) => Err(Error::NoRoom),
+        answer => answer,
+    };
     let uid = run.uid().unwrap_or_default();
     // A slot stays assumed when the write fails: whether a late answer stored it is not known, and this is the safe side.
     let newer = answer?;
@@ -349,6 +377,26 @@ fn is_too_much(error: &kube::Error) -> bool {
     response(error).is_some_and(|answer| matches!(answer.code, 400 | 413 | 422) || answer.message.contains("too large"))
 }
 
+/// etcd does not take the object, whatever is in the status.
+fn is_too_large(error: &kube::Error) -> bool {
+    response(error).is_some_and(|answer| answer.code == 413 || answer.message.contains("too large"))
+}
+
+/// For a run whose object is so large that no status fits: nothing can be told in it. Its pod is removed, and the finalizer, so that it can be
+/// deleted: with a finalizer on, even a deletion would need room.
+pub(crate) async fn give_up(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Action, Error> {
+    tracing::warn!("the object of the run has no room for a status; nothing more is done with it");
+    context.metrics.error(Error::NoRoom.category());
+    if let PodSeen::Present(pod) = &seen.pod {
+        if !pod.deleting {
+            remove_pod(run, seen, context).await?;
+        }
+        return Ok(Action::requeue(Duration::from_secs(5)));
+    }
+    release(run, context).await?;
+    Ok(Action::await_change())
+}
+
 /// The API server takes the status alone and keeps the spec that it has, so the body need not travel.
 async fn put_status(watched: &Watched, status: ScriptRunStatus, context: &Context) -> Result<Watched, Error> {
     let mut wanted = watched.run.clone();
@@ -356,7 +404,7 @@ async fn put_status(watched: &Watched, status: ScriptRunStatus, context: &Contex
     wanted.metadata.managed_fields = None;
     drop_body(&mut wanted);
     let name = wanted.name_any();
-    let wanted = Guarded(Ok(Watched { run: wanted, body: watched.body }));
+    let wanted = Guarded(Ok(Watched { run: wanted, input: None, body: watched.body }));
     let answer = within("the status", runs(&watched.run, context).replace_status(&name, &PostParams::default(), &wanted)).await?;
     answer.map_err(on_write("the status"))?.0.map_err(|unreadable| Error::Unreadable { why: unreadable.why })
 }
@@ -389,8 +437,12 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
     }
     if new(&ConditionType::Finished) {
         let reason = status.condition(&ConditionType::Finished).map_or(Reason::Lost, |condition| condition.reason.clone());
-        tracing::info!(reason = reason.as_str(), "finished");
+        let refusal = status.condition(&ConditionType::Accepted).filter(|_| reason == Reason::Refused).map(|accepted| &accepted.reason);
+        tracing::info!(reason = reason.as_str(), refusal = refusal.map(Reason::as_str), "finished");
         context.metrics.finished(&reason);
+        if let Some(refusal) = refusal {
+            context.metrics.refused(refusal);
+        }
         context.ledger.forget(&after.namespace().unwrap_or_default(), &after.uid().unwrap_or_default());
         context.ended(after);
         context.sessions.close(&after.uid().unwrap_or_default());

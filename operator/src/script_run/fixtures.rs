@@ -79,7 +79,8 @@ pub(crate) fn policies() -> PoliciesSeen {
 
 pub(crate) fn valid(run: &ScriptRun) -> ValidRun {
     let text = run.spec.script.source.inline.clone().unwrap_or_default().into_bytes();
-    validate(run, &SourceSeen::Text(text), &policies(), 60).unwrap()
+    let input = run.spec.script.input.as_ref().map(ToString::to_string);
+    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies(), 60).unwrap()
 }
 
 /// Everything in order, no pod.

@@ -1,12 +1,12 @@
-//! A ScriptRun as it is watched. One that cannot be read, or would take too much memory to read, is trouble of that run alone.
+//! A ScriptRun as it is watched. One that cannot be read is trouble of that run alone, and no run takes much memory.
 //!
-//! Script, arguments, input and schema are the body of a run: up to a megabyte of anybody who may create one, some of it free-form JSON. They
-//! are first taken as text, which neither recurses nor expands. A small body is kept, a larger one is left where it is until it is needed, and
-//! one that no job can carry is never parsed: a parser gives up at 128 levels, and a list of small objects takes many times its length in
-//! memory.
+//! Script, arguments, input and schema are the body of a run: up to a megabyte of anybody who may create one. Input is never parsed: any JSON
+//! may be in it, which can be deeper than a parser goes and takes many times its length when it is parsed. A small body is kept, a larger one is
+//! left where it is until it is needed, and one that no job can carry is never fetched. Of the metadata only what is the operator's is kept.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
@@ -15,14 +15,11 @@ use paddock_crds::{ConditionType, ScriptRun};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// Longest body that is parsed, in bytes of JSON. The largest job that can run is smaller.
+use crate::names::GROUP;
+
+/// Longest body that is looked at, in bytes of JSON. The largest job that can run is smaller. With the largest metadata and status the object
+/// is still well below the 1.5 MiB that etcd takes, so that the status of a run that may run can always be stored.
 const MAX_BYTES: usize = 1_000_000;
-/// Most arrays and objects in it.
-const MAX_NODES: usize = 20_000;
-/// Most elements and fields in it.
-const MAX_ELEMENTS: usize = 200_000;
-/// Deepest nesting of it.
-const MAX_DEPTH: usize = 100;
 /// Longest body that stays in memory for as long as the run waits or starts, in bytes of JSON.
 const KEPT_BYTES: usize = 4096;
 
@@ -33,7 +30,10 @@ pub(crate) struct Guarded(pub(crate) Result<Watched, Unreadable>);
 /// A run that is read, but perhaps for its body.
 #[derive(Clone, Debug)]
 pub(crate) struct Watched {
+    /// Its `input` and `inputSchema` are always left out.
     pub(crate) run: ScriptRun,
+    /// The input as the API server wrote it.
+    pub(crate) input: Option<Arc<str>>,
     pub(crate) body: Body,
 }
 
@@ -44,8 +44,17 @@ pub(crate) enum Body {
     Here,
     /// With the API server.
     Left,
-    /// With the API server, where it stays: it is too much, for this reason.
-    Unfit(&'static str),
+    /// With the API server, where it stays: no job is made of it.
+    Unfit(Unfit),
+}
+
+/// Why a body is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// It is larger than any job can be.
+    TooLarge,
+    /// `inputSchema` is no object.
+    SchemaIsNoObject,
 }
 
 /// A run that is not read, with what identifies it.
@@ -56,15 +65,15 @@ pub(crate) struct Unreadable {
 }
 
 impl Watched {
-    /// What is kept in memory of it.
-    pub(crate) fn slimmed(mut self) -> Self {
-        self.run.metadata.managed_fields = None;
+    /// What is kept in memory of it. `body_bytes` is the length of its body.
+    fn slimmed(mut self, body_bytes: usize) -> Self {
         let is_over = self.run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished));
         if is_over && let Some(status) = &mut self.run.status {
             status.result = None;
         }
-        if self.body == Body::Here && (is_over || body_bytes(&self.run) > KEPT_BYTES) {
+        if self.body == Body::Here && (is_over || body_bytes > KEPT_BYTES) {
             drop_body(&mut self.run);
+            self.input = None;
             self.body = Body::Left;
         }
         self
@@ -74,6 +83,7 @@ impl Watched {
     pub(crate) fn succeeded_by(&self, mut newer: Watched) -> Self {
         if newer.body == Body::Left && self.body == Body::Here {
             newer.run.spec.script = self.run.spec.script.clone();
+            newer.input.clone_from(&self.input);
             newer.body = Body::Here;
         }
         newer
@@ -82,25 +92,25 @@ impl Watched {
 
 /// Takes the body out of a run.
 pub(crate) fn drop_body(run: &mut ScriptRun) {
-    let script = &mut run.spec.script;
-    script.source.inline = None;
-    script.input = None;
-    script.input_schema = None;
-    script.args = Vec::new();
-}
-
-fn body_bytes(run: &ScriptRun) -> usize {
-    serde_json::to_vec(&run.spec.script).map_or(usize::MAX, |text| text.len())
+    run.spec.script.source.inline = None;
+    run.spec.script.args = Vec::new();
 }
 
 impl<'de> Deserialize<'de> for Guarded {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
-        read(raw.get()).map_err(serde::de::Error::custom)
+        let guarded = match read_parts(raw.get()) {
+            Ok((watched, body_bytes)) => Ok(watched.slimmed(body_bytes)),
+            Err(error) => {
+                let Identity { metadata } = serde_json::from_str(raw.get()).map_err(serde::de::Error::custom)?;
+                Err(Unreadable { why: error.to_string(), metadata: slim_metadata(metadata) })
+            }
+        };
+        Ok(Self(guarded))
     }
 }
 
-/// As it is written back to the API server, which takes the status alone and keeps the spec that it has.
+/// As it is written back to the API server, which takes the status alone and keeps the rest as it has it.
 impl Serialize for Guarded {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.0 {
@@ -115,73 +125,56 @@ struct Identity {
     metadata: ObjectMeta,
 }
 
-fn read(text: &str) -> Result<Guarded, serde_json::Error> {
-    match read_parts(text) {
-        Ok(watched) => Ok(Guarded(Ok(watched.slimmed()))),
-        Err(why) => {
-            let Identity { mut metadata } = serde_json::from_str(text)?;
-            metadata.managed_fields = None;
-            Ok(Guarded(Err(Unreadable { why: why.to_string(), metadata })))
-        }
-    }
+/// A run with its body, from the API server's text.
+pub(crate) fn read_whole(text: &str) -> Result<Watched, serde_json::Error> {
+    read_parts(text).map(|(watched, _)| watched)
 }
 
 type Fields<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
-fn read_parts(text: &str) -> Result<Watched, serde_json::Error> {
+/// The run, and the length of its body. Free-form parts are taken as text, which neither recurses nor expands.
+fn read_parts(text: &str) -> Result<(Watched, usize), serde_json::Error> {
     let mut object: Fields<'_> = serde_json::from_str(text)?;
     let mut spec: Fields<'_> = fields(&object, "spec")?;
     let mut script: Fields<'_> = fields(&spec, "script")?;
-    let Some(why) = spec.get("script").and_then(|script| too_much(script.get())) else {
-        return Ok(Watched { run: serde_json::from_str(text)?, body: Body::Here });
-    };
-    for part in ["args", "input", "inputSchema"] {
-        script.remove(part);
-    }
+    let body_bytes = spec.get("script").map_or(0, |script| script.get().len());
+    let schema = script.remove("inputSchema").map_or("null", RawValue::get);
+    let mut input = script.remove("input").map(RawValue::get).filter(|input| *input != "null").map(Arc::from);
     let nothing = RawValue::from_string("{}".into())?;
-    if fields(&script, "source")?.contains_key("inline") {
-        script.insert("source".into(), &nothing);
+    let body = match schema.as_bytes() {
+        _ if body_bytes > MAX_BYTES => Body::Unfit(Unfit::TooLarge),
+        b"null" | [b'{', ..] => Body::Here,
+        _ => Body::Unfit(Unfit::SchemaIsNoObject),
+    };
+    if body != Body::Here {
+        input = None;
+        script.remove("args");
+        if fields(&script, "source")?.contains_key("inline") {
+            script.insert("source".into(), &nothing);
+        }
     }
     let script = serde_json::value::to_raw_value(&script)?;
     spec.insert("script".into(), &script);
     let spec = serde_json::value::to_raw_value(&spec)?;
     object.insert("spec".into(), &spec);
-    Ok(Watched { run: serde_json::from_str(&serde_json::to_string(&object)?)?, body: Body::Unfit(why) })
+    let mut run: ScriptRun = serde_json::from_str(&serde_json::to_string(&object)?)?;
+    run.metadata = slim_metadata(run.metadata);
+    Ok((Watched { run, input, body }, body_bytes))
 }
 
 fn fields<'a>(of: &Fields<'a>, name: &str) -> Result<Fields<'a>, serde_json::Error> {
     of.get(name).map_or_else(|| Ok(Fields::new()), |raw| serde_json::from_str(raw.get()))
 }
 
-/// Why a body is not parsed, if it is not. `text` is valid JSON.
-fn too_much(text: &str) -> Option<&'static str> {
-    if text.len() > MAX_BYTES {
-        return Some("script, arguments, input and schema are too large");
+/// Labels, annotations and references of others can be large, and are nothing to the operator.
+fn slim_metadata(mut metadata: ObjectMeta) -> ObjectMeta {
+    metadata.managed_fields = None;
+    metadata.labels = None;
+    metadata.owner_references = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|key, _| key.split_once('/').is_some_and(|(group, _)| group == GROUP));
     }
-    let (mut nodes, mut elements, mut depth, mut deepest) = (0, 0, 0_usize, 0);
-    let (mut is_text, mut is_escaped) = (false, false);
-    for byte in text.bytes() {
-        if is_text {
-            is_text = byte != b'"' || is_escaped;
-            is_escaped = byte == b'\\' && !is_escaped;
-            continue;
-        }
-        match byte {
-            b'"' => is_text = true,
-            b'{' | b'[' => {
-                nodes += 1;
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            b',' => elements += 1,
-            _ => {}
-        }
-    }
-    if deepest > MAX_DEPTH {
-        return Some("input or schema is nested deeper than 100 levels");
-    }
-    (nodes > MAX_NODES || elements > MAX_ELEMENTS).then_some("input or schema has too many parts")
+    metadata
 }
 
 impl Resource for Guarded {
@@ -245,71 +238,95 @@ mod tests {
     #[test]
     fn a_small_body_is_kept() {
         let watched = watched(&with_input("{\"a\":[1]}")).0.unwrap();
-        assert_eq!((watched.body, watched.run.spec.script.input), (Body::Here, Some(json!({"a": [1]}))));
+        assert_eq!((watched.body, watched.input.as_deref()), (Body::Here, Some("{\"a\":[1]}")));
+        assert_eq!(watched.run.spec.script.source.inline.as_deref(), Some("print(1)"));
+    }
+
+    #[test]
+    fn no_input_and_null_are_the_same() {
+        assert_eq!(watched(&with_input("null")).0.unwrap().input, None);
     }
 
     #[test]
     fn a_larger_body_is_left_and_comes_back_with_the_run() {
-        let text = with_input(&format!("\"{}\"", "x".repeat(KEPT_BYTES)));
+        let input = format!("\"{}\"", "x".repeat(KEPT_BYTES));
+        let text = with_input(&input);
         let slim = watched(&text).0.unwrap();
-        assert_eq!(slim.body, Body::Left);
-        assert!(slim.run.spec.script.input.is_none() && slim.run.spec.script.source.inline.is_none());
-        let whole = Watched { run: serde_json::from_str(&text).unwrap(), body: Body::Here };
-        assert_eq!(whole.succeeded_by(slim).run, whole.run);
+        assert_eq!((slim.body, &slim.input, &slim.run.spec.script.source.inline), (Body::Left, &None, &None));
+        let whole = read_whole(&text).unwrap();
+        assert_eq!((whole.body, whole.input.as_deref()), (Body::Here, Some(input.as_str())));
+        let newer = whole.succeeded_by(slim);
+        assert_eq!((newer.run, newer.input), (whole.run, whole.input));
     }
 
+    /// The parser of a whole run would give up at 128 levels, and small objects take many times their length when they are parsed.
     #[rstest]
-    #[case::depth("[".repeat(5000) + &"]".repeat(5000), "nested")]
-    #[case::objects(format!("[{}0]", "{\"a\":0},".repeat(30_000)), "parts")]
-    #[case::elements(format!("[{}0]", "0,".repeat(300_000)), "parts")]
-    #[case::size(format!("\"{}\"", "x".repeat(1_300_000)), "large")]
-    fn a_body_that_is_too_much_is_never_parsed(#[case] input: String, #[case] expected: &str) {
-        let watched = watched(&with_input(&input)).0.unwrap();
-        let Body::Unfit(why) = watched.body else { panic!("{:?}", watched.body) };
-        assert!(why.contains(expected), "{why}");
+    #[case::deep("[".repeat(50_000) + &"]".repeat(50_000))]
+    #[case::objects(format!("[{}0]", "{\"a\":0},".repeat(30_000)))]
+    fn input_is_text_whatever_is_in_it(#[case] input: String) {
+        let whole = read_whole(&with_input(&input)).unwrap();
+        assert_eq!((whole.body, whole.input.as_deref()), (Body::Here, Some(input.as_str())));
+        assert_eq!(watched(&with_input(&input)).0.unwrap().body, Body::Left);
+    }
+
+    #[test]
+    fn a_schema_is_never_parsed() {
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
+        let text = with_input("1").replace("\"input\":1", &format!("\"inputSchema\":{deep}"));
+        let watched = watched(&text).0.unwrap();
+        assert!(watched.run.spec.script.input_schema.is_none() && watched.body == Body::Left);
+    }
+
+    #[test]
+    fn a_schema_that_is_no_object_is_noticed() {
+        for schema in ["[]", "1", "\"{\""] {
+            let text = with_input("1").replace("\"input\":1", &format!("\"input\":1,\"inputSchema\":{schema}"));
+            assert_eq!(watched(&text).0.unwrap().body, Body::Unfit(Unfit::SchemaIsNoObject));
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_too_large_is_not_read() {
+        let watched = watched(&with_input(&format!("\"{}\"", "x".repeat(1_300_000)))).0.unwrap();
+        assert_eq!((watched.body, &watched.input), (Body::Unfit(Unfit::TooLarge), &None));
         assert_eq!((watched.run.name_any().as_str(), watched.run.spec.ttl_seconds_after_finished), ("run", Some(7)));
-        assert!(watched.run.spec.script.input.is_none() && watched.run.spec.script.source.inline.is_none());
-    }
-
-    #[rstest]
-    #[case::brackets_in_text(format!("\"{}\"", "[{\\\"".repeat(30_000)))]
-    #[case::backslashes_in_text(format!("[\"{}\",[]]", "\\\\".repeat(1000)))]
-    fn what_is_text_is_not_counted_as_structure(#[case] input: String) {
-        assert_eq!(too_much(&input), None);
+        assert!(watched.run.spec.script.source.inline.is_none());
     }
 
     #[test]
-    fn as_deep_as_is_allowed_is_parsed() {
-        let levels = MAX_DEPTH - 1;
-        let text = with_input(&("[".repeat(levels) + &"]".repeat(levels)));
-        assert_eq!(watched(&text).0.unwrap().body, Body::Here);
+    fn of_the_metadata_only_what_is_the_operators_is_kept() {
+        let mut run = a_run();
+        run.metadata.labels = Some((0..1000).map(|number| (number.to_string(), "x".repeat(60))).collect());
+        run.metadata.annotations.as_mut().unwrap().insert("kubectl.kubernetes.io/last-applied-configuration".into(), "x".repeat(200_000));
+        run.metadata.annotations.as_mut().unwrap().insert("xpaddock.dev/requester".into(), "root".into());
+        let kept = watched(&serde_json::to_string(&run).unwrap()).0.unwrap().run;
+        assert_eq!((kept.metadata.labels, kept.metadata.annotations), (None, a_run().metadata.annotations));
+        assert_eq!((kept.metadata.finalizers, kept.metadata.uid), (a_run().metadata.finalizers, a_run().metadata.uid));
     }
 
     #[test]
-    fn a_status_does_not_make_a_run_unfit() {
+    fn a_status_does_not_make_a_body_larger() {
         let mut run = admitted(1);
         run.status.as_mut().unwrap().message = Some("[{,".repeat(400_000));
         assert_eq!(watched(&serde_json::to_string(&run).unwrap()).0.unwrap().body, Body::Here);
     }
 
     #[test]
-    fn a_list_with_one_unfit_run_still_gives_the_others() {
-        let deep = "[".repeat(500) + &"]".repeat(500);
+    fn a_list_with_one_strange_run_still_gives_the_others() {
         let list = format!(
             "{{\"apiVersion\":\"paddock.dev/v1alpha1\",\"kind\":\"ScriptRunList\",\"metadata\":{{\"resourceVersion\":\"1\"}},\"items\":[{},{}]}}",
-            with_input(&deep),
+            with_input("1").replace("ClusterSandboxPolicy", "FuturePolicy"),
             with_input("1")
         );
         let list: ObjectList<Guarded> = serde_json::from_str(&list).unwrap();
-        let bodies: Vec<Body> = list.items.iter().map(|run| run.0.as_ref().unwrap().body).collect();
-        assert!(matches!(bodies[..], [Body::Unfit(_), Body::Here]), "{bodies:?}");
+        assert_eq!(list.items.iter().map(|run| run.0.is_ok()).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(list.items[0].name_any(), "run");
     }
 
     #[test]
-    fn what_a_newer_version_allows_is_unreadable_and_known_by_name() {
-        let text = with_input("1").replace("ClusterSandboxPolicy", "FuturePolicy");
-        let run = watched(&text);
-        assert_eq!(run.name_any(), "run");
-        assert!(run.0.is_err());
+    fn input_that_a_newer_version_of_the_operator_writes_back_is_the_run_without_it() {
+        let text = serde_json::to_value(watched(&with_input("{\"a\":1}"))).unwrap();
+        assert_eq!(text["spec"]["script"].get("input"), None);
+        assert_eq!(text["metadata"]["name"], json!("run"));
     }
 }

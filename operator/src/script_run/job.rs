@@ -13,7 +13,7 @@ pub(crate) const RESULT_BYTES: u32 = 32 * 1024;
 pub(crate) const RESULT_DEPTH: usize = 64;
 
 /// The files for a run that was granted `grant`.
-pub(crate) fn files(run: &ScriptRun, script: Vec<u8>, grant: &Grant, start_budget_seconds: u32) -> JobFiles {
+pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant: &Grant, start_budget_seconds: u32) -> JobFiles {
     let job = Job {
         version: VERSION,
         run: run.metadata.uid.clone().unwrap_or_default(),
@@ -27,7 +27,7 @@ pub(crate) fn files(run: &ScriptRun, script: Vec<u8>, grant: &Grant, start_budge
         result_bytes: RESULT_BYTES,
         file_bytes: grant.scratch_bytes,
     };
-    let input = run.spec.script.input.as_ref().map(|value| value.to_string().into_bytes());
+    let input = input.map(|text| text.as_bytes().to_vec());
     JobFiles { job: serde_json::to_vec(&job).unwrap_or_default(), script, input }
 }
 

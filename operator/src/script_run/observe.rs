@@ -6,10 +6,11 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::PostParams;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::{ConditionType, PolicyKind, PolicyRules, Reason, Requester, ScriptRun, TakenPolicy};
 use paddock_policy::{Policy, hash_of, selects};
 
+use super::guarded::{Unfit, read_whole};
 use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
 use super::step::{SandboxSeen, Seen};
@@ -23,12 +24,23 @@ use crate::sandbox_namespace::{self, Wanted};
 
 /// The run with its body, if a decision has to be made on it. `None` if it is gone.
 pub(crate) async fn whole(watched: Watched, context: &Context) -> Result<Option<Watched>, Error> {
-    if watched.body != Body::Left || is_decided(&watched.run) {
+    if !has_to_be_fetched(&watched) {
         return Ok(Some(watched));
     }
-    let api: Api<ScriptRun> = Api::namespaced(context.client.clone(), &watched.run.namespace().unwrap_or_default());
-    let stored = within("the run", api.get_opt(&watched.run.name_any())).await?.map_err(Error::read("the run"))?;
-    Ok(stored.filter(|stored| stored.uid() == watched.run.uid()).map(|run| Watched { run, body: Body::Here }))
+    let path = format!("{}/{}", ScriptRun::url_path(&(), watched.run.namespace().as_deref()), watched.run.name_any());
+    let request = http::Request::get(path).body(Vec::new()).map_err(|error| Error::read("the run")(kube::Error::HttpError(error)))?;
+    let text = match within("the run", context.client.request_text(request)).await? {
+        Ok(text) => text,
+        Err(error) if code(&error) == Some(404) => return Ok(None),
+        Err(error) => return Err(Error::read("the run")(error)),
+    };
+    let stored = read_whole(&text).map_err(|error| Error::Unreadable { why: error.to_string() })?;
+    Ok(Some(stored).filter(|stored| stored.run.uid() == watched.run.uid()))
+}
+
+/// Whether a decision has to be made on a body that is not here.
+pub(crate) fn has_to_be_fetched(watched: &Watched) -> bool {
+    watched.body == Body::Left && !is_decided(&watched.run)
 }
 
 /// Whether nothing is left to decide: the script may have started, or never will.
@@ -49,10 +61,14 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         let policies = policies(run, context);
         let source = match watched.body {
             Body::Here => source(run, context).await?,
-            Body::Unfit(why) => SourceSeen::Refused(Reason::InputTooLarge, why.into()),
+            Body::Unfit(Unfit::TooLarge) => {
+                let message = "script, arguments, input and schema are larger than any job can be";
+                SourceSeen::Refused(Reason::InputTooLarge, message.into())
+            }
+            Body::Unfit(Unfit::SchemaIsNoObject) => SourceSeen::Refused(Reason::InvalidSpec, "inputSchema is no object".into()),
             Body::Left => return Err(Error::Late { what: "the body of the run" }),
         };
-        let decision = validate(run, &source, &policies, context.settings.start_budget_seconds);
+        let decision = validate(run, watched.input.as_deref(), &source, &policies, context.settings.start_budget_seconds);
         Some(decision.map(Box::new).map_err(Box::new))
     };
     let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());

@@ -47,11 +47,17 @@ pub(crate) fn outcome(status: &ScriptRunStatus, pod: Option<&PodFacts>, transcri
         if report.is_some_and(|report| report.cause == Cause::TimedOut) && ran_out_its_time(status) {
             return stopped(&Reason::TimedOut);
         }
+        // TERM came from outside, and not from the operator. Only the cluster can say that it was the cluster's: a script can send it too.
+        if report.is_some_and(|report| report.cause == Cause::Stopped) {
+            let is_from_the_cluster =
+                pod.is_none_or(|pod| pod.deleting) || ended.is_some_and(|ended| is_evicted(ended) || is_past_deadline(ended));
+            return if is_from_the_cluster { ended_from_outside(ended) } else { runner_killed() };
+        }
         return by_exit(exit_code, signal);
     }
     match (pod, ended) {
         (Some(_), Some(ended)) => without_result(ended),
-        (Some(pod), None) if pod.deleting => killed(),
+        (Some(pod), None) if pod.deleting => ended_from_outside(None),
         _ => Outcome::plain(Phase::Lost, Reason::Lost, "the pod is gone and its result was not received; the script is not run again"),
     }
 }
@@ -78,8 +84,27 @@ fn stopped(reason: &Reason) -> Outcome {
     }
 }
 
-fn killed() -> Outcome {
-    Outcome::plain(Phase::Killed, Reason::PodDeleted, "the pod was deleted by somebody else; what the script produced is lost")
+fn ended_from_outside(ended: Option<&Ended>) -> Outcome {
+    if ended.is_some_and(is_past_deadline) {
+        return stopped(&Reason::TimedOut);
+    }
+    if ended.is_some_and(is_evicted) {
+        return Outcome::plain(Phase::Killed, Reason::PodEvicted, "the node ended the pod before the script had ended");
+    }
+    Outcome::plain(Phase::Killed, Reason::PodDeleted, "the pod was deleted by somebody else before the script had ended")
+}
+
+fn runner_killed() -> Outcome {
+    Outcome::plain(Phase::RunnerKilled, Reason::RunnerKilled, "the runner was ended before the script; the script may have done it")
+}
+
+fn is_past_deadline(ended: &Ended) -> bool {
+    ended.pod_reason.as_deref() == Some("DeadlineExceeded")
+}
+
+fn is_evicted(ended: &Ended) -> bool {
+    ended.disrupted
+        || ended.pod_reason.as_deref().is_some_and(|reason| matches!(reason, "Evicted" | "Preempting" | "NodeShutdown" | "Terminated"))
 }
 
 fn is_out_of_memory(ended: &Ended) -> bool {
@@ -88,19 +113,19 @@ fn is_out_of_memory(ended: &Ended) -> bool {
 
 /// The pod has ended and the runner never said how the script did.
 fn without_result(ended: &Ended) -> Outcome {
-    if ended.disrupted
-        || ended.pod_reason.as_deref().is_some_and(|reason| matches!(reason, "Evicted" | "Preempting" | "NodeShutdown" | "Terminated"))
-    {
-        return Outcome::plain(Phase::Killed, Reason::PodEvicted, "the node ended the pod; what the script produced is lost");
+    if is_evicted(ended) {
+        return ended_from_outside(Some(ended));
     }
     // A kubelet that comes back without the state of its runtime either says so or has nothing to say.
     let is_unknown = ended.container_reason.as_deref() == Some("ContainerStatusUnknown") || ended.exit_code.is_none();
-    match ended.pod_reason.as_deref() {
-        Some("DeadlineExceeded") => Outcome::plain(Phase::TimedOut, Reason::TimedOut, "the pod outlived its deadline and was ended"),
+    match ended {
+        ended if is_past_deadline(ended) => {
+            Outcome::plain(Phase::TimedOut, Reason::TimedOut, "the pod outlived its deadline and was ended")
+        }
         _ if is_unknown => {
             Outcome::plain(Phase::Lost, Reason::Lost, "the node lost the sandbox, and its result with it; the script is not run again")
         }
-        _ => Outcome::plain(Phase::RunnerKilled, Reason::RunnerKilled, "the runner ended without a result; the script may have killed it"),
+        _ => runner_killed(),
     }
 }
 
@@ -128,7 +153,8 @@ pub(crate) fn outcome_of_refusal(reason: RefusedReason) -> Outcome {
             Outcome::plain(Phase::StartFailed, Reason::JobMismatch, "what was mounted is not what was admitted; the script was not started")
         }
         RefusedReason::SpawnFailed => {
-            Outcome::plain(Phase::StartFailed, Reason::PodRejected, "the interpreter of the runtime cannot be started")
+            let message = "the interpreter of the runtime is not in its image, or cannot be executed";
+            Outcome::plain(Phase::StartFailed, Reason::InterpreterUnavailable, message)
         }
         RefusedReason::NotStarted | RefusedReason::Stopped => {
             Outcome::plain(Phase::Lost, Reason::Lost, "the runner was not started; the script is not run again")
@@ -156,7 +182,7 @@ pub(crate) fn before_the_start(status: &ScriptRunStatus, reason: &Reason) -> Out
         Reason::UnexpectedInterface => outcome_of_refusal(RefusedReason::UnexpectedInterface),
         Reason::UnexpectedToken => outcome_of_refusal(RefusedReason::UnexpectedToken),
         Reason::JobMismatch => outcome_of_refusal(RefusedReason::JobMismatch),
-        Reason::ImageUnavailable => failed("an image of the runtime cannot be had"),
+        Reason::ImageUnavailable => failed("the image of the runtime or of the runner cannot be had; the events of the pod tell which"),
         Reason::RuntimeClassUnavailable => failed("the RuntimeClass of the sandbox does not exist"),
         Reason::QuotaExceeded => failed("the quota of the sandbox namespace has no room for this run"),
         Reason::NameTaken => failed("an object with the name of this run's pod exists and is not this run's"),
@@ -166,14 +192,33 @@ pub(crate) fn before_the_start(status: &ScriptRunStatus, reason: &Reason) -> Out
 
 #[cfg(test)]
 mod tests {
+    use paddock_protocol::Report;
     use rstest::rstest;
 
-    use super::super::fixtures::{a_pod, started, status};
+    use super::super::fixtures::{a_pod, a_report, started, status};
     use super::super::pod_facts::PodLife;
     use super::*;
 
     fn facts(exit_code: Option<i32>, container: Option<&str>, pod: Option<&str>) -> Ended {
         Ended { exit_code, container_reason: container.map(Into::into), pod_reason: pod.map(Into::into), ..Ended::default() }
+    }
+
+    #[rstest]
+    #[case::by_itself(Cause::Itself, facts(Some(3), Some("Error"), None), Phase::Failed)]
+    #[case::by_the_script(Cause::Stopped, facts(Some(143), Some("Error"), None), Phase::RunnerKilled)]
+    #[case::evicted(Cause::Stopped, Ended { disrupted: true, ..facts(Some(143), Some("Error"), None) }, Phase::Killed)]
+    #[case::backstop(Cause::Stopped, facts(Some(143), Some("Error"), Some("DeadlineExceeded")), Phase::TimedOut)]
+    #[case::memory(Cause::Itself, facts(Some(137), Some("OOMKilled"), None), Phase::OutOfMemory)]
+    fn a_report_is_read_beside_what_the_kubelet_says(#[case] cause: Cause, #[case] ended: Ended, #[case] expected: Phase) {
+        let run = started(0);
+        let pod = PodFacts { life: PodLife::Ended(ended), ..a_pod(&run) };
+        let mut transcript = Transcript::default();
+        transcript.report = Some(Report { cause, ..a_report(3) });
+        assert_eq!(outcome(&status(&run), Some(&pod), &transcript).phase, expected);
+        if expected == Phase::Killed {
+            let before_the_pod_is_gone = outcome(&status(&run), None, &transcript);
+            assert_eq!(before_the_pod_is_gone.reason, Reason::PodDeleted);
+        }
     }
 
     #[rstest]

@@ -58,7 +58,7 @@ pub(crate) struct Ended {
     pub(crate) exit_code: Option<i32>,
     /// Reason of the container: `Completed`, `Error`, `OOMKilled`, `StartError`, …
     pub(crate) container_reason: Option<String>,
-    /// Message of pod or container, for the administrator.
+    /// Message of the pod, for the administrator. The container's is what the script wrote to its termination log.
     pub(crate) message: Option<String>,
     /// The pod was disrupted: preempted, evicted, its node shut down.
     pub(crate) disrupted: bool,
@@ -105,7 +105,7 @@ fn life(pod: &Pod) -> PodLife {
                 pod_reason: status.reason,
                 exit_code: terminated.as_ref().map(|end| end.exit_code),
                 container_reason: terminated.as_ref().and_then(|end| end.reason.clone()),
-                message: status.message.or_else(|| terminated.and_then(|end| end.message)),
+                message: status.message,
                 disrupted: status
                     .conditions
                     .iter()

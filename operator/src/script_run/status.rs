@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use kube::ResourceExt as _;
 use paddock_crds::script_run::{SHOWN_GROUP_LENGTH, SHOWN_GROUPS};
 use paddock_crds::{
     AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, OutputStream, Phase, PodRef, Reason, Requester, RunResult, ScriptRun,
@@ -17,7 +18,7 @@ use super::pod_facts::{PodLife, PodSeen, WaitsFor};
 use super::queue::Admission;
 use super::step::{Seen, Step};
 use super::text::{cut, visible};
-use super::validate::ValidRun;
+use super::validate::{ValidRun, requester};
 use crate::names::sandbox_namespace;
 
 /// Events kept in the status.
@@ -31,7 +32,7 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
     let mut report = Report { status: before.clone(), generation: run.metadata.generation, now };
     let valid = seen.decision.as_ref().and_then(|decision| decision.as_ref().ok());
     match (step, done) {
-        (Step::Refuse(refusal), _) => report.refused(refusal, seen),
+        (Step::Refuse(refusal), _) => report.refused(run, refusal, seen),
         (Step::Hold(reason, message), _) => report.waits(reason, message),
         (Step::Admit, Done::Queued(admission)) => report.queued(admission, valid?),
         (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
@@ -62,6 +63,26 @@ pub(crate) fn smaller(status: &ScriptRunStatus) -> ScriptRunStatus {
         }
     }
     status
+}
+
+/// Only what programs need: conditions, phase, clocks and the pod.
+pub(crate) fn least(status: &ScriptRunStatus) -> ScriptRunStatus {
+    let mut conditions = status.conditions.clone();
+    for condition in &mut conditions {
+        condition.message.clear();
+    }
+    ScriptRunStatus {
+        observed_generation: status.observed_generation,
+        phase: status.phase.clone(),
+        conditions,
+        pod: status.pod.clone(),
+        clocks: status.clocks.clone(),
+        stopping: status.stopping.clone(),
+        script_hash: status.script_hash.clone(),
+        job_digest: status.job_digest.clone(),
+        timeout_seconds: status.timeout_seconds,
+        ..ScriptRunStatus::default()
+    }
 }
 
 struct Report {
@@ -133,8 +154,9 @@ impl Report {
         self.condition(ConditionType::Accepted, true, Reason::PolicyAllows, "the policies allow the run");
     }
 
-    fn refused(&mut self, refusal: &Refusal, seen: &Seen) {
+    fn refused(&mut self, run: &ScriptRun, refusal: &Refusal, seen: &Seen) {
         self.received();
+        self.status.requester = requester(run.annotations()).as_ref().map(shown);
         if let Some(Err(refused)) = &seen.decision {
             self.status.policies.clone_from(&refused.policies);
             self.status.decisions.clone_from(&refused.decisions);
@@ -248,11 +270,8 @@ impl Report {
 
     fn finished(&mut self, outcome: &Outcome, transcript: &Transcript) {
         self.received();
-        if !self.status.is_true(&ConditionType::ResultReady) {
-            if self.status.is_true(&ConditionType::Started) {
-                self.partial_output(transcript);
-            }
-            self.condition(ConditionType::ResultReady, false, Reason::NoResult, "there is no result");
+        if self.status.is_true(&ConditionType::Started) && !self.status.is_true(&ConditionType::ResultReady) {
+            self.partial_output(transcript);
         }
         self.end(outcome);
     }
@@ -268,6 +287,9 @@ impl Report {
     fn end(&mut self, outcome: &Outcome) {
         let now = self.clock();
         self.clocks().finished = Some(now);
+        if !self.status.is_true(&ConditionType::ResultReady) {
+            self.condition(ConditionType::ResultReady, false, Reason::NoResult, "there is no result");
+        }
         self.condition(ConditionType::Finished, true, outcome.reason.clone(), &outcome.message);
         self.drop_condition(&ConditionType::Reconciling);
         if outcome.phase != Phase::Succeeded {

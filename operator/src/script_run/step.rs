@@ -12,7 +12,7 @@ use super::outcome::{Outcome, before_the_start, outcome, outcome_of_refusal};
 use super::pod_facts::{PodFacts, PodLife, PodSeen, WaitsFor};
 use super::validate::{Refused, ValidRun};
 use crate::config::Settings;
-use crate::names::FINALIZER;
+use crate::names::{FINALIZER, sandbox_namespace};
 
 /// Everything that a pass has read.
 #[derive(Clone, Debug)]
@@ -92,7 +92,7 @@ pub(crate) enum Step {
     Finish(Outcome),
     /// Remove the pod.
     RemovePod,
-    /// Take the finalizer off.
+    /// Take the finalizer off, if it is on, and give up what is in memory for the run.
     Release,
     /// Delete the run: its time to live is over.
     DeleteRun,
@@ -110,7 +110,7 @@ pub(crate) fn next_step(run: &ScriptRun, seen: &Seen, settings: &Settings, now: 
         return after_the_end(run, &status, seen, now);
     }
     if run.metadata.deletion_timestamp.is_some() {
-        return when_deleted(run, seen);
+        return when_deleted(seen);
     }
     if status.is_true(&ConditionType::Started) {
         return while_running(run, &status, seen, now);
@@ -121,7 +121,7 @@ pub(crate) fn next_step(run: &ScriptRun, seen: &Seen, settings: &Settings, now: 
     if status.is_true(&ConditionType::Admitted) {
         return while_starting(run, &status, seen, settings, now);
     }
-    before_admission(run, seen)
+    before_admission(run, seen, now)
 }
 
 fn written_by_a_newer_version(status: &ScriptRunStatus) -> bool {
@@ -146,6 +146,10 @@ fn after_the_end(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     if run.metadata.deletion_timestamp.is_some() {
         return if has_finalizer(run) { Step::Release } else { REST };
     }
+    // It never had a pod. Its object may be so large that not even the mark of a deletion has room in it beside a finalizer.
+    if status.phase == Some(Phase::Refused) && has_finalizer(run) {
+        return Step::Release;
+    }
     let Some(ttl) = run.spec.ttl_seconds_after_finished else { return Step::Leave };
     let finished = status.clocks.as_ref().and_then(|clocks| clocks.finished.clone()).map_or(now, |time| time.0);
     match remaining(&finished, ttl, now) {
@@ -155,16 +159,16 @@ fn after_the_end(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
 }
 
 /// Deleted before its end: nobody will read a result, but the pod must be gone before its slot is.
-fn when_deleted(run: &ScriptRun, seen: &Seen) -> Step {
+fn when_deleted(seen: &Seen) -> Step {
     match &seen.pod {
-        PodSeen::Absent if has_finalizer(run) => Step::Release,
-        PodSeen::Absent => REST,
+        // Also where somebody else took the finalizer off, and the object stays for another's: its slot and its stream are given up.
+        PodSeen::Absent => Step::Release,
         PodSeen::Present(pod) if !pod.deleting => Step::RemovePod,
         PodSeen::Present(_) => Step::Rest { wake: Some(Duration::from_secs(5)) },
     }
 }
 
-fn before_admission(run: &ScriptRun, seen: &Seen) -> Step {
+fn before_admission(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Step {
     if run.spec.cancel == Some(true) {
         return Step::Finish(Outcome::plain(Phase::Cancelled, Reason::Cancelled, "the run was cancelled before it started"));
     }
@@ -172,7 +176,10 @@ fn before_admission(run: &ScriptRun, seen: &Seen) -> Step {
         None => {
             return Step::Rest { wake: Some(Duration::from_secs(1)) };
         }
-        Some(Err(refused)) => return Step::Refuse(refused.refusal.clone()),
+        Some(Err(refused)) => match policy_may_still_come(run, &refused.refusal.reason, now) {
+            Some(wait) => return Step::Rest { wake: Some(wait) },
+            None => return Step::Refuse(refused.refusal.clone()),
+        },
         Some(Ok(_)) => {}
     }
     if !has_finalizer(run) {
@@ -186,9 +193,21 @@ fn before_admission(run: &ScriptRun, seen: &Seen) -> Step {
         }
         SandboxSeen::Foreign => Step::Refuse(Refusal {
             reason: Reason::SandboxNamespaceForeign,
-            message: "a namespace with the name of the sandbox namespace exists and does not belong to this namespace".into(),
+            message: format!(
+                "the namespace {} exists and is not the sandbox namespace of this namespace",
+                sandbox_namespace(run.metadata.namespace.as_deref().unwrap_or_default())
+            ),
         }),
     }
+}
+
+/// A policy, or the label by which one selects the namespace, that was made just before the run may come into view just after it.
+const POLICY_LAG_SECONDS: i64 = 2;
+
+fn policy_may_still_come(run: &ScriptRun, reason: &Reason, now: Timestamp) -> Option<Duration> {
+    let created = run.metadata.creation_timestamp.as_ref()?.0;
+    let may_come = matches!(reason, Reason::PolicyNotFound | Reason::NoClusterPolicy) && created <= now;
+    may_come.then(|| remaining(&created, POLICY_LAG_SECONDS, now)).flatten()
 }
 
 /// Admitted, and the script has not started: nothing that goes wrong here can have run it.

@@ -64,9 +64,10 @@ impl Refused {
     }
 }
 
-/// Checks in the order in which an author would want to be told.
+/// `input` is JSON as text. Checks in the order in which an author would want to be told.
 pub(crate) fn validate(
     run: &ScriptRun,
+    input: Option<&str>,
     source: &SourceSeen,
     policies: &PoliciesSeen,
     start_budget_seconds: u32,
@@ -103,7 +104,7 @@ pub(crate) fn validate(
     };
     let script_hash = job::hash(&script);
     check_source(run, &script, &script_hash).map_err(refused)?;
-    let files = job::files(run, script, &grant, start_budget_seconds);
+    let files = job::files(run, input, script, &grant, start_budget_seconds);
     check_size(&files).map_err(refused)?;
     let files_digest = files.digest();
     Ok(ValidRun {

@@ -131,3 +131,59 @@ fn the_hash_does_not_depend_on_the_order_of_keys() {
     let other: serde_json::Value = serde_json::from_str(r#"{"b":2,"a":1}"#).unwrap();
     assert_eq!(hash_of(&one), hash_of(&other));
 }
+
+#[test]
+fn a_refusal_names_the_limit_its_rule_and_how_many_more_there_are() {
+    let limits = Limits { max_timeout_seconds: Some(60), ..max_memory("128Mi") };
+    let asked = Ask { resources: amounts("1Gi"), timeout_seconds: Some(90), ..ask() };
+    let message = |policies: &[Policy], ask: &Ask| decide(policies, ask).result.unwrap_err().message;
+    assert_eq!(
+        message(&[cluster(limits.clone())], &asked),
+        "memory 1Gi is more than the 128Mi that is allowed (ClusterSandboxPolicy/baseline: limits.max.memory); and 1 more, see status.decisions"
+    );
+    let asked = Ask { timeout_seconds: Some(90), ..ask() };
+    assert_eq!(
+        message(&[cluster(limits)], &asked),
+        "timeoutSeconds 90 is more than the 60 that are allowed (ClusterSandboxPolicy/baseline: limits.maxTimeoutSeconds)"
+    );
+    let by_default = Limits { default_timeout_seconds: Some(20), ..Limits::default() };
+    assert!(
+        message(&[cluster(by_default)], &asked)
+            .contains("the 20 that are allowed (ClusterSandboxPolicy/baseline: limits.defaultTimeoutSeconds)")
+    );
+    assert!(message(&[cluster(Limits::default())], &asked).contains("the 30 that are allowed (built-in: timeoutSeconds)"));
+}
+
+#[test]
+fn policies_that_contradict_themselves_are_not_blamed_on_the_run() {
+    let contradiction = [cluster(max_memory("32Mi"))];
+    assert_eq!(reason(&decide(&contradiction, &ask())), &Reason::PolicyInvalid);
+    let asked = Ask { resources: amounts("32Mi"), ..ask() };
+    assert_eq!(reason(&decide(&contradiction, &asked)), &Reason::InvalidSpec);
+}
+
+#[test]
+fn no_policy_of_a_namespace_widens_the_cluster_tier() {
+    let wide = tenant(Limits {
+        max: Some(amounts("64Gi")),
+        max_timeout_seconds: Some(86400),
+        max_grace_period_seconds: Some(300),
+        max_concurrent: Some(10_000),
+        max_queued: Some(100_000),
+        ..Limits::default()
+    });
+    let only_defaults = Limits { default: Some(amounts("64Mi")), default_timeout_seconds: Some(20), ..Limits::default() };
+    for limits in [Limits::default(), only_defaults] {
+        let (alone, with) = ([cluster(limits.clone())], [cluster(limits), wide.clone()]);
+        for asked in [
+            Ask { resources: amounts("1Gi"), ..ask() },
+            Ask { timeout_seconds: Some(60), ..ask() },
+            Ask { grace_period_seconds: Some(60), ..ask() },
+        ] {
+            assert_eq!(reason(&decide(&alone, &asked)), &Reason::LimitExceeded);
+            assert_eq!(reason(&decide(&with, &asked)), &Reason::LimitExceeded);
+        }
+        let [alone, with] = [decide(&alone, &ask()), decide(&with, &ask())].map(|outcome| outcome.result.unwrap());
+        assert_eq!((with.max_concurrent, with.max_queued), (alone.max_concurrent, alone.max_queued));
+    }
+}

@@ -49,7 +49,29 @@ fn a_refusal_takes_no_slot_and_makes_nothing() {
         sandbox: SandboxSeen::Incomplete,
         ..seen(&run)
     };
-    assert!(matches!(step(&run, &seen, 0), Step::Refuse(refusal) if refusal.reason == Reason::NoClusterPolicy));
+    assert!(matches!(step(&run, &seen, 2), Step::Refuse(refusal) if refusal.reason == Reason::NoClusterPolicy));
+}
+
+#[test]
+fn a_refused_run_is_let_go_at_once() {
+    let run = a_run();
+    let refusal = Refusal { reason: Reason::NoClusterPolicy, message: "no".into() };
+    let mut run = after(&run, &seen(&run), &Step::Refuse(refusal), &Done::Yes, 2);
+    assert_eq!(step(&run, &seen(&run), 2), Step::Release);
+    run.metadata.finalizers = None;
+    assert_eq!(step(&run, &seen(&run), 2), Step::Leave);
+}
+
+#[test]
+fn a_policy_that_was_made_just_before_the_run_is_waited_for() {
+    let run = a_run();
+    let lacking = |reason| Seen { decision: Some(Err(Box::new(Refused::plain(reason, "no")))), ..seen(&run) };
+    for reason in [Reason::NoClusterPolicy, Reason::PolicyNotFound] {
+        assert_eq!(step(&run, &lacking(reason), 1), Step::Rest { wake: Some(Duration::from_secs(1)) });
+    }
+    assert!(matches!(step(&run, &lacking(Reason::LimitExceeded), 0), Step::Refuse(_)));
+    // A clock behind the API server's makes nobody wait longer.
+    assert!(matches!(step(&run, &lacking(Reason::PolicyNotFound), -5), Step::Refuse(_)));
 }
 
 #[test]
