@@ -9,8 +9,9 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt as _};
-use paddock_crds::{ConditionType, Phase, Reason};
+use paddock_crds::{ConditionType, Phase, Reason, ScriptRun};
 use serde_json::{Value, json};
 
 fn kind(kind: &str, plural: &str) -> ApiResource {
@@ -220,6 +221,44 @@ async fn a_stamp_cannot_be_forged() {
             let patch = json!({ "metadata": { "annotations": { "paddock.dev/requester": change } } });
             assert!(tenant.runs().patch(&run.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.is_err());
         }
+    })
+    .await;
+}
+
+/// An object as large as etcd takes has no room for a status.
+#[tokio::test]
+async fn metadata_of_a_run_is_bounded() {
+    tenant("api-bounds", |tenant| async move {
+        let run = tenant.create(Script::shell("true")).await;
+        let labels = |count: usize| -> std::collections::BTreeMap<String, String> {
+            (0..count).map(|number| (format!("l{number}"), "x".into())).collect()
+        };
+        let finalizers = |count: usize| -> Vec<String> { (0..count).map(|number| format!("example.com/f{number}")).collect() };
+        let patch = |metadata: Value| {
+            let params = PatchParams { dry_run: true, ..PatchParams::default() };
+            let (runs, name) = (tenant.runs(), run.name_any());
+            async move { runs.patch_metadata(&name, &params, &Patch::Merge(json!({ "metadata": metadata }))).await }
+        };
+        assert!(patch(json!({ "labels": labels(64) })).await.is_ok());
+        assert!(patch(json!({ "finalizers": finalizers(16) })).await.is_ok());
+        for metadata in [json!({ "labels": labels(65) }), json!({ "finalizers": finalizers(17) })] {
+            let refused = patch(metadata.clone()).await;
+            assert!(refused.is_err_and(|error| error.to_string().contains("at most 64 labels")), "{metadata}");
+        }
+        // Each manager of fields takes room of its own.
+        let applied =
+            futures::future::join_all(
+                (0..70).map(|number| {
+                    let runs: Api<PartialObjectMeta<ScriptRun>> = Api::namespaced(tenant.client.clone(), &tenant.name);
+                    let body = json!({ "apiVersion": "paddock.dev/v1alpha1", "kind": "ScriptRun", "metadata": { "labels": { "a": "b" } } });
+                    let name = run.name_any();
+                    async move {
+                        runs.patch_metadata(&name, &PatchParams::apply(&format!("manager-{number}")), &Patch::Apply(body)).await.is_ok()
+                    }
+                }),
+            )
+            .await;
+        assert!(applied.contains(&true) && applied.contains(&false), "{applied:?}");
     })
     .await;
 }
