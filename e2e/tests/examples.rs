@@ -19,6 +19,11 @@ async fn every_example_works() {
         let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort_by_key(|path| !path.to_string_lossy().contains("policy"));
         assert!(files.len() >= 6);
+        let readme = std::fs::read_to_string(layout.clone.join("README.md")).unwrap();
+        assert!(
+            readme.contains(&std::fs::read_to_string(folder.join("readme.yaml")).unwrap()),
+            "the README shows another run than readme.yaml"
+        );
         let policies: kube::Api<SandboxPolicy> = kube::Api::namespaced(tenant.client.clone(), &tenant.name);
         for file in files {
             let mut command = std::process::Command::new(&kubectl);

@@ -22,7 +22,14 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    let config = config::Config::parse();
+    let config = match config::Config::try_parse() {
+        Ok(config) => config,
+        Err(error) if error.use_stderr() => {
+            eprintln!("paddock-operator: {}", first_paragraph(&error));
+            return ExitCode::from(2);
+        }
+        Err(help) => help.exit(),
+    };
     if let Err(problem) = config.check() {
         eprintln!("paddock-operator: {problem}");
         return ExitCode::from(2);
@@ -42,4 +49,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What is wrong with the arguments in one line, without the usage that clap adds.
+fn first_paragraph(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let lines = text.lines().map(|line| line.trim_start_matches("error: ").trim()).take_while(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use paddock_e2e::cluster::layout::Layout;
 use paddock_e2e::cluster::{component, images, lifecycle, requirements};
@@ -62,13 +63,39 @@ enum Action {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => {
+            eprintln!("devcluster: {}", first_paragraph(&error));
+            return ExitCode::from(2);
+        }
+        Err(help) => help.exit(),
+    };
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("devcluster: {error:#}");
             ExitCode::from(2)
         }
+    }
+}
+
+/// What a program said last tells what went wrong.
+fn last_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").lines().last().unwrap_or_default().trim().to_owned()
+}
+
+/// What is wrong with the arguments, without the usage that clap adds.
+fn first_paragraph(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "name a command; devcluster --help tells which there are".to_owned(),
+        _ => text
+            .lines()
+            .map(|line| line.trim_start_matches("error: ").trim())
+            .take_while(|line| !line.is_empty())
+            .collect::<Vec<_>>()
+            .join(" "),
     }
 }
 
@@ -94,7 +121,8 @@ fn run(arguments: Arguments) -> Result<()> {
         }
         Action::Tool { program } => println!("{}", component::build_one(&layout, &program)?.display()),
         Action::Load { image } => {
-            let loaded = images::load(&layout, &component::built(&layout)?, &image)?;
+            let loaded = images::load(&layout, &component::built(&layout)?, &image)
+                .map_err(|error| anyhow::anyhow!("{} cannot be imported: {}", image.display(), last_line(&error)))?;
             println!("{}", if loaded { "loaded" } else { "loaded before" });
         }
         Action::Images { binaries } => {
