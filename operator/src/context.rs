@@ -24,7 +24,7 @@ use crate::script_run::queue::{Turn, Usage, heads};
 use crate::script_run::session::Sessions;
 use crate::script_run::{Guarded, RunRef, Watched};
 
-/// Passes at once that hold a body of more than 4 KiB. With what is made of it, one takes up to about 7 MB.
+/// Passes at once that hold a body of more than 4 KiB. Each holds a few copies of up to a megabyte.
 const LARGE_AT_ONCE: usize = 4;
 
 /// Objects that are watched in the whole cluster.

@@ -340,8 +340,8 @@ async fn delete_run(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
     }
 }
 
-/// Writes the status, fenced by the resourceVersion that it was computed from. What the API server does not take is tried once more
-/// without what the script produced.
+/// Writes the status, fenced by the resourceVersion that it was computed from. What the API server does not take is tried again
+/// without what the script produced, and at last with the conditions alone.
 pub(crate) async fn write_status(watched: &Watched, status: ScriptRunStatus, context: &Arc<Context>) -> Result<Watched, Error> {
     let run = &watched.run;
     let answer = put_status(watched, status.clone(), context).await;
@@ -401,7 +401,6 @@ pub(crate) async fn give_up(run: &ScriptRun, seen: &Seen, context: &Context) -> 
 async fn put_status(watched: &Watched, status: ScriptRunStatus, context: &Context) -> Result<Watched, Error> {
     let mut wanted = watched.run.clone();
     wanted.status = Some(status);
-    wanted.metadata.managed_fields = None;
     drop_body(&mut wanted);
     let name = wanted.name_any();
     let wanted = Guarded(Ok(Watched { run: wanted, input: None, body: watched.body }));
