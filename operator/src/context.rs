@@ -12,6 +12,7 @@ use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 use paddock_crds::{ClusterSandboxPolicy, ConditionType, SandboxPolicy, ScriptRun};
+use paddock_protocol::SealingKey;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::Settings;
@@ -38,6 +39,7 @@ pub(crate) struct Caches {
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
+    pub(crate) sealing_key: SealingKey,
     pub(crate) metrics: Metrics,
     pub(crate) recorder: Recorder,
     pub(crate) caches: Caches,
@@ -60,6 +62,7 @@ impl Context {
     pub(crate) fn new(
         client: Client,
         settings: Settings,
+        sealing_key: SealingKey,
         metrics: Metrics,
         recorder: Recorder,
         caches: Caches,
@@ -69,6 +72,7 @@ impl Context {
             pods: PodCache::new(client.clone(), wake.clone()),
             client,
             settings,
+            sealing_key,
             metrics,
             recorder,
             caches,

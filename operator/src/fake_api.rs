@@ -17,7 +17,7 @@ use tower_test::mock;
 
 use crate::context::{Caches, Context};
 use crate::metrics::Metrics;
-use crate::script_run::fixtures::settings;
+use crate::script_run::fixtures::{sealing_key, settings};
 
 /// Longest time in which an expected request has to come.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -93,5 +93,5 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
     let caches = Caches { namespaces: stored, policies: reflector::store().0, cluster_policies: reflector::store().0 };
     let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });
     let metrics = Metrics::new(&mut Registry::default());
-    (Arc::new(Context::new(client, settings(), metrics, recorder, caches, wake)), Fake(fake))
+    (Arc::new(Context::new(client, settings(), sealing_key(), metrics, recorder, caches, wake)), Fake(fake))
 }

@@ -13,6 +13,7 @@ mod names;
 mod pods;
 mod sandbox_namespace;
 mod script_run;
+mod sealing;
 mod server;
 mod telemetry;
 mod tenancy;

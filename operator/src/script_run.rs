@@ -17,6 +17,7 @@ pub(crate) mod outcome;
 pub(crate) mod pod;
 pub(crate) mod pod_facts;
 pub(crate) mod queue;
+pub(crate) mod result;
 pub(crate) mod session;
 pub(crate) mod status;
 pub(crate) mod step;

@@ -24,7 +24,7 @@ use crate::context::{Caches, Context};
 use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
 use crate::metrics::Metrics;
-use crate::{script_run, tenancy};
+use crate::{script_run, sealing, tenancy};
 
 /// How long passes that are under way may take to end after TERM. It is shorter than the pod's grace period.
 const GRACE: Duration = Duration::from_secs(15);
@@ -56,6 +56,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = interrupt.recv() => return Ok(()),
     };
     metrics.leads(true);
+    let sealing_key = sealing::key(&client, &config.namespace).await?;
 
     let (wake, woken) = mpsc::unbounded();
     let (changed, changes) = watch::channel(());
@@ -75,7 +76,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
     let caches = Caches { namespaces, policies, cluster_policies };
-    let context = Arc::new(Context::new(client, settings, metrics, recorder, caches, wake));
+    let context = Arc::new(Context::new(client, settings, sealing_key, metrics, recorder, caches, wake));
     tenancy::watch_all(&context);
 
     let (stop, stopped) = watch::channel(false);

@@ -30,6 +30,8 @@ pub struct Job {
     pub timeout_seconds: u32,
     /// Seconds between TERM and KILL.
     pub grace_seconds: u32,
+    /// Public key of the run: what the runner says is sealed to it.
+    pub seal_to: String,
     /// Bytes kept of each output stream: half of the beginning, half of the end.
     pub stream_bytes: u32,
     /// Largest result file.

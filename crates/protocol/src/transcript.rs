@@ -1,9 +1,11 @@
 //! Everything that a runner has said so far, put together from any number of streams.
 //!
-//! Attach gives the frames early but may be cut or opened late; the log gives all of them. Both go into the same transcript: a frame
-//! counts once, and only after all frames before it.
+//! Attach gives the lines early but may be cut or opened late; the log gives all of them. Both go into the same transcript: a line counts
+//! once, and only after all lines before it.
 
-use crate::frame::{Frame, MAX_LINE, MAX_TOTAL, Output, Payload, RefusedReason, Report, Stream};
+use crate::line::{Line, MAX_TOTAL};
+use crate::payload::{Payload, Refused, Report, Stream};
+use crate::seal::{Opener, RunKey, Summary};
 
 /// Beginning and end of one stream of output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,17 +32,15 @@ impl Captured {
     }
 }
 
-/// See the module.
+/// What a runner has said. Plain values: [`Reader`] fills them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transcript {
-    next: u64,
-    taken: usize,
-    /// Boot identifier from the first `ready` frame.
+    /// Boot identifier of the runner.
     pub boot: Option<String>,
     /// Another runner has spoken than the one of `boot`: the container was started a second time. Nothing that it says counts.
     pub rebooted: bool,
     /// Set when the runner will not run the job.
-    pub refused: Option<(RefusedReason, String)>,
+    pub refused: Option<Refused>,
     /// The start message was accepted.
     pub accepted: bool,
     /// The interpreter was started.
@@ -55,62 +55,15 @@ pub struct Transcript {
     pub report: Option<Report>,
     /// The runner said that nothing follows.
     pub finished: bool,
-    /// A frame was seen before one that must precede it: something was missed, and the log must be read.
-    pub gap: bool,
-    /// Lines that were no frames.
+    /// Lines that were not this runner's.
     pub noise: u64,
 }
 
 impl Transcript {
-    /// Takes one line without its line feed. Says whether it told something new.
-    pub fn take_line(&mut self, line: &[u8]) -> bool {
-        match Frame::parse(line) {
-            Some(frame) => self.take(frame, line.len()),
-            None => {
-                self.noise += u64::from(!line.is_empty());
-                false
-            }
-        }
-    }
-
-    fn take(&mut self, frame: Frame, length: usize) -> bool {
-        if self.rebooted {
-            return false;
-        }
-        if self.is_of_another_boot(&frame.payload) {
-            self.rebooted = true;
-            return true;
-        }
-        if frame.sequence < self.next || self.finished {
-            return false;
-        }
-        if frame.sequence > self.next {
-            self.gap = true;
-            return false;
-        }
-        self.taken = self.taken.saturating_add(length);
-        if self.taken > MAX_TOTAL {
-            return false;
-        }
-        self.next += 1;
-        self.apply(frame.payload);
-        true
-    }
-
-    /// A second runner numbers its frames from 0 again, so it is told by its `ready` frame alone.
-    fn is_of_another_boot(&self, payload: &Payload) -> bool {
-        matches!((payload, &self.boot), (Payload::Ready { boot, .. }, Some(known)) if *known != shown(boot))
-    }
-
     /// After the first `report` only `finished` counts: what the operator stored must not change under it.
-    fn apply(&mut self, payload: Payload) {
+    fn take(&mut self, payload: Payload) {
         match payload {
-            Payload::Ready { boot, .. } => {
-                self.boot.get_or_insert_with(|| shown(&boot));
-            }
-            Payload::Refused { reason, detail } => {
-                self.refused.get_or_insert_with(|| (reason, detail.chars().take(256).collect()));
-            }
+            Payload::Refused(refused) => self.refuse(refused),
             Payload::Finished {} => self.finished = true,
             _ if self.report.is_some() => {}
             Payload::Accepted {} => self.accepted = true,
@@ -126,188 +79,258 @@ impl Transcript {
         }
     }
 
-    /// Begins a second reading from the first frame, for example of the log: what was taken stays, and nothing is taken twice.
+    fn refuse(&mut self, Refused { reason, detail }: Refused) {
+        self.refused.get_or_insert_with(|| Refused { reason, detail: detail.chars().take(256).collect() });
+    }
+
+    /// Takes the summary of a run whose log told no end.
+    pub fn take_summary(&mut self, summary: Summary) {
+        if self.report.is_none() {
+            self.report = Some(summary.report);
+            if let Some(output) = summary.output {
+                self.output = output.into_bytes();
+            }
+        }
+    }
+}
+
+/// Reads any number of streams of one runner into one transcript.
+pub struct Reader {
+    key: RunKey,
+    opener: Option<Opener>,
+    next: u64,
+    taken: usize,
+    gap: bool,
+    transcript: Transcript,
+}
+
+impl Reader {
+    /// For the runner of the run whose key this is.
+    pub fn new(key: RunKey) -> Self {
+        Self { key, opener: None, next: 0, taken: 0, gap: false, transcript: Transcript::default() }
+    }
+
+    /// Everything so far.
+    pub fn transcript(&self) -> &Transcript {
+        &self.transcript
+    }
+
+    /// A line was seen before one that must precede it: something was missed, and the log must be read.
+    pub fn has_gap(&self) -> bool {
+        self.gap
+    }
+
+    /// Begins a second reading from the first line, for example of the log: what was taken stays, and nothing is taken twice.
     pub fn reread(&mut self) {
         self.gap = false;
     }
 
-    /// The result file as JSON, or why there is none.
-    pub fn output_json(&self, max_depth: usize) -> Result<Option<serde_json::Value>, String> {
-        match self.report.as_ref().map(|report| &report.output) {
-            None | Some(Output::Absent {}) => Ok(None),
-            Some(Output::Unusable { why }) => Err(why.chars().take(200).collect()),
-            Some(Output::Present { bytes }) if *bytes != self.output.len() as u64 => Err("the result file was not received whole".into()),
-            Some(Output::Present { .. }) => parse_bounded(&self.output, max_depth).map(Some),
-        }
-    }
-}
-
-/// A boot identifier as it is kept: a runner's own is shorter.
-fn shown(boot: &str) -> String {
-    boot.chars().take(64).collect()
-}
-
-/// JSON with a bound on its depth. serde_json itself stops at 128 levels.
-fn parse_bounded(bytes: &[u8], max_depth: usize) -> Result<serde_json::Value, String> {
-    let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| format!("the result file is not JSON: {error}"))?;
-    let mut level = vec![&value];
-    let mut depth = 0;
-    while !level.is_empty() {
-        depth += 1;
-        if depth > max_depth {
-            return Err(format!("the result is nested deeper than {max_depth} levels"));
-        }
-        level = level
-            .into_iter()
-            .flat_map(|value| -> Box<dyn Iterator<Item = &serde_json::Value>> {
-                match value {
-                    serde_json::Value::Array(items) => Box::new(items.iter()),
-                    serde_json::Value::Object(fields) => Box::new(fields.values()),
-                    _ => Box::new(std::iter::empty()),
-                }
-            })
-            .collect();
-    }
-    Ok(value)
-}
-
-/// Cuts a byte stream into lines, however it arrives. A line that is too long to be a frame is dropped whole.
-#[derive(Debug, Default)]
-pub struct Lines {
-    line: Vec<u8>,
-    too_long: bool,
-}
-
-impl Lines {
-    /// Takes bytes and hands each complete line, without its line feed, to `take`.
-    pub fn push(&mut self, bytes: &[u8], mut take: impl FnMut(&[u8])) {
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let (content, ends) = match piece.split_last() {
-                Some((b'\n', content)) => (content, true),
-                _ => (piece, false),
-            };
-            if self.line.len() + content.len() > MAX_LINE {
-                self.too_long = true;
-                self.line.clear();
-            } else if !self.too_long {
-                self.line.extend_from_slice(content);
+    /// Takes one line without its line feed. Says whether it told something new.
+    pub fn take_line(&mut self, line: &[u8]) -> bool {
+        let news = match Line::parse(line) {
+            _ if self.transcript.rebooted => return false,
+            Some(Line::Ready { boot, .. }) => self.ready(boot),
+            // In the clear, so it counts only as long as no script can have written it.
+            Some(Line::Refused(refused)) if !self.transcript.accepted => {
+                let news = self.transcript.refused.is_none();
+                self.transcript.refuse(refused);
+                self.transcript.finished = true;
+                Some(news)
             }
-            if ends {
-                if !self.too_long {
-                    take(&self.line);
-                }
-                self.line.clear();
-                self.too_long = false;
+            Some(Line::Sealed { sequence, sealed }) => self.sealed(sequence, &sealed, line.len()),
+            Some(Line::Refused(_)) | None => None,
+        };
+        self.transcript.noise += u64::from(news.is_none() && !line.is_empty());
+        news.unwrap_or(false)
+    }
+
+    fn ready(&mut self, boot: String) -> Option<bool> {
+        match &self.transcript.boot {
+            Some(known) if *known == boot => Some(false),
+            // A script cannot open the runner's standard output, but if it could, this is the worst that it could say.
+            Some(_) => {
+                self.transcript.rebooted = true;
+                Some(true)
+            }
+            None => {
+                self.opener = Some(Opener::new(&self.key, &boot)?);
+                self.transcript.boot = Some(boot);
+                Some(true)
             }
         }
+    }
+
+    fn sealed(&mut self, sequence: u64, sealed: &[u8], length: usize) -> Option<bool> {
+        if sequence < self.next || self.transcript.finished {
+            return Some(false);
+        }
+        let (Some(opener), true) = (&mut self.opener, sequence == self.next) else {
+            self.gap = true;
+            return Some(false);
+        };
+        if self.taken.saturating_add(length) > MAX_TOTAL {
+            return Some(false);
+        }
+        let payload = opener.open(sealed)?;
+        self.taken += length;
+        self.next += 1;
+        self.transcript.take(payload);
+        Some(true)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::Cause;
+    use crate::line::Lines;
+    use crate::payload::{Cause, Output, RefusedReason};
+    use crate::seal::{Sealer, SealingKey};
 
-    fn lines(payloads: Vec<Payload>) -> Vec<u8> {
-        payloads.into_iter().zip(0..).flat_map(|(payload, sequence)| Frame { sequence, payload }.to_line().unwrap().into_bytes()).collect()
+    fn key() -> RunKey {
+        SealingKey::from_bytes(&[1; 32]).unwrap().of_run("uid")
+    }
+
+    fn sealer() -> Sealer {
+        Sealer::new(&key().public(), "uid").unwrap()
+    }
+
+    fn ready(sealer: &Sealer) -> Vec<u8> {
+        Line::Ready { version: 1, boot: sealer.boot().to_owned() }.to_text().unwrap().into_bytes()
+    }
+
+    fn say(sealer: &mut Sealer, payloads: &[Payload]) -> Vec<u8> {
+        payloads.iter().flat_map(|payload| sealer.seal(payload).unwrap().to_text().unwrap().into_bytes()).collect()
     }
 
     fn a_run() -> Vec<u8> {
         let out = |offset, data: &str| Payload::Out { stream: Stream::Stdout, offset, data: data.into() };
-        lines(vec![
-            Payload::Ready { version: 1, boot: "b".into() },
+        let mut sealer = sealer();
+        let report = Report {
+            exit_code: Some(0),
+            signal: None,
+            cause: Cause::Itself,
+            stdout_bytes: 103,
+            stderr_bytes: 0,
+            first_output_milliseconds: Some(1),
+            output: Output::Absent {},
+            cpu_milliseconds: 1,
+            peak_memory_bytes: 2,
+            wall_milliseconds: 3,
+        };
+        let payloads = [
             Payload::Accepted {},
             Payload::Started {},
             out(0, "hel"),
             out(3, "lo"),
             out(100, "end"),
-            Payload::Result(Report {
-                exit_code: Some(0),
-                signal: None,
-                cause: Cause::Itself,
-                stdout_bytes: 103,
-                stderr_bytes: 0,
-                output: Output::Absent {},
-                cpu_milliseconds: 1,
-                peak_memory_bytes: 2,
-                wall_milliseconds: 3,
-            }),
+            Payload::Result(report),
             Payload::Finished {},
-        ])
+        ];
+        [ready(&sealer), say(&mut sealer, &payloads)].concat()
     }
 
-    fn read(transcript: &mut Transcript, bytes: &[u8]) {
-        Lines::default().push(bytes, |line| {
-            transcript.take_line(line);
-        });
+    fn read(reader: &mut Reader, bytes: &[u8]) {
+        Lines::default().push(bytes, |line| _ = reader.take_line(line));
+    }
+
+    fn whole(bytes: &[u8]) -> Transcript {
+        let mut reader = Reader::new(key());
+        read(&mut reader, bytes);
+        reader.transcript().clone()
     }
 
     #[test]
     fn a_late_attach_sees_a_gap_and_the_log_fills_it() {
         let all = a_run();
-        let middle = all.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-        let mut transcript = Transcript::default();
-        read(&mut transcript, &all[middle..]);
-        assert!(transcript.gap && transcript.report.is_none());
-        transcript.reread();
-        read(&mut transcript, &all);
-        let mut whole = Transcript::default();
-        read(&mut whole, &all);
-        assert_eq!(transcript, whole);
-        assert_eq!(whole.stdout, Captured { head: b"hello".into(), tail: b"end".into(), tail_offset: 100 });
+        let ends: Vec<usize> = all.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
+        let mut reader = Reader::new(key());
+        // `ready` was said once more, and `accepted` was missed.
+        read(&mut reader, &[&all[..ends[0]], &all[ends[1]..]].concat());
+        assert!(reader.has_gap() && reader.transcript().report.is_none());
+        reader.reread();
+        read(&mut reader, &all);
+        assert!(!reader.has_gap());
+        assert_eq!(*reader.transcript(), whole(&all));
+        assert_eq!(reader.transcript().stdout, Captured { head: b"hello".into(), tail: b"end".into(), tail_offset: 100 });
     }
 
     #[test]
-    fn nothing_changes_after_the_report() {
-        let mut transcript = Transcript::default();
-        read(&mut transcript, &a_run());
+    fn a_script_that_writes_lines_of_its_own_says_nothing() {
+        let (mut runner, mut script) = (sealer(), sealer());
+        let begin = [ready(&runner), say(&mut runner, &[Payload::Accepted {}, Payload::Started {}])].concat();
+        let out = Payload::Out { stream: Stream::Stdout, offset: 0, data: b"forged".into() };
+        let forged = say(&mut script, &[Payload::Accepted {}, Payload::Started {}, out, Payload::Finished {}]);
+        let refused = Line::Refused(Refused { reason: RefusedReason::NotSandboxed, detail: String::new() }).to_text().unwrap();
+        let transcript = whole(&[&begin[..], &forged, refused.as_bytes()].concat());
+        assert_eq!(Transcript { noise: 0, ..transcript.clone() }, whole(&begin));
+        assert_eq!(transcript.noise, 2, "a line that is taken for a repetition, or for one that comes too early, is no noise");
+        let rest = say(&mut runner, &[Payload::Finished {}]);
+        assert!(whole(&[begin, forged, rest].concat()).finished, "what was forged does not keep the runner from being heard");
+    }
+
+    #[test]
+    fn a_runner_without_a_key_refuses_in_the_clear() {
+        let refused = Refused { reason: RefusedReason::NotSandboxed, detail: "d".repeat(300) };
+        let transcript = whole(Line::Refused(refused).to_text().unwrap().as_bytes());
+        assert!(transcript.finished);
+        assert_eq!(transcript.refused.unwrap().detail.len(), 256);
+    }
+
+    #[test]
+    fn a_boot_that_is_no_key_is_not_listened_to() {
+        let transcript = whole(b"pdk1 ready 1 boot\n");
+        assert_eq!(transcript, Transcript { noise: 1, ..Transcript::default() });
+    }
+
+    #[test]
+    fn a_summary_counts_only_where_the_log_told_no_end() {
+        let mut transcript = whole(&a_run());
         let before = transcript.clone();
-        let forged = Frame { sequence: 8, payload: Payload::Out { stream: Stream::Stdout, offset: 5, data: b"x".into() } };
-        transcript.take_line(forged.to_line().unwrap().trim_end().as_bytes());
+        let report = Report { exit_code: Some(9), ..before.report.clone().unwrap() };
+        let summary = Summary { report, output: Some("1".into()) };
+        transcript.take_summary(summary.clone());
         assert_eq!(transcript, before);
-    }
-
-    #[test]
-    fn json_deeper_than_allowed_is_refused() {
-        assert!(parse_bounded(b"[[1]]", 3).is_ok());
-        assert!(parse_bounded(b"[[[1]]]", 3).is_err());
-        assert!(parse_bounded("[".repeat(10_000).as_bytes(), 64).is_err());
-        assert!(parse_bounded(b"1e400", 64).is_err());
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn any_split_of_the_stream_gives_the_same(cuts in proptest::collection::vec(0..1000_usize, 0..12)) {
-            let all = a_run();
-            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(all.len())).collect();
-            cuts.sort_unstable();
-            cuts.push(all.len());
-            let (mut transcript, mut cutter, mut from) = (Transcript::default(), Lines::default(), 0);
-            for cut in cuts {
-                cutter.push(&all[from..cut], |line| { transcript.take_line(line); });
-                from = cut;
-            }
-            let mut whole = Transcript::default();
-            read(&mut whole, &all);
-            proptest::prop_assert_eq!(transcript, whole);
-        }
-
-        #[test]
-        fn memory_stays_bounded_whatever_comes(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..50_000)) {
-            let mut cutter = Lines::default();
-            cutter.push(&bytes, |line| assert!(line.len() <= MAX_LINE));
-            proptest::prop_assert!(cutter.line.len() <= MAX_LINE);
-        }
+        let mut silent = Transcript::default();
+        silent.take_summary(summary);
+        assert_eq!((silent.report.unwrap().exit_code, silent.output), (Some(9), b"1".to_vec()));
     }
 
     #[test]
     fn a_second_runner_is_noticed_and_not_listened_to() {
-        let ready = |boot: &str| Payload::Ready { version: 1, boot: boot.into() };
-        let mut transcript = Transcript::default();
-        let mut take = |payloads: Vec<Payload>| Lines::default().push(&lines(payloads), |line| _ = transcript.take_line(line));
-        take(vec![ready("one"), Payload::Accepted {}, ready("one")]);
-        take(vec![ready("two"), Payload::Accepted {}, Payload::Started {}, Payload::Finished {}]);
+        let (mut one, mut two) = (sealer(), sealer());
+        let first = [ready(&one), say(&mut one, &[Payload::Accepted {}]), ready(&one)].concat();
+        let second = [ready(&two), say(&mut two, &[Payload::Accepted {}, Payload::Started {}, Payload::Finished {}])].concat();
+        let transcript = whole(&[first, second].concat());
         assert!(transcript.rebooted && transcript.accepted && !transcript.started && !transcript.finished);
-        assert_eq!(transcript.boot.as_deref(), Some("one"));
+        assert_eq!(transcript.boot.as_deref(), Some(one.boot()));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_split_of_the_stream_gives_the_same(cuts in proptest::collection::vec(0..2000_usize, 0..12)) {
+            let all = a_run();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(all.len())).collect();
+            cuts.sort_unstable();
+            cuts.push(all.len());
+            let (mut reader, mut lines, mut from) = (Reader::new(key()), Lines::default(), 0);
+            for cut in cuts {
+                lines.push(&all[from..cut], |line| _ = reader.take_line(line));
+                from = cut;
+            }
+            proptest::prop_assert_eq!(reader.transcript(), &whole(&all));
+        }
+
+        #[test]
+        fn any_order_of_streams_gives_the_same(order in proptest::collection::vec(0..9_usize, 0..30)) {
+            let all = a_run();
+            let lines: Vec<&[u8]> = all.split_inclusive(|byte| *byte == b'\n').collect();
+            let mut reader = Reader::new(key());
+            for index in order {
+                read(&mut reader, lines.get(index).copied().unwrap_or_default());
+            }
+            reader.reread();
+            read(&mut reader, &all);
+            proptest::prop_assert_eq!(reader.transcript(), &whole(&all));
+        }
     }
 }

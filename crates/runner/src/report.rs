@@ -1,8 +1,12 @@
-//! Writing frames.
+//! Saying what is the case: sealed lines on standard output, and at the end a summary for the kubelet to keep.
 
+use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 
-use paddock_protocol::{Frame, MAX_CHUNK, Payload, RefusedReason, Stream};
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use paddock_protocol::{Line, MAX_CHUNK, Payload, Refused, RefusedReason, Sealer, Stream, Summary, VERSION};
 
 /// Why the job is not run.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,34 +21,72 @@ impl Refusal {
     }
 }
 
-/// Numbers frames and writes them. A failed write is not reported: there is nowhere to report it to, and the script must end all the same.
+/// Writes lines. A failed write is not reported: there is nowhere to report it to, and the script must end all the same.
 pub(crate) struct Reporter<W: Write> {
     out: W,
-    sequence: u64,
+    /// There is one from the first `ready` on: before that nobody could open what it seals.
+    sealer: Option<Sealer>,
 }
 
 impl<W: Write> Reporter<W> {
     pub(crate) fn new(out: W) -> Self {
-        Self { out, sequence: 0 }
+        Self { out, sealer: None }
     }
 
-    pub(crate) fn say(&mut self, payload: Payload) {
-        if let Some(line) = (Frame { sequence: self.sequence, payload }).to_line() {
-            self.sequence += 1;
-            let _ = self.out.write_all(line.as_bytes()).and_then(|()| self.out.flush());
+    /// Says `ready` with the boot identifier of this sealer, by which everything that follows is sealed.
+    pub(crate) fn begin(&mut self, sealer: Sealer) {
+        self.sealer = Some(sealer);
+        self.ready();
+    }
+
+    /// Says `ready` once more.
+    pub(crate) fn ready(&mut self) {
+        if let Some(sealer) = &self.sealer {
+            let boot = sealer.boot().to_owned();
+            self.write(&Line::Ready { version: VERSION, boot });
+        }
+    }
+
+    pub(crate) fn boot(&self) -> &str {
+        self.sealer.as_ref().map(Sealer::boot).unwrap_or_default()
+    }
+
+    pub(crate) fn say(&mut self, payload: &Payload) {
+        if let Some(line) = self.sealer.as_mut().and_then(|sealer| sealer.seal(payload)) {
+            self.write(&line);
         }
     }
 
     pub(crate) fn output(&mut self, stream: Stream, offset: u64, data: &[u8]) {
         let mut offset = offset;
         for chunk in data.chunks(MAX_CHUNK) {
-            self.say(Payload::Out { stream, offset, data: chunk.to_vec() });
+            self.say(&Payload::Out { stream, offset, data: chunk.to_vec() });
             offset += chunk.len() as u64;
         }
     }
 
     pub(crate) fn refuse(&mut self, refusal: Refusal) {
-        self.say(Payload::Refused { reason: refusal.reason, detail: refusal.detail });
-        self.say(Payload::Finished {});
+        let refused = Refused { reason: refusal.reason, detail: refusal.detail };
+        if self.sealer.is_some() {
+            self.say(&Payload::Refused(refused));
+            self.say(&Payload::Finished {});
+        } else {
+            self.write(&Line::Refused(refused));
+        }
+    }
+
+    /// The last: nothing can be said after it. What the script has made of the termination log does not matter, as long as it is a file.
+    pub(crate) fn finish(&mut self, summary: &Summary, termination_log: &Path) {
+        self.say(&Payload::Result(summary.report.clone()));
+        self.say(&Payload::Finished {});
+        let message = self.sealer.take().and_then(|sealer| sealer.seal_summary(summary)).unwrap_or_default();
+        let file = OpenOptions::new().write(true).truncate(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(termination_log);
+        let _ = file.and_then(|mut file| file.write_all(message.as_bytes()));
+    }
+
+    fn write(&mut self, line: &Line) {
+        if let Some(text) = line.to_text() {
+            let _ = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use paddock_protocol::Output;
 
-/// Reads at most `limit` bytes of a regular file, without following a link and without waiting for a writer of a FIFO.
+/// The size of a regular file and at most its first `limit` bytes, without following a link and without waiting for a writer of a FIFO.
 pub(crate) fn read(path: &Path, limit: u64) -> (Output, Vec<u8>) {
     let unusable = |why: String| (Output::Unusable { why }, Vec::new());
     let file = match OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path) {
@@ -18,16 +18,15 @@ pub(crate) fn read(path: &Path, limit: u64) -> (Output, Vec<u8>) {
         }
         Err(error) => return unusable(format!("the result file cannot be opened: {error}")),
     };
-    match file.metadata() {
-        Ok(metadata) if metadata.is_file() => {}
+    let size = match file.metadata() {
+        Ok(metadata) if metadata.is_file() => metadata.len(),
         Ok(_) => return unusable("the result is not a regular file".into()),
         Err(error) => return unusable(format!("the result file cannot be read: {error}")),
-    }
+    };
     let mut bytes = Vec::new();
-    match file.take(limit + 1).read_to_end(&mut bytes) {
+    match file.take(limit).read_to_end(&mut bytes) {
         Err(error) => unusable(format!("the result file cannot be read: {error}")),
-        Ok(_) if bytes.len() as u64 > limit => unusable(format!("the result is larger than {limit} bytes")),
-        Ok(_) => (Output::Present { bytes: bytes.len() as u64 }, bytes),
+        Ok(read) => (Output::Present { bytes: size.max(read as u64) }, bytes),
     }
 }
 
@@ -36,14 +35,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_regular_file_of_the_right_size_is_a_result() {
+    fn only_a_regular_file_is_a_result_and_no_more_than_the_limit_is_read() {
         let folder = std::env::temp_dir().join(format!("paddock-result-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("result");
         assert_eq!(read(&path, 4).0, Output::Absent {});
         std::fs::write(&path, "1234").unwrap();
         assert_eq!(read(&path, 4), (Output::Present { bytes: 4 }, b"1234".to_vec()));
-        assert!(matches!(read(&path, 3).0, Output::Unusable { .. }));
+        assert_eq!(read(&path, 3), (Output::Present { bytes: 4 }, b"123".to_vec()));
         let link = folder.join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(matches!(read(&link, 4).0, Output::Unusable { .. }));

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
-use paddock_protocol::{Cause, ControlMessage, Payload, RefusedReason, Report, Stream, VERSION};
+use paddock_protocol::{Cause, ControlMessage, Output, Payload, RefusedReason, Report, Sealer, Stream, Summary};
 
 use crate::capture::Capture;
 use crate::control::Control;
@@ -23,6 +23,8 @@ use crate::{place, result_file};
 
 const WORKSPACE: &str = "/workspace";
 const RESULT: &str = "/workspace/.paddock-result.json";
+/// Where the kubelet looks for a termination message.
+const TERMINATION_LOG: &str = "/dev/termination-log";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Open files of one process of the script.
 const OPEN_FILES: u64 = 1024;
@@ -39,14 +41,15 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
     let begin = Instant::now();
     let job = job::from_folder(folder)?;
     place::check(job.job.interfaces)?;
-    let boot = system::random_identifier().map_err(|error| broken("no random bytes", &error))?;
+    let sealer = Sealer::new(&job.job.seal_to, &job.job.run);
+    reporter.begin(sealer.ok_or_else(|| Refusal::new(RefusedReason::JobMismatch, "the job has no key to seal to"))?);
 
     let mut control = Control::default();
-    wait_for_start(&job, &boot, begin, &mut control, &signals, reporter)?;
-    reporter.say(Payload::Accepted {});
+    wait_for_start(&job, begin, &mut control, &signals, reporter)?;
+    reporter.say(&Payload::Accepted {});
 
     let mut supervision = Supervision::start(&job, control, signals).map_err(|error| broken("cannot start the interpreter", &error))?;
-    reporter.say(Payload::Started {});
+    reporter.say(&Payload::Started {});
     let ended = supervision.follow(reporter);
     supervision.end_everything();
     supervision.drain(reporter);
@@ -56,14 +59,11 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
 /// Holds the script until the one message that starts it.
 fn wait_for_start<W: Write>(
     job: &LoadedJob,
-    boot: &str,
     begin: Instant,
     control: &mut Control,
     signals: &SignalFd,
     reporter: &mut Reporter<W>,
 ) -> Result<(), Refusal> {
-    let ready = || Payload::Ready { version: VERSION, boot: boot.to_owned() };
-    reporter.say(ready());
     let deadline = begin + Duration::from_secs(u64::from(job.job.start_budget_seconds));
     let stdin = io::stdin();
     loop {
@@ -84,12 +84,12 @@ fn wait_for_start<W: Write>(
         }
         for message in control.read(StdinOnce) {
             match message {
-                ControlMessage::Hello {} => reporter.say(ready()),
+                ControlMessage::Hello {} => reporter.ready(),
                 ControlMessage::Stop {} => {
                     return Err(Refusal::new(RefusedReason::Stopped, "stopped before the start"));
                 }
                 // A message for an earlier runner of this pod: its script may have run, so this one's must not.
-                ControlMessage::Start { boot: other, .. } if other != boot => {}
+                ControlMessage::Start { boot, .. } if boot != reporter.boot() => {}
                 ControlMessage::Start { digest, .. } if digest != job.digest => {
                     return Err(Refusal::new(RefusedReason::JobMismatch, "the mounted job is not the admitted one"));
                 }
@@ -127,6 +127,7 @@ struct Supervision {
     control: Control,
     pipes: [Pipe; 2],
     started: Instant,
+    first_output: Option<Duration>,
     deadline: Instant,
     grace: Duration,
     ending: Ending,
@@ -166,6 +167,7 @@ impl Supervision {
             control,
             pipes,
             started,
+            first_output: None,
             deadline: started + Duration::from_secs(u64::from(job.job.timeout_seconds)),
             grace: Duration::from_secs(u64::from(job.job.grace_seconds)),
             ending: Ending::NotYet,
@@ -251,6 +253,7 @@ impl Supervision {
         match file.read(&mut buffer) {
             Ok(0) => pipe.file = None,
             Ok(count) => {
+                self.first_output.get_or_insert_with(|| self.started.elapsed());
                 if let Some((offset, head)) = pipe.capture.push(&buffer[..count]) {
                     reporter.output(pipe.stream, offset, head);
                 }
@@ -301,7 +304,8 @@ impl Supervision {
         let (output, bytes) = result_file::read(Path::new(RESULT), u64::from(job.job.result_bytes));
         reporter.output(Stream::Result, 0, &bytes);
         let (cpu_milliseconds, peak_memory_bytes) = system::children_usage();
-        reporter.say(Payload::Result(Report {
+        let is_whole = matches!(output, Output::Present { bytes: all } if all == bytes.len() as u64);
+        let report = Report {
             exit_code: ended.code,
             signal: ended.signal,
             cause: match self.ending {
@@ -310,15 +314,21 @@ impl Supervision {
             },
             stdout_bytes: self.pipes[0].capture.total(),
             stderr_bytes: self.pipes[1].capture.total(),
+            first_output_milliseconds: self.first_output.map(milliseconds),
             output,
             cpu_milliseconds,
             peak_memory_bytes,
-            wall_milliseconds: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
-        }));
-        reporter.say(Payload::Finished {});
+            wall_milliseconds: milliseconds(wall),
+        };
+        let output = String::from_utf8(bytes).ok().filter(|_| is_whole);
+        reporter.finish(&Summary { report, output }, Path::new(TERMINATION_LOG));
         let code = ended.code.unwrap_or_else(|| 128 + ended.signal.unwrap_or(0));
         u8::try_from(code & 255).unwrap_or(1)
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[derive(Clone, Copy)]

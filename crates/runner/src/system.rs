@@ -1,7 +1,6 @@
 //! System calls: what `nix` and the standard library do not wrap safely is here, and only here.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::process::CommandExt as _;
@@ -106,13 +105,6 @@ pub(crate) fn children_usage() -> (u64, u64) {
         let cpu = usage.user_time().num_milliseconds() + usage.system_time().num_milliseconds();
         (u64::try_from(cpu).unwrap_or(0), u64::try_from(usage.max_rss()).unwrap_or(0) * 1024)
     })
-}
-
-/// 128 random bits in hexadecimal.
-pub(crate) fn random_identifier() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A descriptor for `poll`, by its number, so that the owner may be used while it is being polled.

@@ -287,7 +287,15 @@ fn start_listening(run: &ScriptRun, pod_uid: &str, age: PodAge, context: &Contex
 
 fn listening(run: &ScriptRun, pod_uid: &str, age: PodAge, context: &Context) -> Listening {
     let (_, namespace, pod) = pods(run, context);
-    Listening { client: context.client.clone(), namespace, pod, pod_uid: pod_uid.to_owned(), age, wake: context.waker(run) }
+    Listening {
+        client: context.client.clone(),
+        namespace,
+        pod,
+        pod_uid: pod_uid.to_owned(),
+        key: context.sealing_key.of_run(&run.uid().unwrap_or_default()),
+        age,
+        wake: context.waker(run),
+    }
 }
 
 /// A stop message is quick; the deadline of the pod is sure. The pod is not deleted: that would take its log along.

@@ -6,9 +6,10 @@ use paddock_crds::{
     Limits, PolicyKind, PolicyRef, PolicyRules, Runtime, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, TakenPolicy,
 };
 use paddock_policy::Policy;
-use paddock_protocol::{Cause, Output, Report, Transcript};
+use paddock_protocol::{Cause, KEY_BYTES, Output, Report, SealingKey, Transcript};
 
 use super::apply::Done;
+use super::job::Fixed;
 use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen, WaitsFor};
 use super::queue::Admission;
 use super::status::compute_status;
@@ -77,10 +78,18 @@ pub(crate) fn policies() -> PoliciesSeen {
     PoliciesSeen { taking_part: vec![Policy { taken, rules }], unusable: None }
 }
 
+pub(crate) fn sealing_key() -> SealingKey {
+    SealingKey::from_bytes(&[7; KEY_BYTES]).unwrap()
+}
+
+pub(crate) fn fixed(run: &ScriptRun) -> Fixed {
+    Fixed { start_budget_seconds: 60, seal_to: sealing_key().of_run(run.metadata.uid.as_deref().unwrap()).public() }
+}
+
 pub(crate) fn valid(run: &ScriptRun) -> ValidRun {
     let text = run.spec.script.source.inline.clone().unwrap_or_default().into_bytes();
     let input = run.spec.script.input.as_ref().map(ToString::to_string);
-    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies(), 60).unwrap()
+    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies(), &fixed(run)).unwrap()
 }
 
 /// Everything in order, no pod.
@@ -117,6 +126,7 @@ pub(crate) fn a_report(exit_code: i32) -> Report {
         cause: Cause::Itself,
         stdout_bytes: 0,
         stderr_bytes: 0,
+        first_output_milliseconds: None,
         output: Output::Absent {},
         cpu_milliseconds: 1,
         peak_memory_bytes: 2,
@@ -126,8 +136,7 @@ pub(crate) fn a_report(exit_code: i32) -> Report {
 
 /// A stream that is open and has brought `change`.
 pub(crate) fn a_stream(change: impl FnOnce(&mut Transcript)) -> StreamSeen {
-    let mut transcript = Transcript::default();
-    transcript.boot = Some(BOOT.into());
+    let mut transcript = Transcript { boot: Some(BOOT.into()), ..Transcript::default() };
     change(&mut transcript);
     StreamSeen { transcript, listening: true, ..StreamSeen::default() }
 }

@@ -12,17 +12,26 @@ pub(crate) const RESULT_BYTES: u32 = 32 * 1024;
 /// Deepest nesting of a result.
 pub(crate) const RESULT_DEPTH: usize = 64;
 
+/// What is in a job whatever was asked for and granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fixed {
+    pub(crate) start_budget_seconds: u32,
+    /// Public key of the run.
+    pub(crate) seal_to: String,
+}
+
 /// The files for a run that was granted `grant`.
-pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant: &Grant, start_budget_seconds: u32) -> JobFiles {
+pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant: &Grant, fixed: &Fixed) -> JobFiles {
     let job = Job {
         version: VERSION,
         run: run.metadata.uid.clone().unwrap_or_default(),
         command: grant.runtime.command.clone(),
         args: run.spec.script.args.clone(),
         interfaces: Interfaces::LoopbackOnly,
-        start_budget_seconds,
+        start_budget_seconds: fixed.start_budget_seconds,
         timeout_seconds: grant.timeout_seconds,
         grace_seconds: grant.grace_seconds,
+        seal_to: fixed.seal_to.clone(),
         stream_bytes: STREAM_BYTES,
         result_bytes: RESULT_BYTES,
         file_bytes: grant.scratch_bytes,

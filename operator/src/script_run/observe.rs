@@ -9,8 +9,10 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::{ConditionType, PolicyKind, PolicyRules, Reason, Requester, ScriptRun, TakenPolicy};
 use paddock_policy::{Policy, hash_of, selects};
+use paddock_protocol::{Opener, Transcript};
 
 use super::guarded::{Unfit, read_whole};
+use super::job::Fixed;
 use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
 use super::step::{SandboxSeen, Seen};
@@ -68,7 +70,11 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
             Body::Unfit(Unfit::SchemaIsNoObject) => SourceSeen::Refused(Reason::InvalidSpec, "inputSchema is no object".into()),
             Body::Left => return Err(Error::Late { what: "the body of the run" }),
         };
-        let decision = validate(run, watched.input.as_deref(), &source, &policies, context.settings.start_budget_seconds);
+        let fixed = Fixed {
+            start_budget_seconds: context.settings.start_budget_seconds,
+            seal_to: context.sealing_key.of_run(&run.uid().unwrap_or_default()).public(),
+        };
+        let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed);
         Some(decision.map(Box::new).map_err(Box::new))
     };
     let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());
@@ -85,11 +91,28 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         }
     };
     let uid = run.uid().unwrap_or_default();
-    let stream = match &pod {
+    let mut stream = match &pod {
         PodSeen::Present(facts) => context.sessions.look(&uid, &facts.uid),
         PodSeen::Absent => context.sessions.remains(&uid),
     };
+    if let (PodSeen::Present(facts), true) = (&pod, stream.complete) {
+        take_summary(run, facts, &mut stream.transcript, context);
+    }
     Ok(Seen { decision, sandbox, pod, stream })
+}
+
+/// Where the log told no end of the script, the termination message may. Only the runner that was started could have sealed it.
+fn take_summary(run: &ScriptRun, facts: &PodFacts, transcript: &mut Transcript, context: &Context) {
+    let message = facts.ended().and_then(|ended| ended.termination_message.as_deref());
+    let boot = run.status.as_ref().and_then(|status| status.pod.as_ref()?.boot.as_deref());
+    if transcript.report.is_none()
+        && let (Some(message), Some(boot)) = (message, boot)
+        && let Some(opener) = Opener::new(&context.sealing_key.of_run(&run.uid().unwrap_or_default()), boot)
+        && let Some(summary) = opener.open_summary(message)
+    {
+        tracing::info!("the log told no end of the script; the termination message did");
+        transcript.take_summary(summary);
+    }
 }
 
 /// What the sandbox namespace of a run has to be; `None` while its own namespace is not in the cache.

@@ -37,10 +37,10 @@ pub(crate) fn outcome(status: &ScriptRunStatus, pod: Option<&PodFacts>, transcri
     if ended.is_some_and(is_out_of_memory) && exit_code != Some(0) {
         return Outcome::plain(Phase::OutOfMemory, Reason::OutOfMemory, "the script used more memory than the run may use and was killed");
     }
-    if let Some((reason, _)) = &transcript.refused
+    if let Some(refused) = &transcript.refused
         && !has_result
     {
-        return outcome_of_refusal(*reason);
+        return outcome_of_refusal(refused.reason);
     }
     if has_result {
         // The runner's own clock may fire before the operator's; it counts only if the operator's agrees that the time was over.
@@ -212,8 +212,7 @@ mod tests {
     fn a_report_is_read_beside_what_the_kubelet_says(#[case] cause: Cause, #[case] ended: Ended, #[case] expected: Phase) {
         let run = started(0);
         let pod = PodFacts { life: PodLife::Ended(ended), ..a_pod(&run) };
-        let mut transcript = Transcript::default();
-        transcript.report = Some(Report { cause, ..a_report(3) });
+        let transcript = Transcript { report: Some(Report { cause, ..a_report(3) }), ..Transcript::default() };
         assert_eq!(outcome(&status(&run), Some(&pod), &transcript).phase, expected);
         if expected == Phase::Killed {
             let before_the_pod_is_gone = outcome(&status(&run), None, &transcript);

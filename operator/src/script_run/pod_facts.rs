@@ -58,8 +58,10 @@ pub(crate) struct Ended {
     pub(crate) exit_code: Option<i32>,
     /// Reason of the container: `Completed`, `Error`, `OOMKilled`, `StartError`, …
     pub(crate) container_reason: Option<String>,
-    /// Message of the pod, for the administrator. The container's is what the script wrote to its termination log.
+    /// Message of the pod, for the administrator.
     pub(crate) message: Option<String>,
+    /// What was in the container's termination log: sealed by the runner, or anything at all, by the script.
+    pub(crate) termination_message: Option<String>,
     /// The pod was disrupted: preempted, evicted, its node shut down.
     pub(crate) disrupted: bool,
 }
@@ -106,6 +108,7 @@ fn life(pod: &Pod) -> PodLife {
                 exit_code: terminated.as_ref().map(|end| end.exit_code),
                 container_reason: terminated.as_ref().and_then(|end| end.reason.clone()),
                 message: status.message,
+                termination_message: terminated.and_then(|end| end.message),
                 disrupted: status
                     .conditions
                     .iter()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, LogParams};
 use kube::{Api, Client};
-use paddock_protocol::{ControlMessage, Lines, Transcript};
+use paddock_protocol::{ControlMessage, Lines, Reader, RunKey, Transcript};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -47,12 +47,21 @@ struct Session {
     task: JoinHandle<()>,
 }
 
-#[derive(Default)]
 struct Shared {
-    transcript: Transcript,
+    reader: Reader,
     complete: bool,
     start_sent: bool,
     stop_sent: bool,
+}
+
+impl Shared {
+    fn new(key: RunKey) -> Self {
+        Self { reader: Reader::new(key), complete: false, start_sent: false, stop_sent: false }
+    }
+
+    fn transcript(&self) -> &Transcript {
+        self.reader.transcript()
+    }
 }
 
 struct Said {
@@ -66,6 +75,8 @@ pub(crate) struct Listening {
     pub(crate) namespace: String,
     pub(crate) pod: String,
     pub(crate) pod_uid: String,
+    /// Opens what the runner says.
+    pub(crate) key: RunKey,
     /// How old the pod is.
     pub(crate) age: PodAge,
     pub(crate) wake: Box<dyn Fn() + Send + Sync>,
@@ -89,7 +100,7 @@ impl Sessions {
         };
         let shared = lock(&session.shared);
         StreamSeen {
-            transcript: shared.transcript.clone(),
+            transcript: shared.transcript().clone(),
             listening: true,
             complete: shared.complete,
             start_sent: shared.start_sent,
@@ -101,7 +112,7 @@ impl Sessions {
     pub(crate) fn remains(&self, run: &str) -> StreamSeen {
         let open = lock(&self.open);
         open.get(run).map_or_else(StreamSeen::default, |session| StreamSeen {
-            transcript: lock(&session.shared).transcript.clone(),
+            transcript: lock(&session.shared).transcript().clone(),
             complete: true,
             ..StreamSeen::default()
         })
@@ -113,7 +124,7 @@ impl Sessions {
         if open.get(run).is_some_and(|session| session.pod_uid == listening.pod_uid) {
             return;
         }
-        let shared = Arc::new(Mutex::new(Shared::default()));
+        let shared = Arc::new(Mutex::new(Shared::new(listening.key.clone())));
         let (say, said) = mpsc::channel(4);
         let pod_uid = listening.pod_uid.clone();
         let task = tokio::spawn(follow(listening, shared.clone(), said));
@@ -155,7 +166,7 @@ impl Sessions {
         let mut shared = lock(&shared);
         match log {
             Ok(text) => {
-                take(&mut shared.transcript, text.as_bytes());
+                take(&mut shared.reader, text.as_bytes());
                 shared.complete = true;
                 Ok(())
             }
@@ -201,11 +212,11 @@ fn log_params() -> LogParams {
     LogParams { container: Some(CONTAINER.into()), limit_bytes: Some(LOG_LIMIT), ..LogParams::default() }
 }
 
-fn take(transcript: &mut Transcript, bytes: &[u8]) -> bool {
-    transcript.reread();
+fn take(reader: &mut Reader, bytes: &[u8]) -> bool {
+    reader.reread();
     let mut news = false;
     let mut lines = Lines::default();
-    lines.push(bytes, |line| news |= transcript.take_line(line));
+    lines.push(bytes, |line| news |= reader.take_line(line));
     news
 }
 
@@ -235,24 +246,24 @@ async fn follow(listening: Listening, shared: Arc<Mutex<Shared>>, mut said: mpsc
                 () = listen(&listening, &api, &shared, &mut said, &mut input, &mut output) => {}
                 _ = process.join() => {}
             }
-            if lock(&shared).transcript.boot.is_some() {
+            if lock(&shared).transcript().boot.is_some() {
                 silent_since = Instant::now();
             }
         }
-        if lock(&shared).transcript.finished || lock(&shared).complete {
+        if lock(&shared).transcript().finished || lock(&shared).complete {
             return;
         }
         // A stream that was cut, or a container that has already ended: the log knows.
-        if lock(&shared).transcript.boot.is_some() {
+        if lock(&shared).transcript().boot.is_some() {
             fill_from_log(&listening, &api, &shared).await;
-            if lock(&shared).transcript.finished {
+            if lock(&shared).transcript().finished {
                 return;
             }
         }
         {
             // A start message that was written into a stream that broke may be lost. Sending it again is safe: it counts once.
             let mut shared = lock(&shared);
-            if shared.start_sent && !shared.transcript.accepted {
+            if shared.start_sent && !shared.transcript().accepted {
                 shared.start_sent = false;
                 (listening.wake)();
             }
@@ -302,8 +313,8 @@ async fn listen(
                     let mut news = false;
                     let gap = {
                         let mut shared = lock(shared);
-                        lines.push(&buffer[..count], |line| news |= shared.transcript.take_line(line));
-                        shared.transcript.gap
+                        lines.push(&buffer[..count], |line| news |= shared.reader.take_line(line));
+                        shared.reader.has_gap()
                     };
                     if news {
                         (listening.wake)();
@@ -329,7 +340,7 @@ async fn listen(
 /// A runner answers at once to a hello and to a start message. A stream on which it does not is deaf, although it is open.
 fn is_waiting_for_an_answer(shared: &Mutex<Shared>) -> bool {
     let shared = lock(shared);
-    let transcript = &shared.transcript;
+    let transcript = shared.transcript();
     let is_over = transcript.refused.is_some() || transcript.finished;
     !is_over && (transcript.boot.is_none() || (shared.start_sent && !transcript.accepted))
 }
@@ -337,7 +348,7 @@ fn is_waiting_for_an_answer(shared: &Mutex<Shared>) -> bool {
 async fn fill_from_log(listening: &Listening, api: &Api<Pod>, shared: &Mutex<Shared>) {
     match within("the log", api.logs(&listening.pod, &log_params())).await {
         Ok(Ok(text)) => {
-            if take(&mut lock(shared).transcript, text.as_bytes()) {
+            if take(&mut lock(shared).reader, text.as_bytes()) {
                 (listening.wake)();
             }
         }

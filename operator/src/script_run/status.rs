@@ -5,26 +5,24 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt as _;
 use paddock_crds::script_run::{SHOWN_GROUP_LENGTH, SHOWN_GROUPS};
 use paddock_crds::{
-    AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, OutputStream, Phase, PodRef, Reason, Requester, RunResult, ScriptRun,
-    ScriptRunStatus, Stopping, Usage,
+    AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, Phase, PodRef, Reason, Requester, ScriptRun, ScriptRunStatus, Stopping,
+    Usage,
 };
 use paddock_policy::Refusal;
-use paddock_protocol::{Captured, Transcript};
+use paddock_protocol::Transcript;
 
 use super::apply::Done;
-use super::job::RESULT_DEPTH;
 use super::outcome::Outcome;
 use super::pod_facts::{PodLife, PodSeen, WaitsFor};
 use super::queue::Admission;
+use super::result::{partial_result, result, signed};
 use super::step::{Seen, Step};
-use super::text::{cut, visible};
+use super::text::cut;
 use super::validate::{ValidRun, requester};
 use crate::names::sandbox_namespace;
 
 /// Events kept in the status.
 const AUDIT_EVENTS: usize = 16;
-/// Escapes make text longer; each end of a stream is cut to this many bytes after they were made.
-const STREAM_END: usize = 12 * 1024;
 
 /// The status to write, or `None` if the step tells nothing that the stored one does not.
 pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &Done, now: Timestamp) -> Option<ScriptRunStatus> {
@@ -244,18 +242,7 @@ impl Report {
         let Some(report) = &transcript.report else {
             return;
         };
-        let (output, output_error) = match transcript.output_json(RESULT_DEPTH) {
-            Ok(output) => (output, None),
-            Err(why) => (None, Some(cut(&visible(why.as_bytes()), 256).to_owned())),
-        };
-        self.status.result = Some(RunResult {
-            exit_code: report.exit_code.map(|code| code & 255),
-            signal: report.signal.filter(|signal| (1..=64).contains(signal)),
-            output,
-            output_error,
-            stdout: stream(&transcript.stdout, report.stdout_bytes),
-            stderr: stream(&transcript.stderr, report.stderr_bytes),
-        });
+        self.status.result = Some(result(transcript, report));
         self.status.usage = Some(Usage {
             cpu_milliseconds: signed(report.cpu_milliseconds),
             peak_memory_bytes: signed(report.peak_memory_bytes),
@@ -278,9 +265,8 @@ impl Report {
 
     /// What came before a runner fell silent.
     fn partial_output(&mut self, transcript: &Transcript) {
-        let (stdout, stderr) = (stream_so_far(&transcript.stdout), stream_so_far(&transcript.stderr));
-        if stdout.is_some() || stderr.is_some() {
-            self.status.result = Some(RunResult { stdout, stderr, ..RunResult::default() });
+        if let Some(partial) = partial_result(transcript) {
+            self.status.result = Some(partial);
         }
     }
 
@@ -323,48 +309,6 @@ fn shown(requester: &Requester) -> Requester {
         uid: requester.uid.as_ref().map(|uid| uid.chars().take(256).collect()),
         groups: groups.collect(),
     }
-}
-
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn stream_so_far(captured: &Captured) -> Option<OutputStream> {
-    stream(captured, captured.head.len() as u64 + captured.tail.len() as u64)
-}
-
-/// A stream as text. `bytes` is what the runner says that the script wrote; it is never less than what came.
-fn stream(captured: &Captured, bytes: u64) -> Option<OutputStream> {
-    let came = (captured.head.len() + captured.tail.len()) as u64;
-    let bytes = bytes.max(came);
-    if bytes == 0 {
-        return None;
-    }
-    let joins = captured.tail.is_empty() || captured.tail_offset == captured.head.len() as u64;
-    let (head, tail) = if joins {
-        (visible(&[captured.head.as_slice(), &captured.tail].concat()), None)
-    } else {
-        (visible(&captured.head), Some(visible(&captured.tail)))
-    };
-    let limit = if joins { 2 * STREAM_END } else { STREAM_END };
-    let cut_off = head.len().saturating_sub(limit) + tail.as_ref().map_or(0, |tail| tail.len().saturating_sub(STREAM_END));
-    let tail = tail.map(|tail| last(&tail, STREAM_END).to_owned());
-    let truncated = bytes - came + cut_off as u64;
-    Some(OutputStream {
-        text: cut(&head, limit).to_owned(),
-        tail,
-        bytes: signed(bytes),
-        truncated_bytes: (truncated > 0).then(|| signed(truncated)),
-    })
-}
-
-/// The last `limit` bytes, cut between characters.
-fn last(text: &str, limit: usize) -> &str {
-    let mut start = text.len().saturating_sub(limit);
-    while !text.is_char_boundary(start) {
-        start += 1;
-    }
-    &text[start..]
 }
 
 #[cfg(test)]

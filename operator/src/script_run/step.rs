@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
 use paddock_policy::Refusal;
-use paddock_protocol::Transcript;
+use paddock_protocol::{Refused, Transcript};
 
 use super::outcome::{Outcome, before_the_start, outcome, outcome_of_refusal};
 use super::pod_facts::{PodFacts, PodLife, PodSeen, WaitsFor};
-use super::validate::{Refused, ValidRun};
+use super::validate::{self, ValidRun};
 use crate::config::Settings;
 use crate::names::{FINALIZER, sandbox_namespace};
 
@@ -18,7 +18,7 @@ use crate::names::{FINALIZER, sandbox_namespace};
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     /// What may be run: looked at only until the script has started.
-    pub(crate) decision: Option<Result<Box<ValidRun>, Box<Refused>>>,
+    pub(crate) decision: Option<Result<Box<ValidRun>, Box<validate::Refused>>>,
     /// The sandbox namespace.
     pub(crate) sandbox: SandboxSeen,
     /// The pod.
@@ -251,7 +251,7 @@ fn start(pod: &PodFacts, stream: &StreamSeen, budget_left: Duration) -> Step {
     if pod.mutated.is_some() {
         return Step::RecordStop(Reason::PodMutated);
     }
-    if let Some((reason, _)) = &stream.transcript.refused {
+    if let Some(Refused { reason, .. }) = &stream.transcript.refused {
         return Step::RecordStop(outcome_of_refusal(*reason).reason);
     }
     match &pod.life {

@@ -7,7 +7,7 @@ use paddock_crds::{Decision, PolicyKind, Reason, Requester, ScriptRun, TakenPoli
 use paddock_policy::{Ask, Grant, Policy, Refusal, decide};
 use paddock_protocol::JobFiles;
 
-use super::job::{self, digest_of};
+use super::job::{self, Fixed, digest_of};
 use crate::names;
 
 /// Largest script, in bytes.
@@ -70,7 +70,7 @@ pub(crate) fn validate(
     input: Option<&str>,
     source: &SourceSeen,
     policies: &PoliciesSeen,
-    start_budget_seconds: u32,
+    fixed: &Fixed,
 ) -> Result<ValidRun, Refused> {
     let requester = requester(run.annotations()).ok_or_else(|| {
         Refused::plain(
@@ -104,7 +104,7 @@ pub(crate) fn validate(
     };
     let script_hash = job::hash(&script);
     check_source(run, &script, &script_hash).map_err(refused)?;
-    let files = job::files(run, input, script, &grant, start_budget_seconds);
+    let files = job::files(run, input, script, &grant, fixed);
     check_size(&files).map_err(refused)?;
     let files_digest = files.digest();
     Ok(ValidRun {

@@ -1,7 +1,8 @@
-use paddock_protocol::{Output, RefusedReason};
+use paddock_protocol::{Captured, Output, RefusedReason, Report};
 
 use super::super::fixtures::*;
 use super::super::outcome::outcome_of_refusal;
+use super::super::result::stream;
 use super::*;
 
 fn holds(run: &ScriptRun, type_: &ConditionType) -> Option<(ConditionStatus, Reason)> {
@@ -137,5 +138,3 @@ fn a_waiting_run_tells_for_what() {
 fn the_runner_in_the_wrong_place_is_told_as_such() {
     assert_eq!(outcome_of_refusal(RefusedReason::NotSandboxed).phase, Phase::PolicyNotEnforced);
 }
-
-use paddock_protocol::Report;

@@ -45,7 +45,7 @@ fn a_new_run_is_admitted_only_when_everything_is_in_place() {
 fn a_refusal_takes_no_slot_and_makes_nothing() {
     let run = a_run();
     let seen = Seen {
-        decision: Some(Err(Box::new(Refused::plain(Reason::NoClusterPolicy, "no")))),
+        decision: Some(Err(Box::new(validate::Refused::plain(Reason::NoClusterPolicy, "no")))),
         sandbox: SandboxSeen::Incomplete,
         ..seen(&run)
     };
@@ -65,7 +65,7 @@ fn a_refused_run_is_let_go_at_once() {
 #[test]
 fn a_policy_that_was_made_just_before_the_run_is_waited_for() {
     let run = a_run();
-    let lacking = |reason| Seen { decision: Some(Err(Box::new(Refused::plain(reason, "no")))), ..seen(&run) };
+    let lacking = |reason| Seen { decision: Some(Err(Box::new(validate::Refused::plain(reason, "no")))), ..seen(&run) };
     for reason in [Reason::NoClusterPolicy, Reason::PolicyNotFound] {
         assert_eq!(step(&run, &lacking(reason), 1), Step::Rest { wake: Some(Duration::from_secs(1)) });
     }
@@ -122,7 +122,7 @@ fn a_runner_that_is_in_the_wrong_place_is_never_started(#[case] said: RefusedRea
     let run = admitted(0);
     let stream = a_stream(|transcript| {
         transcript.boot = None;
-        transcript.refused = Some((said, "detail".into()));
+        transcript.refused = Some(Refused { reason: said, detail: "detail".into() });
     });
     assert_eq!(step(&run, &with_pod(&run, stream, |_| ()), 1), Step::RecordStop(reason));
 }
@@ -136,7 +136,7 @@ fn a_policy_that_changes_before_the_start_reaches_the_run() {
     }
     assert_eq!(step(&run, &other, 1), Step::Admit);
     assert_eq!(step(&run, &Seen { pod: present(a_pod(&run)), ..other }, 1), Step::RemovePod);
-    let refused = Seen { decision: Some(Err(Box::new(Refused::plain(Reason::RuntimeNotAllowed, "no")))), ..seen(&run) };
+    let refused = Seen { decision: Some(Err(Box::new(validate::Refused::plain(Reason::RuntimeNotAllowed, "no")))), ..seen(&run) };
     assert!(matches!(step(&run, &refused, 1), Step::Refuse(_)));
     assert_eq!(step(&run, &Seen { pod: present(a_pod(&run)), ..refused }, 1), Step::RemovePod);
 }
