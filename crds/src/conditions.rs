@@ -108,6 +108,12 @@ open_enum! {
         /// Accepted=False: script, arguments and input are together larger than 640 KiB, or they and the schema have more than 1,000,000
         /// bytes as JSON.
         InputTooLarge,
+        /// Accepted=False: `input` does not satisfy its schemas; `violations` says where.
+        InputInvalid,
+        /// Accepted=False: a policy demands a schema for `input`, and there is none.
+        SchemaRequired,
+        /// Accepted=False: a schema for `input` cannot be used, or takes too long.
+        SchemaInvalid,
         /// Accepted=False: as many runs wait in this namespace as the policy allows.
         QueueFull,
         /// Accepted=False: `sbx-…` exists and does not belong to this tenant namespace.

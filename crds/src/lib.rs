@@ -12,11 +12,12 @@ pub mod script_run;
 
 pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
 pub use sandbox_policy::{
-    ClusterSandboxPolicy, ClusterSandboxPolicySpec, Limits, PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec,
+    ClusterSandboxPolicy, ClusterSandboxPolicySpec, Detector, InputRules, LargeResult, Limits, MaskRule, MaskRules, OutputRules,
+    PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema,
 };
 pub use script_run::{
-    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, OutputStream, PodRef, PolicyKind, PolicyRef, Requester, RunResult, Script,
-    ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, TakenPolicy, Usage, Verdict,
+    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, OutputStream, PodRef, PolicyKind, PolicyRef, Redaction, Requester,
+    RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, StoredResult, TakenPolicy, Usage, Verdict, Violation,
 };
 
 /// API group of every kind here.

@@ -8,10 +8,15 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::{list_map, list_of_strings, quantity};
+use serde_json::Value;
+
+use crate::schema::{any_json, list_atomic, list_map, list_of_strings, quantity};
 
 list_map!(runtimes_schema, Runtime, "name", 32);
 list_of_strings!(command_schema, 16, 1024);
+list_map!(script_schemas_schema, ScriptSchema, "scriptHash", 64);
+list_map!(mask_rules_schema, MaskRule, "name", 32);
+list_atomic!(detectors_schema, Detector, 16);
 
 /// What may run in one namespace.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Default)]
@@ -68,6 +73,140 @@ pub struct PolicyRules {
     /// Defaults and maxima. Of several policies the smallest value holds.
     #[serde(default)]
     pub limits: Limits,
+    /// What the input of a run must be.
+    #[serde(default)]
+    pub input: InputRules,
+    /// What becomes of what a script puts out. They hold as they are when the result arrives.
+    #[serde(default)]
+    pub output: OutputRules,
+}
+
+/// What the input of a run must be.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct InputRules {
+    /// Refuses a run that brings no `inputSchema` and for whose script no policy fixes one. One policy that demands it suffices.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require_schema: bool,
+    /// Largest `input`, in bytes as JSON: of several policies the smallest. Where none says anything, script, arguments and input may have 640 KiB
+    /// together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 655_360))]
+    pub max_bytes: Option<i64>,
+    /// Schemas that the input of certain scripts must satisfy, whatever the run brings. Those of all policies apply.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "script_schemas_schema")]
+    pub schemas: Vec<ScriptSchema>,
+}
+
+/// The schema of the input of one script.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ScriptSchema {
+    /// SHA-256 of the text of the script, in hexadecimal, as in `status.scriptHash`.
+    #[schemars(length(min = 64, max = 64), regex(pattern = "^[0-9a-f]{64}$"))]
+    pub script_hash: String,
+    /// JSON Schema 2020-12. References may lead only within it.
+    #[schemars(schema_with = "any_json")]
+    pub schema: Value,
+}
+
+/// What becomes of what a script puts out.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct OutputRules {
+    /// Bytes kept of each of standard output and standard error, half of the beginning and half of the end: of several policies the smallest,
+    /// 16384 where none says anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 256, max = 32768))]
+    pub max_stream_bytes: Option<i64>,
+    /// Largest result that goes into the status, in bytes as JSON: of several policies the smallest, 32768 where none says anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 256, max = 65536))]
+    pub max_result_bytes: Option<i64>,
+    /// What becomes of a larger result: `Refuse`, `Truncate` or `Store`. Of several policies the first in this order, and `Refuse` where no
+    /// ClusterSandboxPolicy says anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub large_result: Option<LargeResult>,
+    /// What is covered before anything is stored.
+    #[serde(default)]
+    pub mask: MaskRules,
+}
+
+/// What becomes of a result that is too large for the status.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LargeResult {
+    /// There is none; `outputError` says why.
+    Refuse,
+    /// Its beginning is kept as text, in `outputText`.
+    Truncate,
+    /// It is stored, masked, at most 2 MiB, and `ref` says where. Without a store it is refused.
+    Store,
+}
+
+/// What is covered before anything is stored: in place of what is found stands `[masked:NAME]`.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct MaskRules {
+    /// Detectors that do not look. A detector is off only if every policy that applies turns it off.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "detectors_schema")]
+    pub off: Vec<Detector>,
+    /// Patterns of your own. Those of all policies apply.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "mask_rules_schema")]
+    pub rules: Vec<MaskRule>,
+}
+
+/// A pattern of your own.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct MaskRule {
+    /// The name that is shown instead of what it matches.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// A regular expression in RE2's syntax: no look-around, no back-references, linear time. If it has a group, the first is what is covered. A
+    /// run under a policy with a pattern that cannot be used is refused.
+    #[schemars(length(min = 1, max = 512))]
+    pub pattern: String,
+}
+
+/// Shapes that are secrets or personal data wherever they turn up.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Detector {
+    /// Access keys of clouds.
+    CloudKey,
+    /// Tokens of services that mark them by a prefix.
+    ServiceToken,
+    /// Private keys, as PEM or as base64 of PEM.
+    PrivateKey,
+    /// JSON Web Tokens.
+    Jwt,
+    /// What follows `Bearer` or `Basic` in a header.
+    BearerToken,
+    /// Passwords in URLs, and values that are assigned to a name like `password`.
+    Password,
+    /// E-mail addresses.
+    Email,
+    /// Bank accounts whose check digits are right.
+    Iban,
+    /// Payment cards whose check digit is right.
+    CardNumber,
+}
+
+impl Detector {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::CloudKey,
+        Self::ServiceToken,
+        Self::PrivateKey,
+        Self::Jwt,
+        Self::BearerToken,
+        Self::Password,
+        Self::Email,
+        Self::Iban,
+        Self::CardNumber,
+    ];
 }
 
 /// A language runtime.

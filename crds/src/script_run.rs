@@ -16,6 +16,8 @@ list_map!(conditions_schema, Condition, "type", 16);
 list_atomic!(policies_schema, TakenPolicy, 64);
 list_atomic!(decisions_schema, Decision, 128);
 list_atomic!(audit_schema, AuditEvent, 16);
+list_atomic!(redactions_schema, Redaction, 64);
+list_atomic!(violations_schema, Violation, 64);
 list_of_strings!(args_schema, 64, 4096);
 list_of_strings!(names_schema, 32, 253, "pattern": "^[a-zA-Z0-9*]([-._a-zA-Z0-9/:]*[a-zA-Z0-9])?$");
 list_of_strings!(groups_schema, 64, 256);
@@ -230,6 +232,10 @@ pub struct ScriptRunStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "decisions_schema")]
     pub decisions: Vec<Decision>,
+    /// Where `input` does not satisfy its schemas.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "violations_schema")]
+    pub violations: Vec<Violation>,
     /// SHA-256 of the text of the script, fixed when the run is accepted, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
@@ -334,6 +340,18 @@ pub struct Decision {
     pub rule: String,
 }
 
+/// One place where `input` does not satisfy a schema.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Violation {
+    /// JSON Pointer to the place; empty for the whole input.
+    #[schemars(length(max = 512))]
+    pub path: String,
+    /// What is wrong, without the value.
+    #[schemars(length(max = 256))]
+    pub message: String,
+}
+
 /// The one pod of a run.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -370,6 +388,9 @@ pub struct Clocks {
     /// The start message was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<MicroTime>,
+    /// The first output of the script, as the runner measured it from its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_output: Option<MicroTime>,
     /// The result was received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_ready: Option<MicroTime>,
@@ -401,8 +422,8 @@ pub struct RunResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub signal: Option<i32>,
-    /// The JSON value that the script wrote to the file that `$PADDOCK_RESULT` names: at most 32 KiB and 64 levels. Numbers beyond 64 bits lose
-    /// digits.
+    /// The JSON value that the script wrote to the file that `$PADDOCK_RESULT` names: at most 64 levels, and as many bytes as the policies allow.
+    /// Numbers beyond 64 bits lose digits. In strings, control characters but tab, line feed and carriage return are escaped as in streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub output: Option<Value>,
@@ -410,12 +431,49 @@ pub struct RunResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub output_error: Option<String>,
-    /// Standard output: the first and the last 8 KiB.
+    /// The beginning of a result that is too large, where the policies have it truncated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_text: Option<OutputStream>,
+    /// Where a result is that is too large, where the policies have it stored.
+    #[serde(default, rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<StoredResult>,
+    /// What was covered in all of these before they were stored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "redactions_schema")]
+    pub redactions: Vec<Redaction>,
+    /// Standard output: its beginning and its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdout: Option<OutputStream>,
-    /// Standard error: the first and the last 8 KiB.
+    /// Standard error: its beginning and its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stderr: Option<OutputStream>,
+}
+
+/// Where a result lies that is too large for the status.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredResult {
+    /// URL of the object: JSON, masked.
+    #[schemars(length(max = 1024))]
+    pub url: String,
+    /// Its length in bytes.
+    #[schemars(range(min = 0))]
+    pub bytes: i64,
+    /// SHA-256 of it, in hexadecimal.
+    #[schemars(length(max = 64))]
+    pub sha256: String,
+}
+
+/// How often a rule covered something. What it covered is stored nowhere.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Redaction {
+    /// Name of the detector or of the policy's rule.
+    #[schemars(length(max = 320))]
+    pub rule: String,
+    /// How often.
+    #[schemars(range(min = 1))]
+    pub count: i64,
 }
 
 /// One output stream: its beginning and its end.
@@ -430,7 +488,7 @@ pub struct OutputStream {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65536))]
     pub tail: Option<String>,
-    /// Bytes that the script wrote, before escapes were made.
+    /// Bytes that the script wrote, before anything was covered or escaped.
     #[schemars(range(min = 0))]
     pub bytes: i64,
     /// Bytes left out between `text` and `tail`.

@@ -45,6 +45,9 @@ pub(crate) struct Config {
     /// Threads of the operator
     #[arg(long, default_value = "2")]
     pub(crate) threads: usize,
+    /// Where results go that are too large for a status, if policies have them stored: file:///FOLDER or s3://BUCKET/PREFIX
+    #[arg(long)]
+    pub(crate) result_store: Option<String>,
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, default_value = "0.0.0.0:8080")]
     pub(crate) listen: SocketAddr,
@@ -131,6 +134,11 @@ impl Config {
             return Err("--threads must be at least 1".into());
         }
         Ok(())
+    }
+
+    /// The options of the result store: what the environment says about AWS, under the names that `object_store` knows.
+    pub(crate) fn store_options() -> Vec<(String, String)> {
+        std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
     }
 
     /// The settings on a cluster of this minor version.

@@ -16,6 +16,7 @@ use paddock_protocol::SealingKey;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::Settings;
+use crate::input_check::Answer;
 use crate::metrics::Metrics;
 use crate::names::FINALIZER;
 use crate::pods::PodCache;
@@ -24,9 +25,13 @@ use crate::script_run::ledger::Ledger;
 use crate::script_run::queue::{Turn, Usage, heads};
 use crate::script_run::session::Sessions;
 use crate::script_run::{Guarded, RunRef, Watched};
+use crate::store::ResultStore;
 
 /// Passes at once that hold a body of more than 4 KiB. Each holds a few copies of up to a megabyte.
 const LARGE_AT_ONCE: usize = 4;
+
+/// Processes that check inputs at once.
+const CHECKS_AT_ONCE: usize = 2;
 
 /// Objects that are watched in the whole cluster.
 pub(crate) struct Caches {
@@ -35,11 +40,17 @@ pub(crate) struct Caches {
     pub(crate) cluster_policies: Store<DeserializeGuard<ClusterSandboxPolicy>>,
 }
 
+/// How results come in, and where large ones go.
+pub(crate) struct Results {
+    pub(crate) sealing_key: SealingKey,
+    pub(crate) store: Option<ResultStore>,
+}
+
 /// See the module.
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
-    pub(crate) sealing_key: SealingKey,
+    pub(crate) results: Results,
     pub(crate) metrics: Metrics,
     pub(crate) recorder: Recorder,
     pub(crate) caches: Caches,
@@ -49,6 +60,10 @@ pub(crate) struct Context {
     pub(crate) sessions: Sessions,
     /// Passes that hold a large body take turns, so that all of them together take bounded memory.
     large: Semaphore,
+    /// So many processes check inputs at once.
+    checking: Semaphore,
+    /// What they answered, by the UID of the run, with a hash of the schemas.
+    checks: Mutex<HashMap<String, (String, Answer)>>,
     wake: mpsc::UnboundedSender<RunRef>,
     runs: OnceLock<Store<Guarded>>,
     /// The newest state of runs that this process wrote, until the watch has caught up.
@@ -62,7 +77,7 @@ impl Context {
     pub(crate) fn new(
         client: Client,
         settings: Settings,
-        sealing_key: SealingKey,
+        results: Results,
         metrics: Metrics,
         recorder: Recorder,
         caches: Caches,
@@ -72,7 +87,7 @@ impl Context {
             pods: PodCache::new(client.clone(), wake.clone()),
             client,
             settings,
-            sealing_key,
+            results,
             metrics,
             recorder,
             caches,
@@ -80,6 +95,8 @@ impl Context {
             ledger: Ledger::default(),
             sessions: Sessions::default(),
             large: Semaphore::new(LARGE_AT_ONCE),
+            checking: Semaphore::new(CHECKS_AT_ONCE),
+            checks: Mutex::default(),
             wake,
             runs: OnceLock::new(),
             written: Mutex::default(),
@@ -97,6 +114,20 @@ impl Context {
     /// Held for as long as a large body is in memory. `None` only if nobody could ever get one.
     pub(crate) async fn room_for_a_large_body(&self) -> Option<SemaphorePermit<'_>> {
         self.large.acquire().await.ok()
+    }
+
+    /// Held for as long as a process checks an input.
+    pub(crate) async fn turn_to_check(&self) -> Option<SemaphorePermit<'_>> {
+        self.checking.acquire().await.ok()
+    }
+
+    /// What was answered about the input of a run under these schemas.
+    pub(crate) fn checked(&self, uid: &str, key: &str) -> Option<Answer> {
+        lock(&self.checks).get(uid).filter(|(known, _)| known == key).map(|(_, answer)| answer.clone())
+    }
+
+    pub(crate) fn remember_check(&self, uid: String, key: String, answer: Answer) {
+        lock(&self.checks).insert(uid, (key, answer));
     }
 
     pub(crate) fn set_runs(&self, runs: Store<Guarded>) {
@@ -132,6 +163,7 @@ impl Context {
         let uid = run.uid().unwrap_or_default();
         lock(&self.written).remove(&uid);
         lock(&self.failures).remove(&uid);
+        lock(&self.checks).remove(&uid);
         self.sessions.close(&uid);
         self.ledger.forget(&run.namespace().unwrap_or_default(), &uid);
         self.metrics.sessions(self.sessions.len());
@@ -141,6 +173,7 @@ impl Context {
     pub(crate) fn forget_all_but(&self, present: &HashSet<String>) {
         lock(&self.written).retain(|uid, _| present.contains(uid));
         lock(&self.failures).retain(|uid, _| present.contains(uid));
+        lock(&self.checks).retain(|uid, _| present.contains(uid));
         lock(&self.ending).retain(|uid| present.contains(uid));
         self.sessions.close_all_but(present);
         self.metrics.sessions(self.sessions.len());
@@ -199,6 +232,7 @@ impl Context {
 
     /// The end of a run was stored.
     pub(crate) fn ended(&self, run: &ScriptRun) {
+        lock(&self.checks).remove(&run.uid().unwrap_or_default());
         lock(&self.ending).insert(run.uid().unwrap_or_default());
     }
 

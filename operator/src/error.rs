@@ -14,6 +14,10 @@ pub(crate) enum Error {
     Late { what: &'static str },
     #[error("the stored object changed since it was read")]
     Conflict,
+    #[error("cannot check the input")]
+    Check { source: std::io::Error },
+    #[error("cannot store the result")]
+    Store { source: anyhow::Error },
     #[error("the object has no room for any status")]
     NoRoom,
     #[error("the API server answered with a run that cannot be read: {why}")]
@@ -30,13 +34,15 @@ impl Error {
     }
 
     /// Everything that [`Error::category`] can say.
-    pub(crate) const CATEGORIES: [&'static str; 6] = ["read", "write", "late", "conflict", "no-room", "unreadable"];
+    pub(crate) const CATEGORIES: [&'static str; 8] = ["read", "write", "check", "store", "late", "conflict", "no-room", "unreadable"];
 
     /// A closed set, for metrics.
     pub(crate) fn category(&self) -> &'static str {
         match self {
             Self::Read { .. } => "read",
             Self::Write { .. } => "write",
+            Self::Check { .. } => "check",
+            Self::Store { .. } => "store",
             Self::Late { .. } => "late",
             Self::Conflict => "conflict",
             Self::NoRoom => "no-room",

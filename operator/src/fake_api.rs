@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tower_test::mock;
 
-use crate::context::{Caches, Context};
+use crate::context::{Caches, Context, Results};
 use crate::metrics::Metrics;
 use crate::script_run::fixtures::{sealing_key, settings};
 
@@ -93,5 +93,6 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
     let caches = Caches { namespaces: stored, policies: reflector::store().0, cluster_policies: reflector::store().0 };
     let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });
     let metrics = Metrics::new(&mut Registry::default());
-    (Arc::new(Context::new(client, settings(), sealing_key(), metrics, recorder, caches, wake)), Fake(fake))
+    let results = Results { sealing_key: sealing_key(), store: None };
+    (Arc::new(Context::new(client, settings(), results, metrics, recorder, caches, wake)), Fake(fake))
 }

@@ -7,6 +7,7 @@ mod error;
 #[cfg(test)]
 mod fake_api;
 mod health;
+mod input_check;
 mod lease;
 mod metrics;
 mod names;
@@ -15,6 +16,7 @@ mod sandbox_namespace;
 mod script_run;
 mod sealing;
 mod server;
+mod store;
 mod telemetry;
 mod tenancy;
 
@@ -23,6 +25,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(input_check::ARGUMENT) {
+        return input_check::main();
+    }
     let config = match config::Config::try_parse() {
         Ok(config) => config,
         Err(error) if error.use_stderr() => {

@@ -20,10 +20,11 @@ use tokio::sync::watch;
 
 use crate::client::connect;
 use crate::config::Config;
-use crate::context::{Caches, Context};
+use crate::context::{Caches, Context, Results};
 use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
 use crate::metrics::Metrics;
+use crate::store::ResultStore;
 use crate::{script_run, sealing, tenancy};
 
 /// How long passes that are under way may take to end after TERM. It is shorter than the pod's grace period.
@@ -45,6 +46,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let fence = Fence::new();
     let client = connect(fence.clone()).await?;
     let minor = server_minor(&client).await?;
+    let store = config.result_store.as_ref().map(|url| ResultStore::open(url, &Config::store_options())).transpose()?;
     let settings = config.settings(minor);
     tracing::info!(server = minor, image_volume = settings.runner_by_image_volume, runtime_class = settings.runtime_class, "starting");
     readiness.set(true);
@@ -56,7 +58,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = interrupt.recv() => return Ok(()),
     };
     metrics.leads(true);
-    let sealing_key = sealing::key(&client, &config.namespace).await?;
+    let results = Results { sealing_key: sealing::key(&client, &config.namespace).await?, store };
 
     let (wake, woken) = mpsc::unbounded();
     let (changed, changes) = watch::channel(());
@@ -76,7 +78,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
     let caches = Caches { namespaces, policies, cluster_policies };
-    let context = Arc::new(Context::new(client, settings, sealing_key, metrics, recorder, caches, wake));
+    let context = Arc::new(Context::new(client, settings, results, metrics, recorder, caches, wake));
     tenancy::watch_all(&context);
 
     let (stop, stopped) = watch::channel(false);

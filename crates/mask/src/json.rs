@@ -48,9 +48,10 @@ impl Masker {
 
     fn mask_string(&self, text: &mut String, counts: &mut Counts) {
         let masked = self.mask(text.as_bytes(), Cut::default());
-        if !masked.counts.is_empty() {
-            *text = String::from_utf8_lossy(&masked.text).into_owned();
-            for (rule, count) in masked.counts {
+        let whole = masked.whole();
+        if !whole.counts.is_empty() {
+            *text = String::from_utf8_lossy(whole.text).into_owned();
+            for (rule, count) in whole.counts {
                 *counts.entry(rule).or_default() += count;
             }
         }

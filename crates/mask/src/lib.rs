@@ -10,7 +10,7 @@ mod secret;
 mod text;
 
 pub use detector::Detector;
-pub use text::{Counts, Cut, Masked};
+pub use text::{Counts, Cut, Masked, Part};
 
 use std::collections::BTreeSet;
 

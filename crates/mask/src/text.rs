@@ -20,16 +20,22 @@ pub struct Cut {
 /// A covered text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Masked {
+    text: Vec<u8>,
+    covered: Vec<Covered>,
+}
+
+/// A part of a covered text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part<'a> {
     /// The text with `[masked:RULE]` in place of what was found.
-    pub text: Vec<u8>,
-    /// What was found.
+    pub text: &'a [u8],
+    /// What was found in it.
     pub counts: Counts,
-    /// Where each end of a piece of the original is in `text`: see [`Masked::head`].
-    spans: Vec<Moved>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Moved {
+struct Covered {
+    rule: String,
     original: (usize, usize),
     masked: (usize, usize),
 }
@@ -80,8 +86,7 @@ fn cover(text: &[u8], mut found: Vec<Found>) -> Masked {
         masked.text.extend_from_slice(&text[from..start]);
         let begin = masked.text.len();
         masked.text.extend_from_slice(format!("[masked:{rule}]").as_bytes());
-        masked.spans.push(Moved { original: (start, end), masked: (begin, masked.text.len()) });
-        *masked.counts.entry(rule).or_default() += 1;
+        masked.covered.push(Covered { rule, original: (start, end), masked: (begin, masked.text.len()) });
         from = end;
     }
     masked.text.extend_from_slice(&text[from..]);
@@ -89,19 +94,34 @@ fn cover(text: &[u8], mut found: Vec<Found>) -> Masked {
 }
 
 impl Masked {
-    /// The part of the covered text that stands for the first `length` bytes of the original. What is covered is in it whole or not at all.
-    pub fn head(&self, length: usize) -> &[u8] {
-        &self.text[..self.place(length, true).min(self.text.len())]
+    /// All of it.
+    pub fn whole(&self) -> Part<'_> {
+        self.part(0, self.text.len())
+    }
+
+    /// The part that stands for the first `length` bytes of the original. What is covered is in it whole or not at all.
+    pub fn head(&self, length: usize) -> Part<'_> {
+        self.part(0, self.place(length, true))
     }
 
     /// The part that stands for the original from `offset` on.
-    pub fn tail(&self, offset: usize) -> &[u8] {
-        &self.text[self.place(offset, false).min(self.text.len())..]
+    pub fn tail(&self, offset: usize) -> Part<'_> {
+        self.part(self.place(offset, false), self.text.len())
+    }
+
+    fn part(&self, from: usize, to: usize) -> Part<'_> {
+        let to = to.min(self.text.len());
+        let from = from.min(to);
+        let mut counts = Counts::new();
+        for covered in self.covered.iter().filter(|covered| covered.masked.0 >= from && covered.masked.1 <= to) {
+            *counts.entry(covered.rule.clone()).or_default() += 1;
+        }
+        Part { text: &self.text[from..to], counts }
     }
 
     /// Where a place in the original is in the covered text. A place within something covered moves behind it for a head, before it for a tail.
     fn place(&self, original: usize, is_end: bool) -> usize {
-        let Some(last) = self.spans.iter().take_while(|moved| moved.original.0 < original).last() else {
+        let Some(last) = self.covered.iter().take_while(|covered| covered.original.0 < original).last() else {
             return original;
         };
         if original >= last.original.1 {
@@ -122,19 +142,20 @@ mod tests {
     #[test]
     fn what_overlaps_is_covered_as_one() {
         let masked = cover(b"0123456789", vec![found(5, 8, "b"), found(2, 6, "a"), found(8, 9, "c"), found(1, 1, "empty")]);
-        assert_eq!(String::from_utf8(masked.text).unwrap(), "01[masked:a][masked:c]9");
-        assert_eq!(masked.counts, [("a".to_owned(), 1), ("c".to_owned(), 1)].into());
+        assert_eq!(String::from_utf8(masked.text.clone()).unwrap(), "01[masked:a][masked:c]9");
+        assert_eq!(masked.whole().counts, [("a".to_owned(), 1), ("c".to_owned(), 1)].into());
     }
 
     #[test]
     fn a_part_of_the_original_is_found_again() {
         let masked = cover(b"0123456789", vec![found(2, 6, "a")]);
-        let head = |length| String::from_utf8(masked.head(length).to_vec()).unwrap();
-        let tail = |offset| String::from_utf8(masked.tail(offset).to_vec()).unwrap();
+        let head = |length| String::from_utf8(masked.head(length).text.to_vec()).unwrap();
+        let tail = |offset| String::from_utf8(masked.tail(offset).text.to_vec()).unwrap();
         assert_eq!(
             [head(2), head(3), head(6), head(7), head(10)],
             ["01", "01[masked:a]", "01[masked:a]", "01[masked:a]6", "01[masked:a]6789"]
         );
+        assert_eq!([masked.head(2).counts.len(), masked.head(3).counts.len(), masked.tail(6).counts.len()], [0, 1, 0]);
         assert_eq!([tail(1), tail(2), tail(5), tail(6), tail(7)], ["1[masked:a]6789", "[masked:a]6789", "[masked:a]6789", "6789", "789"]);
     }
 }

@@ -174,11 +174,17 @@ impl Tenant {
 
     /// A SandboxPolicy `limited` in this namespace that offers both runtimes.
     pub async fn policy(&self, limits: Value) {
+        self.policy_with(json!({ "limits": limits })).await;
+    }
+
+    /// The same, with anything in its spec.
+    pub async fn policy_with(&self, rules: Value) {
         let api: Api<SandboxPolicy> = Api::namespaced(self.client.clone(), &self.name);
-        let policy = json!({
+        let mut policy = json!({
             "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPolicy", "metadata": { "name": "limited" },
-            "spec": { "runtimes": [{ "name": "python" }, { "name": "shell" }], "limits": limits },
+            "spec": { "runtimes": [{ "name": "python" }, { "name": "shell" }] },
         });
+        merge(&mut policy["spec"], rules);
         api.patch("limited", &PatchParams::apply("e2e").force(), &Patch::Apply(&policy)).await.unwrap();
     }
 

@@ -29,7 +29,7 @@ const REVIEWS: &str = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
 const SOURCE: &str = "/api/v1/namespaces/team/configmaps/scripts";
 
 fn watched(run: ScriptRun) -> Watched {
-    Watched { run, input: None, body: Body::Here }
+    Watched { run, input: None, schema: None, body: Body::Here }
 }
 
 /// The pod of the run as an API server stores it.

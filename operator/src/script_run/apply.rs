@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
@@ -15,6 +17,7 @@ use super::guarded::drop_body;
 use super::pod::{difference, is_job_of, render_job, render_pod};
 use super::pod_facts::PodSeen;
 use super::queue::{Admission, QueueLimits};
+use super::result::{Stored, produced};
 use super::session::{Listening, PodAge};
 use super::status::{least, smaller};
 use super::step::{Seen, Step};
@@ -36,6 +39,8 @@ pub(crate) enum Done {
     Queued(Admission),
     /// The pod was not created, for this reason and with this detail for the administrator.
     NotCreated(Reason, String),
+    /// The store was asked to take a result that is too large for the status.
+    Stored(Stored),
     /// The run itself was written.
     Replaced(Box<Watched>),
     /// The run is gone, or will be.
@@ -67,13 +72,10 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         Step::RemovePod => remove_pod(run, seen, context).await,
         Step::Release => release(run, context).await,
         Step::DeleteRun => delete_run(run, context).await,
-        Step::Leave
-        | Step::Rest { .. }
-        | Step::Refuse(_)
-        | Step::Hold(..)
-        | Step::RecordStart { .. }
-        | Step::RecordStop(_)
-        | Step::RecordResult => Ok(Done::Yes),
+        Step::Leave | Step::Rest { .. } | Step::Refuse(_) | Step::Hold(..) | Step::RecordStart { .. } | Step::RecordStop(_) => {
+            Ok(Done::Yes)
+        }
+        Step::RecordResult => store_result(run, seen, context).await,
         Step::Finish(_) => {
             // The status is for the author of the script; what the kubelet said is for the administrator.
             if let PodSeen::Present(pod) = &seen.pod {
@@ -292,7 +294,7 @@ fn listening(run: &ScriptRun, pod_uid: &str, age: PodAge, context: &Context) -> 
         namespace,
         pod,
         pod_uid: pod_uid.to_owned(),
-        key: context.sealing_key.of_run(&run.uid().unwrap_or_default()),
+        key: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()),
         age,
         wake: context.waker(run),
     }
@@ -315,6 +317,31 @@ async fn stop(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, E
     }
     context.sessions.stopped(&uid);
     Ok(Done::Yes)
+}
+
+/// How long after its last possible second the result of a run is offered to a store that does not take it.
+const STORE_PATIENCE_SECONDS: i64 = 120;
+
+/// Stores a result that is too large for the status, before the status tells where it is.
+async fn store_result(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
+    let Some(report) = &seen.stream.transcript.report else { return Ok(Done::Yes) };
+    let (Some(bytes), Some(store)) = (produced(&seen.stream.transcript, report, &seen.output).to_store, &context.results.store) else {
+        return Ok(Done::Yes);
+    };
+    match store.put(&run.namespace().unwrap_or_default(), &run.uid().unwrap_or_default(), bytes).await {
+        Ok(stored) => Ok(Done::Stored(Ok(stored))),
+        Err(error) if is_too_late(run, context.now()) => {
+            tracing::warn!(error = format!("{error:#}"), "the result is given up: the store did not take it");
+            Ok(Done::Stored(Err("the store did not take it".into())))
+        }
+        Err(source) => Err(Error::Store { source }),
+    }
+}
+
+fn is_too_late(run: &ScriptRun, now: Timestamp) -> bool {
+    let status = run.status.clone().unwrap_or_default();
+    let started = status.clocks.and_then(|clocks| clocks.started).map_or(now, |MicroTime(time)| time);
+    now.as_second() - started.as_second() > status.timeout_seconds.unwrap_or(0) + STORE_PATIENCE_SECONDS
 }
 
 async fn read_log(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
@@ -411,7 +438,7 @@ async fn put_status(watched: &Watched, status: ScriptRunStatus, context: &Contex
     wanted.status = Some(status);
     drop_body(&mut wanted);
     let name = wanted.name_any();
-    let wanted = Guarded(Ok(Watched { run: wanted, input: None, body: watched.body }));
+    let wanted = Guarded(Ok(Watched { run: wanted, input: None, schema: None, body: watched.body }));
     let answer = within("the status", runs(&watched.run, context).replace_status(&name, &PostParams::default(), &wanted)).await?;
     answer.map_err(on_write("the status"))?.0.map_err(|unreadable| Error::Unreadable { why: unreadable.why })
 }

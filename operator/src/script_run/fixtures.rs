@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use paddock_crds::{
     Limits, PolicyKind, PolicyRef, PolicyRules, Runtime, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, TakenPolicy,
 };
-use paddock_policy::Policy;
+use paddock_policy::{Policy, output_grant};
 use paddock_protocol::{Cause, KEY_BYTES, Output, Report, SealingKey, Transcript};
 
 use super::apply::Done;
@@ -14,7 +14,7 @@ use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen, WaitsFor};
 use super::queue::Admission;
 use super::status::compute_status;
 use super::step::{SandboxSeen, Seen, Step, StreamSeen};
-use super::validate::{PoliciesSeen, SourceSeen, ValidRun, validate};
+use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, validate};
 use crate::config::Settings;
 use crate::names;
 
@@ -74,7 +74,8 @@ pub(crate) fn policies() -> PoliciesSeen {
         TakenPolicy { kind: PolicyKind::ClusterSandboxPolicy, name: "baseline".into(), uid: "p".into(), generation: 1, hash: "h".into() };
     let runtime =
         Runtime { name: "python".into(), image: Some("registry.example/python:3".into()), command: Some(vec!["/usr/bin/python3".into()]) };
-    let rules = PolicyRules { runtimes: vec![runtime], limits: Limits { max_concurrent: Some(2), ..Limits::default() } };
+    let rules =
+        PolicyRules { runtimes: vec![runtime], limits: Limits { max_concurrent: Some(2), ..Limits::default() }, ..PolicyRules::default() };
     PoliciesSeen { taking_part: vec![Policy { taken, rules }], unusable: None }
 }
 
@@ -89,12 +90,18 @@ pub(crate) fn fixed(run: &ScriptRun) -> Fixed {
 pub(crate) fn valid(run: &ScriptRun) -> ValidRun {
     let text = run.spec.script.source.inline.clone().unwrap_or_default().into_bytes();
     let input = run.spec.script.input.as_ref().map(ToString::to_string);
-    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies(), &fixed(run)).unwrap()
+    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies(), &fixed(run), &InputSeen::default()).unwrap()
 }
 
 /// Everything in order, no pod.
 pub(crate) fn seen(run: &ScriptRun) -> Seen {
-    Seen { decision: Some(Ok(Box::new(valid(run)))), sandbox: SandboxSeen::Ready, pod: PodSeen::Absent, stream: StreamSeen::default() }
+    Seen {
+        decision: Some(Ok(Box::new(valid(run)))),
+        sandbox: SandboxSeen::Ready,
+        pod: PodSeen::Absent,
+        stream: StreamSeen::default(),
+        output: Ok(output_grant(&policies().taking_part)),
+    }
 }
 
 /// The pod of `run`, pending.

@@ -34,6 +34,8 @@ pub(crate) struct Watched {
     pub(crate) run: ScriptRun,
     /// The input as the API server wrote it.
     pub(crate) input: Option<Arc<str>>,
+    /// The schema that the run brings, as the API server wrote it.
+    pub(crate) schema: Option<Arc<str>>,
     pub(crate) body: Body,
 }
 
@@ -74,6 +76,7 @@ impl Watched {
         if self.body == Body::Here && (is_over || body_bytes > KEPT_BYTES) {
             drop_body(&mut self.run);
             self.input = None;
+            self.schema = None;
             self.body = Body::Left;
         }
         self
@@ -84,6 +87,7 @@ impl Watched {
         if newer.body == Body::Left && self.body == Body::Here {
             newer.run.spec.script = self.run.spec.script.clone();
             newer.input.clone_from(&self.input);
+            newer.schema.clone_from(&self.schema);
             newer.body = Body::Here;
         }
         newer
@@ -139,6 +143,7 @@ fn read_parts(text: &str) -> Result<(Watched, usize), serde_json::Error> {
     let mut script: Fields<'_> = fields(&spec, "script")?;
     let body_bytes = spec.get("script").map_or(0, |script| script.get().len());
     let schema = script.remove("inputSchema").map_or("null", RawValue::get);
+    let mut schema_text = (schema != "null").then(|| Arc::from(schema));
     let mut input = script.remove("input").map(RawValue::get).filter(|input| *input != "null").map(Arc::from);
     let nothing = RawValue::from_string("{}".into())?;
     let body = match schema.as_bytes() {
@@ -148,6 +153,7 @@ fn read_parts(text: &str) -> Result<(Watched, usize), serde_json::Error> {
     };
     if body != Body::Here {
         input = None;
+        schema_text = None;
         script.remove("args");
         if fields(&script, "source")?.contains_key("inline") {
             script.insert("source".into(), &nothing);
@@ -159,7 +165,7 @@ fn read_parts(text: &str) -> Result<(Watched, usize), serde_json::Error> {
     object.insert("spec".into(), &spec);
     let mut run: ScriptRun = serde_json::from_str(&serde_json::to_string(&object)?)?;
     run.metadata = slim_metadata(run.metadata);
-    Ok((Watched { run, input, body }, body_bytes))
+    Ok((Watched { run, input, schema: schema_text, body }, body_bytes))
 }
 
 fn fields<'a>(of: &Fields<'a>, name: &str) -> Result<Fields<'a>, serde_json::Error> {

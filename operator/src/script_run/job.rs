@@ -1,14 +1,14 @@
 //! The files of a job. Pure, and the same for the same run and grant: the digest in the status stands for them.
 
-use paddock_crds::ScriptRun;
-use paddock_policy::Grant;
+use paddock_crds::{LargeResult, ScriptRun};
+use paddock_policy::{Grant, OutputGrant};
 use paddock_protocol::{Interfaces, Job, JobFiles, VERSION};
 use sha2::{Digest as _, Sha256};
 
-/// Bytes kept of each output stream.
-pub(crate) const STREAM_BYTES: u32 = 16 * 1024;
-/// Largest result.
-pub(crate) const RESULT_BYTES: u32 = 32 * 1024;
+/// Bytes beyond each end that is shown of what a script put out: whatever is masked and no longer than this is seen whole.
+pub(crate) const MARGIN: u32 = 4 * 1024;
+/// Largest result that is stored elsewhere: with both streams it fits what a runner may write.
+pub(crate) const STORED_BYTES: u32 = 2 * 1024 * 1024;
 /// Deepest nesting of a result.
 pub(crate) const RESULT_DEPTH: usize = 64;
 
@@ -21,7 +21,7 @@ pub(crate) struct Fixed {
 }
 
 /// The files for a run that was granted `grant`.
-pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant: &Grant, fixed: &Fixed) -> JobFiles {
+pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant: &Grant, output: &OutputGrant, fixed: &Fixed) -> JobFiles {
     let job = Job {
         version: VERSION,
         run: run.metadata.uid.clone().unwrap_or_default(),
@@ -32,12 +32,20 @@ pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant
         timeout_seconds: grant.timeout_seconds,
         grace_seconds: grant.grace_seconds,
         seal_to: fixed.seal_to.clone(),
-        stream_bytes: STREAM_BYTES,
-        result_bytes: RESULT_BYTES,
+        stream_bytes: output.stream_bytes + 2 * MARGIN,
+        result_bytes: result_bytes(output),
         file_bytes: grant.scratch_bytes,
     };
     let input = input.map(|text| text.as_bytes().to_vec());
     JobFiles { job: serde_json::to_vec(&job).unwrap_or_default(), script, input }
+}
+
+fn result_bytes(output: &OutputGrant) -> u32 {
+    match output.large_result {
+        LargeResult::Refuse => output.result_bytes,
+        LargeResult::Truncate => output.result_bytes + MARGIN,
+        LargeResult::Store => STORED_BYTES,
+    }
 }
 
 /// Stands for everything that was decided on: the files, the image and the limits of the pod.

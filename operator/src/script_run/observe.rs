@@ -8,18 +8,19 @@ use kube::api::PostParams;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::{ConditionType, PolicyKind, PolicyRules, Reason, Requester, ScriptRun, TakenPolicy};
-use paddock_policy::{Policy, hash_of, selects};
+use paddock_policy::{Policy, hash_of, input_demand, output_grant, selects};
 use paddock_protocol::{Opener, Transcript};
 
 use super::guarded::{Unfit, read_whole};
-use super::job::Fixed;
+use super::job::{Fixed, hash};
 use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
 use super::step::{SandboxSeen, Seen};
-use super::validate::{PoliciesSeen, SourceSeen, requester, validate};
+use super::validate::{InputSeen, PoliciesSeen, SourceSeen, requester, validate};
 use super::{Body, Watched};
 use crate::context::Context;
 use crate::error::{Error, code, within};
+use crate::input_check::{self, Question, Schema};
 use crate::names::{RUN_UID, pod_name, sandbox_namespace};
 use crate::pods::Cached;
 use crate::sandbox_namespace::{self, Wanted};
@@ -57,10 +58,14 @@ fn is_decided(run: &ScriptRun) -> bool {
 /// Reads what a pass over this run needs, and no more: most of it is in caches.
 pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result<Seen, Error> {
     let run = &watched.run;
+    let policies = policies(run, context);
+    let output = match &policies.unusable {
+        Some(why) => Err(why.clone()),
+        None => Ok(output_grant(&policies.taking_part)),
+    };
     let decision = if is_decided(run) {
         None
     } else {
-        let policies = policies(run, context);
         let source = match watched.body {
             Body::Here => source(run, context).await?,
             Body::Unfit(Unfit::TooLarge) => {
@@ -72,9 +77,10 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         };
         let fixed = Fixed {
             start_budget_seconds: context.settings.start_budget_seconds,
-            seal_to: context.sealing_key.of_run(&run.uid().unwrap_or_default()).public(),
+            seal_to: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()).public(),
         };
-        let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed);
+        let checked = check_input(watched, &source, &policies, context).await?;
+        let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed, &checked);
         Some(decision.map(Box::new).map_err(Box::new))
     };
     let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());
@@ -98,7 +104,27 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     if let (PodSeen::Present(facts), true) = (&pod, stream.complete) {
         take_summary(run, facts, &mut stream.transcript, context);
     }
-    Ok(Seen { decision, sandbox, pod, stream })
+    Ok(Seen { decision, sandbox, pod, stream, output })
+}
+
+/// Asks whether the input satisfies the schema of the run and those of the policies. The answer is kept for as long as none of them changes.
+async fn check_input(watched: &Watched, source: &SourceSeen, policies: &PoliciesSeen, context: &Context) -> Result<InputSeen, Error> {
+    let SourceSeen::Text(script) = source else { return Ok(InputSeen::default()) };
+    let own = watched.schema.iter().map(|text| Schema { whose: "inputSchema".into(), text: text.to_string() });
+    let demand = input_demand(&policies.taking_part, &hash(script));
+    let fixed = demand.schemas.into_iter().map(|(whose, schema)| Schema { whose, text: schema.to_string() });
+    let schemas: Vec<Schema> = own.chain(fixed).collect();
+    let Some(first) = schemas.first() else { return Ok(InputSeen::default()) };
+    let key = hash(schemas.iter().fold(first.whose.clone(), |all, schema| all + "\n" + &schema.text).as_bytes());
+    let uid = watched.run.uid().unwrap_or_default();
+    if let Some(answer) = context.checked(&uid, &key) {
+        return Ok(InputSeen { has_schema: true, answer });
+    }
+    let _turn = context.turn_to_check().await;
+    let question = Question { schemas, input: watched.input.as_deref().unwrap_or("null").to_owned() };
+    let answer = input_check::ask(&question).await?;
+    context.remember_check(uid, key, answer.clone());
+    Ok(InputSeen { has_schema: true, answer })
 }
 
 /// Where the log told no end of the script, the termination message may. Only the runner that was started could have sealed it.
@@ -107,7 +133,7 @@ fn take_summary(run: &ScriptRun, facts: &PodFacts, transcript: &mut Transcript, 
     let boot = run.status.as_ref().and_then(|status| status.pod.as_ref()?.boot.as_deref());
     if transcript.report.is_none()
         && let (Some(message), Some(boot)) = (message, boot)
-        && let Some(opener) = Opener::new(&context.sealing_key.of_run(&run.uid().unwrap_or_default()), boot)
+        && let Some(opener) = Opener::new(&context.results.sealing_key.of_run(&run.uid().unwrap_or_default()), boot)
         && let Some(summary) = opener.open_summary(message)
     {
         tracing::info!("the log told no end of the script; the termination message did");

@@ -1,44 +1,191 @@
-//! What a script produced, from what the runner said of it. Pure.
+//! What a script produced, from what the runner said of it: bounded, masked, and without anything invisible. Pure.
 
-use paddock_crds::{OutputStream, RunResult};
+use paddock_crds::{LargeResult, OutputStream, Redaction, RunResult, StoredResult};
+use paddock_mask::{Counts, Cut, Masker, Part};
+use paddock_policy::OutputGrant;
 use paddock_protocol::{Captured, Output, Report, Transcript};
 use serde_json::Value;
 
-use super::job::RESULT_DEPTH;
-use super::text::{cut, visible};
+use super::job::{RESULT_DEPTH, STORED_BYTES};
+use super::text::{cut, visible, visible_json};
 
-/// Escapes make text longer; each end of a stream is cut to this many bytes after they were made.
-const STREAM_END: usize = 12 * 1024;
+/// Entries of the list of redactions.
+const REDACTIONS: usize = 64;
 
-/// The result of a script that has ended.
-pub(crate) fn result(transcript: &Transcript, report: &Report) -> RunResult {
-    let (output, output_error) = match output(transcript, report) {
-        Ok(output) => (output, None),
-        Err(why) => (None, Some(cut(&visible(why.as_bytes()), 256).to_owned())),
-    };
-    RunResult {
-        exit_code: report.exit_code.map(|code| code & 255),
-        signal: report.signal.filter(|signal| (1..=64).contains(signal)),
-        output,
-        output_error,
-        stdout: stream(&transcript.stdout, report.stdout_bytes),
-        stderr: stream(&transcript.stderr, report.stderr_bytes),
+/// A result, and what of it has to be stored elsewhere before it can be told.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Produced {
+    pub(crate) result: RunResult,
+    pub(crate) to_store: Option<Vec<u8>>,
+}
+
+/// What the store made of what it was given.
+pub(crate) type Stored = Result<StoredResult, String>;
+
+/// The result of a script that has ended. Without rules to mask by, nothing that it put out is told.
+pub(crate) fn produced(transcript: &Transcript, report: &Report, rules: &Result<OutputGrant, String>) -> Produced {
+    let mut produced = Produced::default();
+    let result = &mut produced.result;
+    result.exit_code = report.exit_code.map(|code| code & 255);
+    result.signal = report.signal.filter(|signal| (1..=64).contains(signal));
+    match with_masker(rules) {
+        Err(why) => result.output_error = Some(shown(&format!("the output is withheld: {why}"))),
+        Ok((grant, masker)) => {
+            let mut covering = Covering { grant, masker, counts: Counts::new() };
+            result.stdout = covering.stream(&transcript.stdout, report.stdout_bytes);
+            result.stderr = covering.stream(&transcript.stderr, report.stderr_bytes);
+            if let Err(why) = covering.output(transcript, report, &mut produced) {
+                produced.result.output_error = Some(shown(&why));
+            }
+            produced.result.redactions = redactions(&covering.counts);
+        }
     }
+    produced
 }
 
 /// What came before a runner fell silent, if anything did.
-pub(crate) fn partial_result(transcript: &Transcript) -> Option<RunResult> {
-    let (stdout, stderr) = (stream_so_far(&transcript.stdout), stream_so_far(&transcript.stderr));
-    (stdout.is_some() || stderr.is_some()).then(|| RunResult { stdout, stderr, ..RunResult::default() })
+pub(crate) fn partial_result(transcript: &Transcript, rules: &Result<OutputGrant, String>) -> Option<RunResult> {
+    if transcript.stdout == Captured::default() && transcript.stderr == Captured::default() {
+        return None;
+    }
+    let (grant, masker) = match with_masker(rules) {
+        Ok(both) => both,
+        Err(why) => {
+            let output_error = Some(shown(&format!("the output is withheld: {why}")));
+            return Some(RunResult { output_error, ..RunResult::default() });
+        }
+    };
+    let mut covering = Covering { grant, masker, counts: Counts::new() };
+    let (stdout, stderr) = (covering.stream_so_far(&transcript.stdout), covering.stream_so_far(&transcript.stderr));
+    Some(RunResult { stdout, stderr, redactions: redactions(&covering.counts), ..RunResult::default() })
 }
 
-/// The result file as JSON, or why there is none.
-fn output(transcript: &Transcript, report: &Report) -> Result<Option<Value>, String> {
-    match &report.output {
-        Output::Absent {} => Ok(None),
-        Output::Unusable { why } => Err(why.chars().take(200).collect()),
-        Output::Present { bytes } if *bytes != transcript.output.len() as u64 => Err("the result file was not received whole".into()),
-        Output::Present { .. } => parse_bounded(&transcript.output, RESULT_DEPTH).map(Some),
+/// The result, after the store was asked.
+pub(crate) fn with_stored(mut produced: Produced, stored: Option<&Stored>) -> RunResult {
+    match (produced.to_store.is_some(), stored) {
+        (false, _) => {}
+        (true, Some(Ok(reference))) => produced.result.reference = Some(reference.clone()),
+        (true, Some(Err(why))) => produced.result.output_error = Some(shown(&format!("the result could not be stored: {why}"))),
+        (true, None) => produced.result.output_error = Some("the result is too large, and there is no store for it".into()),
+    }
+    produced.result
+}
+
+fn with_masker(rules: &Result<OutputGrant, String>) -> Result<(&OutputGrant, Masker), String> {
+    let grant = rules.as_ref().map_err(Clone::clone)?;
+    Ok((grant, grant.masker().map_err(|invalid| invalid.to_string())?))
+}
+
+fn redactions(counts: &Counts) -> Vec<Redaction> {
+    counts.iter().take(REDACTIONS).map(|(rule, count)| Redaction { rule: cut(rule, 320).to_owned(), count: signed(*count) }).collect()
+}
+
+fn shown(why: &str) -> String {
+    cut(&visible(why.as_bytes()), 256).to_owned()
+}
+
+struct Covering<'a> {
+    grant: &'a OutputGrant,
+    masker: Masker,
+    counts: Counts,
+}
+
+impl Covering<'_> {
+    /// Takes the text of a part, with everything invisible escaped.
+    fn take(&mut self, part: &Part<'_>) -> String {
+        for (rule, count) in &part.counts {
+            *self.counts.entry(rule.clone()).or_default() += count;
+        }
+        visible(part.text)
+    }
+
+    fn stream_so_far(&mut self, captured: &Captured) -> Option<OutputStream> {
+        self.stream(captured, captured.head.len() as u64 + captured.tail.len() as u64)
+    }
+
+    /// A stream as text. `bytes` is what the runner says that the script wrote; it is never less than what came. More came than is shown: what
+    /// is searched goes beyond what is kept, so that a secret at the edge of it is seen whole.
+    fn stream(&mut self, captured: &Captured, bytes: u64) -> Option<OutputStream> {
+        let half = self.grant.stream_bytes as usize / 2;
+        let came = (captured.head.len() + captured.tail.len()) as u64;
+        let bytes = bytes.max(came);
+        if bytes == 0 {
+            return None;
+        }
+        let joins = captured.tail.is_empty() || captured.tail_offset == captured.head.len() as u64;
+        let (head, tail, kept) = if joins {
+            let whole = [captured.head.as_slice(), &captured.tail].concat();
+            let masked = self.masker.mask(&whole, Cut { start: false, end: bytes > whole.len() as u64 });
+            if whole.len() <= 2 * half {
+                (self.take(&masked.whole()), None, whole.len())
+            } else {
+                (self.take(&masked.head(half)), Some(self.take(&masked.tail(whole.len() - half))), 2 * half)
+            }
+        } else {
+            let (head, tail) = (&captured.head, &captured.tail);
+            let first = self.masker.mask(head, Cut { start: false, end: true });
+            let last = self.masker.mask(tail, Cut { start: true, end: false });
+            let kept = head.len().min(half) + tail.len().min(half);
+            (self.take(&first.head(half)), Some(self.take(&last.tail(tail.len().saturating_sub(half)))), kept)
+        };
+        // Escapes make text longer.
+        let limit = half + half / 2;
+        let head_limit = if tail.is_some() { limit } else { 2 * limit };
+        let cut_off = head.len().saturating_sub(head_limit) + tail.as_ref().map_or(0, |tail| tail.len().saturating_sub(limit));
+        let truncated = bytes - kept as u64 + cut_off as u64;
+        Some(OutputStream {
+            text: cut(&head, head_limit).to_owned(),
+            tail: tail.map(|tail| last(&tail, limit).to_owned()),
+            bytes: signed(bytes),
+            truncated_bytes: (truncated > 0).then(|| signed(truncated)),
+        })
+    }
+
+    /// The result file: as JSON where it fits, else as the policies have it. The error is why there is none.
+    fn output(&mut self, transcript: &Transcript, report: &Report, produced: &mut Produced) -> Result<(), String> {
+        let bytes = match &report.output {
+            Output::Absent {} => return Ok(()),
+            Output::Unusable { why } => return Err(why.clone()),
+            Output::Present { bytes } => *bytes,
+        };
+        let limit = self.grant.result_bytes;
+        let received = transcript.output.len() as u64;
+        if bytes > u64::from(limit) && self.grant.large_result == LargeResult::Truncate {
+            produced.result.output_text = Some(self.beginning(&transcript.output, bytes));
+            return Ok(());
+        }
+        let allowed = if self.grant.large_result == LargeResult::Store { u64::from(STORED_BYTES) } else { u64::from(limit) };
+        if bytes > allowed {
+            return Err(format!("the result has {bytes} bytes; at most {allowed} are allowed"));
+        }
+        if bytes != received {
+            return Err("the result file was not received whole".into());
+        }
+        let mut value = parse_bounded(&transcript.output, RESULT_DEPTH)?;
+        self.masker.mask_json(&mut value, &mut self.counts);
+        visible_json(&mut value);
+        let text = serde_json::to_vec(&value).map_err(|error| error.to_string())?;
+        if bytes > u64::from(limit) {
+            produced.to_store = Some(text);
+        } else if text.len() > limit as usize * 2 {
+            return Err(format!(
+                "the result has {} bytes once control characters are escaped; at most {} are allowed",
+                text.len(),
+                limit * 2
+            ));
+        } else {
+            produced.result.output = Some(value);
+        }
+        Ok(())
+    }
+
+    fn beginning(&mut self, received: &[u8], bytes: u64) -> OutputStream {
+        let limit = self.grant.result_bytes as usize;
+        let masked = self.masker.mask(received, Cut { start: false, end: true });
+        let text = self.take(&masked.head(limit));
+        let text = cut(&text, limit + limit / 2).to_owned();
+        let truncated = bytes.saturating_sub(limit.min(received.len()) as u64);
+        OutputStream { text, tail: None, bytes: signed(bytes), truncated_bytes: Some(signed(truncated)) }
     }
 }
 
@@ -70,35 +217,6 @@ pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn stream_so_far(captured: &Captured) -> Option<OutputStream> {
-    stream(captured, captured.head.len() as u64 + captured.tail.len() as u64)
-}
-
-/// A stream as text. `bytes` is what the runner says that the script wrote; it is never less than what came.
-pub(crate) fn stream(captured: &Captured, bytes: u64) -> Option<OutputStream> {
-    let came = (captured.head.len() + captured.tail.len()) as u64;
-    let bytes = bytes.max(came);
-    if bytes == 0 {
-        return None;
-    }
-    let joins = captured.tail.is_empty() || captured.tail_offset == captured.head.len() as u64;
-    let (head, tail) = if joins {
-        (visible(&[captured.head.as_slice(), &captured.tail].concat()), None)
-    } else {
-        (visible(&captured.head), Some(visible(&captured.tail)))
-    };
-    let limit = if joins { 2 * STREAM_END } else { STREAM_END };
-    let cut_off = head.len().saturating_sub(limit) + tail.as_ref().map_or(0, |tail| tail.len().saturating_sub(STREAM_END));
-    let tail = tail.map(|tail| last(&tail, STREAM_END).to_owned());
-    let truncated = bytes - came + cut_off as u64;
-    Some(OutputStream {
-        text: cut(&head, limit).to_owned(),
-        tail,
-        bytes: signed(bytes),
-        truncated_bytes: (truncated > 0).then(|| signed(truncated)),
-    })
-}
-
 /// The last `limit` bytes, cut between characters.
 fn last(text: &str, limit: usize) -> &str {
     let mut start = text.len().saturating_sub(limit);
@@ -110,7 +228,40 @@ fn last(text: &str, limit: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::super::fixtures::a_report;
+    use super::super::job::MARGIN;
     use super::*;
+
+    const KEY: &str = "AKIAQ3EGRZ2XK7LMN4OP";
+
+    fn rules(large_result: LargeResult) -> OutputGrant {
+        OutputGrant { stream_bytes: 512, result_bytes: 64, large_result, ..paddock_policy::output_grant(&[]) }
+    }
+
+    /// What a runner keeps of `written` by these rules.
+    fn captured(written: &[u8], grant: &OutputGrant) -> Captured {
+        let half = (grant.stream_bytes + 2 * MARGIN) as usize / 2;
+        let head = written[..half.min(written.len())].to_vec();
+        let tail = written[head.len().max(written.len().saturating_sub(half))..].to_vec();
+        Captured { head, tail_offset: (written.len() - tail.len()) as u64, tail }
+    }
+
+    fn of_stdout(written: &[u8]) -> RunResult {
+        let grant = rules(LargeResult::Refuse);
+        let transcript = Transcript { stdout: captured(written, &grant), ..Transcript::default() };
+        let report = Report { stdout_bytes: written.len() as u64, ..a_report(0) };
+        produced(&transcript, &report, &Ok(grant)).result
+    }
+
+    fn of_output(written: &[u8], large_result: LargeResult) -> Produced {
+        let transcript = Transcript { output: written.to_vec(), ..Transcript::default() };
+        let report = Report { output: Output::Present { bytes: written.len() as u64 }, ..a_report(0) };
+        produced(&transcript, &report, &Ok(rules(large_result)))
+    }
 
     #[test]
     fn json_deeper_than_allowed_is_refused() {
@@ -118,5 +269,73 @@ mod tests {
         assert!(parse_bounded(b"[[[1]]]", 3).is_err());
         assert!(parse_bounded("[".repeat(10_000).as_bytes(), 64).is_err());
         assert!(parse_bounded(b"1e400", 64).is_err());
+    }
+
+    #[test]
+    fn streams_keep_both_ends_and_count_what_is_left_out() {
+        let written = [vec![b'a'; 5_000], vec![b'-'; 90_000], vec![b'z'; 5_000]].concat();
+        let stream = of_stdout(&written).stdout.unwrap();
+        assert_eq!((stream.text, stream.tail.unwrap()), ("a".repeat(256), "z".repeat(256)));
+        assert_eq!((stream.bytes, stream.truncated_bytes), (100_000, Some(100_000 - 512)));
+        let whole = of_stdout(&[b'a'; 512]).stdout.unwrap();
+        assert_eq!((whole.text.len(), whole.tail, whole.truncated_bytes), (512, None, None));
+        let joined = of_stdout(&[b'a'; 1000]).stdout.unwrap();
+        assert_eq!((joined.text.len(), joined.tail.unwrap().len(), joined.truncated_bytes), (256, 256, Some(488)));
+    }
+
+    #[test]
+    fn what_is_masked_is_counted_by_its_rule() {
+        let result = of_stdout(format!("key {KEY} and jane@example.com, {KEY}").as_bytes());
+        assert_eq!(result.stdout.unwrap().text, "key [masked:CloudKey] and [masked:Email], [masked:CloudKey]");
+        let count = |rule: &str, count| Redaction { rule: rule.into(), count };
+        assert_eq!(result.redactions, [count("CloudKey", 2), count("Email", 1)]);
+    }
+
+    #[rstest]
+    #[case::not_json(b"{", "the result file is not JSON: EOF while parsing an object at line 1 column 1")]
+    #[case::escapes(&[b"\"".as_slice(), &[b'\\', b'u', b'0', b'0', b'0', b'7'].repeat(10), b"\""].concat(), "")]
+    fn an_output_is_json_or_an_error(#[case] written: &[u8], #[case] expected: &str) {
+        let result = of_output(written, LargeResult::Refuse).result;
+        assert_eq!(result.output_error.unwrap_or_default(), expected);
+        assert_eq!(result.output.is_some(), expected.is_empty());
+    }
+
+    #[test]
+    fn a_large_result_is_refused_truncated_or_stored() {
+        let written = json!({ "key": KEY, "rest": "x".repeat(100) }).to_string().into_bytes();
+        let refused = of_output(&written, LargeResult::Refuse);
+        assert!(refused.result.output_error.as_ref().is_some_and(|why| why.contains("bytes; at most 64")), "{refused:?}");
+        let truncated = of_output(&written, LargeResult::Truncate).result.output_text.unwrap();
+        assert!(truncated.text.starts_with("{\"key\":\"[masked:CloudKey]\",\"rest\":\"xx"), "{truncated:?}");
+        assert_eq!(truncated.truncated_bytes, i64::try_from(written.len() - 64).ok());
+        let stored = of_output(&written, LargeResult::Store);
+        assert_eq!(stored.result.output, None);
+        let bytes = stored.to_store.clone().unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap()["key"], "[masked:CloudKey]");
+        let reference = StoredResult { url: "s3://results/x".into(), bytes: 1, sha256: String::new() };
+        assert_eq!(with_stored(stored.clone(), Some(&Ok(reference.clone()))).reference, Some(reference));
+        for outcome in [None, Some(&Err("no".to_owned()))] {
+            assert!(with_stored(stored.clone(), outcome).output_error.is_some());
+        }
+    }
+
+    #[test]
+    fn without_rules_nothing_is_told_but_how_it_ended() {
+        let transcript = Transcript { stdout: captured(b"text", &rules(LargeResult::Refuse)), ..Transcript::default() };
+        let why = Err("ClusterSandboxPolicy x cannot be read".to_owned());
+        let result = produced(&transcript, &a_report(3), &why).result;
+        assert_eq!((result.exit_code, result.stdout.clone()), (Some(3), None));
+        assert!(result.output_error.unwrap().contains("x cannot be read"));
+        assert!(partial_result(&transcript, &why).unwrap().stdout.is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_secret_survives_wherever_it_lies(before in 0..12_000_usize, after in 0..12_000_usize) {
+            let written = [" ".repeat(before), KEY.to_owned(), " ".repeat(after)].concat();
+            let stream = of_stdout(written.as_bytes()).stdout.unwrap();
+            let told = format!("{}|{}", stream.text, stream.tail.unwrap_or_default());
+            prop_assert!(!told.replace("[masked:CloudKey]", "").contains(|c: char| c.is_ascii_alphanumeric()), "{told}");
+        }
     }
 }

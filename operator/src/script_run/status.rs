@@ -9,13 +9,12 @@ use paddock_crds::{
     Usage,
 };
 use paddock_policy::Refusal;
-use paddock_protocol::Transcript;
 
 use super::apply::Done;
 use super::outcome::Outcome;
 use super::pod_facts::{PodLife, PodSeen, WaitsFor};
 use super::queue::Admission;
-use super::result::{partial_result, result, signed};
+use super::result::{partial_result, produced, signed, with_stored};
 use super::step::{Seen, Step};
 use super::text::cut;
 use super::validate::{ValidRun, requester};
@@ -36,8 +35,8 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
         (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
         (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
         (Step::RecordStop(reason), _) => report.stopped(reason, seen),
-        (Step::RecordResult, _) => report.result(&seen.stream.transcript),
-        (Step::Finish(outcome), _) => report.finished(outcome, &seen.stream.transcript),
+        (Step::RecordResult, done) => report.result(seen, done),
+        (Step::Finish(outcome), _) => report.finished(outcome, seen),
         _ => return None,
     }
     let mut status = report.status;
@@ -53,6 +52,7 @@ pub(crate) fn smaller(status: &ScriptRunStatus) -> ScriptRunStatus {
     let mut status = status.clone();
     if let Some(result) = &mut status.result {
         result.output = None;
+        result.output_text = None;
         result.output_error = Some("the result could not be stored".into());
         for stream in [&mut result.stdout, &mut result.stderr].into_iter().flatten() {
             stream.truncated_bytes = Some(stream.bytes);
@@ -158,6 +158,7 @@ impl Report {
         if let Some(Err(refused)) = &seen.decision {
             self.status.policies.clone_from(&refused.policies);
             self.status.decisions.clone_from(&refused.decisions);
+            self.status.violations.clone_from(&refused.violations);
         }
         self.condition(ConditionType::Accepted, false, refusal.reason.clone(), &refusal.message);
         self.end(&Outcome::plain(Phase::Refused, Reason::Refused, refusal.message.clone()));
@@ -238,34 +239,46 @@ impl Report {
         self.audit("stopping", Some(reason.clone()));
     }
 
-    fn result(&mut self, transcript: &Transcript) {
+    fn result(&mut self, seen: &Seen, done: &Done) {
+        let transcript = &seen.stream.transcript;
         let Some(report) = &transcript.report else {
             return;
         };
-        self.status.result = Some(result(transcript, report));
+        let stored = if let Done::Stored(stored) = done { Some(stored) } else { None };
+        self.status.result = Some(with_stored(produced(transcript, report, &seen.output), stored));
         self.status.usage = Some(Usage {
             cpu_milliseconds: signed(report.cpu_milliseconds),
             peak_memory_bytes: signed(report.peak_memory_bytes),
             wall_milliseconds: signed(report.wall_milliseconds),
         });
         let now = self.clock();
+        let first_output = report.first_output_milliseconds.and_then(|after| self.first_output(after));
+        self.clocks().first_output = first_output;
         self.clocks().result_ready = Some(now);
         self.condition(ConditionType::ResultReady, true, Reason::ResultReceived, "the runner reported the end of the script");
         self.in_progress("the script has ended; the sandbox is being taken down");
         self.audit("result-ready", None);
     }
 
-    fn finished(&mut self, outcome: &Outcome, transcript: &Transcript) {
+    /// So many milliseconds after the start message, but never after now: the time is the runner's claim.
+    fn first_output(&self, after: u64) -> Option<MicroTime> {
+        let MicroTime(started) = self.status.clocks.as_ref()?.started.clone()?;
+        let micros = i64::try_from(after.saturating_mul(1000)).ok()?;
+        let first = started.as_microsecond().checked_add(micros)?.min(self.now.as_microsecond());
+        Timestamp::from_microsecond(first).ok().map(MicroTime)
+    }
+
+    fn finished(&mut self, outcome: &Outcome, seen: &Seen) {
         self.received();
         if self.status.is_true(&ConditionType::Started) && !self.status.is_true(&ConditionType::ResultReady) {
-            self.partial_output(transcript);
+            self.partial_output(seen);
         }
         self.end(outcome);
     }
 
     /// What came before a runner fell silent.
-    fn partial_output(&mut self, transcript: &Transcript) {
-        if let Some(partial) = partial_result(transcript) {
+    fn partial_output(&mut self, seen: &Seen) {
+        if let Some(partial) = partial_result(&seen.stream.transcript, &seen.output) {
             self.status.result = Some(partial);
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
-use paddock_policy::Refusal;
+use paddock_policy::{OutputGrant, Refusal};
 use paddock_protocol::{Refused, Transcript};
 
 use super::outcome::{Outcome, before_the_start, outcome, outcome_of_refusal};
@@ -25,6 +25,8 @@ pub(crate) struct Seen {
     pub(crate) pod: PodSeen,
     /// What the runner has said.
     pub(crate) stream: StreamSeen,
+    /// What becomes of what the script puts out, or why that cannot be told.
+    pub(crate) output: Result<OutputGrant, String>,
 }
 
 /// State of the sandbox namespace.

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde_json::Value;
+
 /// Valid UTF-8 in which every control character but line feed and tab, and every byte that is no UTF-8, is a visible escape. A backslash
 /// stays as it is: the escapes are for people, not for reading back.
 pub(crate) fn visible(bytes: &[u8]) -> String {
@@ -21,6 +23,30 @@ pub(crate) fn visible(bytes: &[u8]) -> String {
         }
     }
     text
+}
+
+/// The same for every string and name in a value. A carriage return stays too: in data, line ends may be made of it.
+pub(crate) fn visible_json(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = visible_string(text),
+        Value::Array(items) => items.iter_mut().for_each(visible_json),
+        Value::Object(fields) => {
+            for (name, mut value) in std::mem::take(fields) {
+                visible_json(&mut value);
+                let mut shown = visible_string(&name);
+                // An escape may make it the name of another field.
+                while fields.contains_key(&shown) {
+                    shown.push('\'');
+                }
+                fields.insert(shown, value);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+fn visible_string(text: &str) -> String {
+    text.split('\r').map(|part| visible(part.as_bytes())).collect::<Vec<_>>().join("\r")
 }
 
 /// At most `limit` bytes, cut between characters.
@@ -49,6 +75,13 @@ mod tests {
     #[case("ü\0".as_bytes(), "ü\\x00")]
     fn nothing_invisible_stays(#[case] bytes: &[u8], #[case] expected: &str) {
         assert_eq!(visible(bytes), expected);
+    }
+
+    #[test]
+    fn json_shows_what_is_invisible_and_stays_the_same_otherwise() {
+        let mut value = serde_json::json!({ "a\u{7}": ["\u{1b}[2J", "line\r\n\tend", 1, null] });
+        visible_json(&mut value);
+        assert_eq!(value, serde_json::json!({ "a\\x07": ["\\x1b[2J", "line\r\n\tend", 1, null] }));
     }
 
     #[test]

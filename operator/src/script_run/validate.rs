@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use kube::ResourceExt as _;
-use paddock_crds::{Decision, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy};
-use paddock_policy::{Ask, Grant, Policy, Refusal, decide};
+use paddock_crds::{Decision, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy, Violation};
+use paddock_policy::{Ask, Grant, InputDemand, Policy, Refusal, decide, input_demand, output_grant};
 use paddock_protocol::JobFiles;
 
 use super::job::{self, Fixed, digest_of};
+use crate::input_check::Answer;
 use crate::names;
 
 /// Largest script, in bytes.
@@ -33,6 +34,21 @@ pub(crate) struct PoliciesSeen {
     pub(crate) unusable: Option<String>,
 }
 
+/// What is known of the input beside its schemas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InputSeen {
+    /// The run or a policy brings a schema.
+    pub(crate) has_schema: bool,
+    /// Whether all of them are satisfied.
+    pub(crate) answer: Answer,
+}
+
+impl Default for InputSeen {
+    fn default() -> Self {
+        Self { has_schema: false, answer: Answer::Satisfies }
+    }
+}
+
 /// A run that may be run, with everything that is needed to run it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ValidRun {
@@ -56,11 +72,13 @@ pub(crate) struct Refused {
     pub(crate) refusal: Refusal,
     pub(crate) policies: Vec<TakenPolicy>,
     pub(crate) decisions: Vec<Decision>,
+    /// Where the input does not satisfy its schemas.
+    pub(crate) violations: Vec<Violation>,
 }
 
 impl Refused {
     pub(crate) fn plain(reason: Reason, message: impl Into<String>) -> Self {
-        Self { refusal: Refusal { reason, message: message.into() }, policies: Vec::new(), decisions: Vec::new() }
+        Self { refusal: Refusal { reason, message: message.into() }, policies: Vec::new(), decisions: Vec::new(), violations: Vec::new() }
     }
 }
 
@@ -71,6 +89,7 @@ pub(crate) fn validate(
     source: &SourceSeen,
     policies: &PoliciesSeen,
     fixed: &Fixed,
+    checked: &InputSeen,
 ) -> Result<ValidRun, Refused> {
     let requester = requester(run.annotations()).ok_or_else(|| {
         Refused::plain(
@@ -94,7 +113,7 @@ pub(crate) fn validate(
         return Err(Refused::plain(Reason::PolicyNotFound, message));
     }
     let outcome = decide(&policies.taking_part, &ask(run));
-    let refused = |refusal| Refused { refusal, policies: taken.clone(), decisions: outcome.decisions.clone() };
+    let refused = |refusal| Refused { refusal, policies: taken.clone(), decisions: outcome.decisions.clone(), violations: Vec::new() };
     let grant = outcome.result.clone().map_err(refused)?;
     let script = match source {
         SourceSeen::Text(bytes) => bytes.clone(),
@@ -104,7 +123,11 @@ pub(crate) fn validate(
     };
     let script_hash = job::hash(&script);
     check_source(run, &script, &script_hash).map_err(refused)?;
-    let files = job::files(run, input, script, &grant, fixed);
+    let demand = input_demand(&policies.taking_part, &script_hash);
+    check_input(input, &demand, checked).map_err(|(refusal, violations)| Refused { violations, ..refused(refusal) })?;
+    let output = output_grant(&policies.taking_part);
+    output.masker().map_err(|invalid| refused(Refusal { reason: Reason::PolicyInvalid, message: invalid.to_string() }))?;
+    let files = job::files(run, input, script, &grant, &output, fixed);
     check_size(&files).map_err(refused)?;
     let files_digest = files.digest();
     Ok(ValidRun {
@@ -148,6 +171,33 @@ fn check_source(run: &ScriptRun, script: &[u8], hash: &str) -> Result<(), Refusa
         return Err(refusal(Reason::InvalidSpec, "an argument holds a NUL character".into()));
     }
     Ok(())
+}
+
+fn check_input(input: Option<&str>, demand: &InputDemand, checked: &InputSeen) -> Result<(), (Refusal, Vec<Violation>)> {
+    let refuse = |reason, message: String| Err((Refusal { reason, message }, Vec::new()));
+    let bytes = input.map_or(0, str::len) as u64;
+    if let Some((allowed, rule)) = demand.max_bytes.as_ref().filter(|(allowed, _)| bytes > *allowed) {
+        return refuse(Reason::InputTooLarge, format!("the input has {bytes} bytes; at most {allowed} are allowed ({rule})"));
+    }
+    if let Some(rule) = demand.required_by.as_ref().filter(|_| !checked.has_schema) {
+        return refuse(Reason::SchemaRequired, format!("the run must bring an inputSchema ({rule})"));
+    }
+    match &checked.answer {
+        Answer::Satisfies => Ok(()),
+        Answer::Violates { first, count } => {
+            let places: Vec<Violation> =
+                first.iter().map(|place| Violation { path: place.path.clone(), message: place.message.clone() }).collect();
+            let told = places.first().map(|place| format!(": {:?}: {}", place.path, place.message)).unwrap_or_default();
+            let more = if *count > 1 { format!("; and {} more, see status.violations", count - 1) } else { String::new() };
+            let message = format!("the input does not satisfy its schema{told}{more}");
+            Err((Refusal { reason: Reason::InputInvalid, message }, places))
+        }
+        Answer::Unusable { whose, why } => refuse(Reason::SchemaInvalid, format!("the schema cannot be used ({whose}): {why}")),
+        Answer::TooDeep => {
+            refuse(Reason::InputInvalid, "the input is nested deeper than 128 levels, which no schema can be checked on".into())
+        }
+        Answer::TooCostly => refuse(Reason::SchemaInvalid, "checking the input takes more than a second of CPU, or too much memory".into()),
+    }
 }
 
 fn check_size(files: &JobFiles) -> Result<(), Refusal> {

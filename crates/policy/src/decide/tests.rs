@@ -9,7 +9,7 @@ fn runtime(name: &str, image: Option<&str>) -> Runtime {
 
 fn policy(kind: PolicyKind, name: &str, runtimes: Vec<Runtime>, limits: Limits) -> Policy {
     let taken = TakenPolicy { kind, name: name.into(), uid: "u".into(), generation: 1, hash: "h".into() };
-    Policy { taken, rules: PolicyRules { runtimes, limits } }
+    Policy { taken, rules: PolicyRules { runtimes, limits, ..PolicyRules::default() } }
 }
 
 fn cluster(limits: Limits) -> Policy {

@@ -2,7 +2,6 @@ use paddock_protocol::{Captured, Output, RefusedReason, Report};
 
 use super::super::fixtures::*;
 use super::super::outcome::outcome_of_refusal;
-use super::super::result::stream;
 use super::*;
 
 fn holds(run: &ScriptRun, type_: &ConditionType) -> Option<(ConditionStatus, Reason)> {
@@ -82,14 +81,6 @@ fn a_status_that_says_nothing_new_is_not_written() {
     assert_eq!(compute_status(&run, &seen(&run), &Step::CreatePod, &Done::Yes, at(1)), None);
     let held = after(&a_run(), &seen(&run), &Step::Hold(Reason::SandboxNamespaceNotReady, "x"), &Done::Yes, 1);
     assert_eq!(compute_status(&held, &seen(&run), &Step::Hold(Reason::SandboxNamespaceNotReady, "x"), &Done::Yes, at(9)), None);
-}
-
-#[test]
-fn streams_keep_both_ends_and_count_what_is_left_out() {
-    let captured = Captured { head: vec![b'a'; 8192], tail: vec![b'z'; 8192], tail_offset: 1_000_000 };
-    let stream = stream(&captured, 1_008_192).unwrap();
-    assert_eq!((stream.text.len(), stream.tail.unwrap().len()), (8192, 8192));
-    assert_eq!((stream.bytes, stream.truncated_bytes), (1_008_192, Some(1_008_192 - 16384)));
 }
 
 #[test]
