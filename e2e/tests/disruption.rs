@@ -15,7 +15,7 @@ use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostPar
 use kube::{Api, Client, ResourceExt as _};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use paddock_crds::{ConditionType, Phase, Reason, ScriptRunStatus};
+use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
 use paddock_e2e::cluster::{component, lifecycle, process};
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard};
@@ -264,6 +264,39 @@ async fn scale(client: &Client, replicas: usize) {
     eventually("as many replicas are ready", || async {
         let ready = operators(client).await.iter().filter(|pod| is_ready(pod)).count();
         if ready == replicas { Ok(()) } else { Err(ready) }
+    })
+    .await;
+}
+
+/// The file of the container's log on the node.
+fn log_folder(tenant: &Tenant, run: &ScriptRun) -> std::path::PathBuf {
+    let pod = status(run).pod.unwrap();
+    layout().state.join("pod-logs").join(format!("{}_{}_{}", tenant.sandbox(), pod.name, pod.uid))
+}
+
+/// A node may rotate or lose the log of a sandbox before anybody has read it.
+#[tokio::test]
+async fn a_result_whose_log_is_gone_is_in_the_termination_message() {
+    let _alone = alone().await;
+    tenant("summary", |tenant| async move {
+        let text = "import json, os, time\nprint('lost')\ntime.sleep(4)\njson.dump([1, 'two'], open(os.environ['PADDOCK_RESULT'], 'w'))\nraise SystemExit(5)\n";
+        let run = tenant.create(Script::python(text)).await;
+        let running = tenant.until(&run, "Running", |status| status.phase == Some(Phase::Running)).await;
+        scale(&tenant.client, 0).await;
+        let pod = tenant.pod_of(&run).await.name_any();
+        eventually("the pod ends", || async {
+            let phase = tenant.pods().get(&pod).await.unwrap().status.unwrap().phase.unwrap_or_default();
+            if phase == "Failed" { Ok(()) } else { Err(phase) }
+        })
+        .await;
+        std::fs::remove_dir_all(log_folder(&tenant, &running)).unwrap();
+        scale(&tenant.client, 1).await;
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Failed, &Reason::Failed);
+        let result = status(&run).result.unwrap();
+        assert_eq!((result.exit_code, result.output), (Some(5), Some(json!([1, "two"]))));
+        let stream = result.stdout.unwrap();
+        assert_eq!((stream.text.as_str(), stream.bytes, stream.truncated_bytes), ("", 5, Some(5)));
     })
     .await;
 }
