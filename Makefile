@@ -43,7 +43,7 @@ advisories: $(CARGO_DENY) ## Known vulnerabilities of what is linked; fetches th
 unit: ## Tests that need nothing but Rust
 	cargo test --quiet
 
-SUITES := api chart confinement contract economy examples failures leftovers observed scripts disruption
+SUITES := api attacks chart confinement contract economy examples failures leftovers observed scripts disruption
 
 .PHONY: e2e
 e2e: cluster ## Tests on the local cluster
@@ -52,9 +52,13 @@ e2e: cluster ## Tests on the local cluster
 	cargo test --quiet --no-fail-fast -p paddock-e2e $(SUITES:%=--test %) -- --test-threads=4
 	cargo test --quiet -p paddock-e2e --test rights
 
-.PHONY: bench
-bench: install ## Cold runs beside bare pods, as one JSON line
-	@cargo run --quiet -p paddock-e2e --example cold
+.PHONY: bench-run
+bench-run: install ## Cold runs beside bare pods, as one JSON line
+	@cargo run --quiet -p paddock-e2e --example bench run
+
+.PHONY: bench-burst
+bench-burst: install ## A hundred runs at once beside a hundred bare pods, as one JSON line
+	@cargo run --quiet -p paddock-e2e --example bench burst
 
 .PHONY: generate
 generate: ## Write the files that are made from the types

@@ -6,7 +6,8 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, kubectl, layout, operators, status, stdout, tenant};
+use harness::disturb::{begin, ctr, end, kill_operator, leader, process_of, scale};
+use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, kubectl, layout, status, stdout, tenant};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -14,9 +15,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
-use paddock_e2e::cluster::{component, lifecycle, process};
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -30,46 +29,6 @@ async fn alone() -> MutexGuard<'static, ()> {
     with_arguments(&client, &[]).await;
     leader(&client).await;
     guard
-}
-
-/// The pod whose name is on the lease, once it is ready.
-async fn leader(client: &Client) -> Pod {
-    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
-    eventually("there is a leader", || async {
-        let lease = leases.get_opt("paddock-operator").await.unwrap();
-        let holder = lease.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity).unwrap_or_default();
-        let pods = operators(client).await;
-        pods.into_iter().find(|pod| pod.name_any() == holder && is_ready(pod)).ok_or(holder)
-    })
-    .await
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
-    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
-/// Process id of the one container of a pod, from containerd.
-async fn process_of(client: &Client, pod: &Pod) -> Pid {
-    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap());
-    let id = eventually("the container runs", || async {
-        let status = api.get(&pod.name_any()).await.unwrap().status.unwrap_or_default();
-        let container = status.container_statuses.unwrap_or_default().into_iter().next();
-        container
-            .filter(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
-            .and_then(|container| container.container_id)
-            .ok_or("not running")
-    })
-    .await;
-    let tasks = ctr(&["tasks", "list"]).unwrap();
-    let id = id.trim_start_matches("containerd://");
-    let line = tasks.lines().find(|line| line.starts_with(id)).expect("containerd knows the container");
-    Pid::from_raw(line.split_whitespace().nth(1).unwrap().parse().unwrap())
-}
-
-async fn kill_operator(client: &Client) {
-    let pod = leader(client).await;
-    kill(process_of(client, &pod).await, Signal::SIGKILL).unwrap();
 }
 
 /// Holds that exactly one runner of this run was ever started: the status names it, and it has no second start.
@@ -129,24 +88,6 @@ async fn a_restarted_container_runtime_loses_nothing() {
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
     })
     .await;
-}
-
-async fn end(name: &str) {
-    let record = process::record(&layout(), name).unwrap();
-    record.signal(Signal::SIGKILL);
-    eventually("the process has ended", || async { if record.is_alive() { Err(name) } else { Ok(()) } }).await;
-}
-
-fn begin(name: &str) {
-    let layout = layout();
-    lifecycle::start(&layout, &component::built(&layout).unwrap(), name).unwrap();
-}
-
-/// Runs containerd's own client.
-fn ctr(arguments: &[&str]) -> anyhow::Result<String> {
-    let layout = layout();
-    let mut ctr = lifecycle::ctr(&layout, &component::built(&layout)?)?;
-    paddock_e2e::cluster::command::run(ctr.args(["--namespace", "k8s.io"]).args(arguments))
 }
 
 #[tokio::test]
@@ -253,17 +194,6 @@ async fn a_script_whose_node_lost_it_is_lost_and_not_run_again() {
         assert_started_once(&status(&run));
         let run = tenant.run(Script::shell("echo after")).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
-    })
-    .await;
-}
-
-async fn scale(client: &Client, replicas: usize) {
-    let api: Api<Deployment> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
-    let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
-    api.patch("paddock-operator", &PatchParams::default(), &patch).await.unwrap();
-    eventually("as many replicas are ready", || async {
-        let ready = operators(client).await.iter().filter(|pod| is_ready(pod)).count();
-        if ready == replicas { Ok(()) } else { Err(ready) }
     })
     .await;
 }

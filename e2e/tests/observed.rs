@@ -81,17 +81,17 @@ async fn metrics_count_runs_and_name_none() {
         let after = ask(&tenant.client, "metrics").await;
         // Other tests run beside this one.
         assert!(value(&after, failed) >= value(&before, failed) + 1.0, "{after}");
-        let results = "paddock_run_result_seconds_count";
+        let results = "paddock_run_seconds_count{until=\"ResultReady\"}";
         assert!(value(&after, results) >= value(&before, results) + 1.0, "{after}");
         assert!((value(&after, "paddock_leader") - 1.0).abs() < f64::EPSILON, "{after}");
         assert!(after.trim_end().ends_with("# EOF"), "{after}");
         for name in [run.name_any(), run.uid().unwrap(), tenant.name.clone(), SECRET.to_owned()] {
             assert!(!after.contains(&name), "{name} is in a metric");
         }
-        // Labels have few values: reasons, categories and the bounds of buckets.
+        // Labels have few values: reasons, categories, clocks and the bounds of buckets.
         let labels: std::collections::BTreeSet<&str> =
             after.lines().filter_map(|line| line.split_once('{')?.1.split_once('=')).map(|(label, _)| label).collect();
-        assert!(labels.iter().all(|label| ["reason", "category", "le"].contains(label)), "{labels:?}");
+        assert!(labels.iter().all(|label| ["reason", "category", "until", "le"].contains(label)), "{labels:?}");
     })
     .await;
 }

@@ -1,6 +1,6 @@
 //! Prometheus metrics. Labels come from closed sets, never from names or messages.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -26,6 +26,22 @@ struct Category {
     category: &'static str,
 }
 
+/// A clock of a run's status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Clock {
+    Received,
+    Admitted,
+    Started,
+    FirstOutput,
+    ResultReady,
+    Finished,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Until {
+    until: Clock,
+}
+
 /// All metrics of the operator.
 pub(crate) struct Metrics {
     finished: Family<Reason, Counter>,
@@ -34,15 +50,13 @@ pub(crate) struct Metrics {
     malformed: Counter,
     sessions: Gauge,
     leader: Gauge,
-    result_seconds: Histogram,
-    start_seconds: Histogram,
+    run_seconds: Family<Until, Histogram>,
 }
 
 impl Metrics {
     /// Registers everything under `paddock_`.
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("paddock");
-        let buckets = || exponential_buckets(0.05, 2.0, 14);
         let metrics = Self {
             finished: Family::default(),
             refused: Family::default(),
@@ -50,8 +64,7 @@ impl Metrics {
             malformed: Counter::default(),
             sessions: Gauge::default(),
             leader: Gauge::default(),
-            result_seconds: Histogram::new(buckets()),
-            start_seconds: Histogram::new(buckets()),
+            run_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.05, 2.0, 14))),
         };
         registry.register("runs_finished", "Runs that ended, by the reason of their Finished condition", metrics.finished.clone());
         registry.register("runs_refused", "Runs that were refused, by the reason of their Accepted condition", metrics.refused.clone());
@@ -59,8 +72,8 @@ impl Metrics {
         registry.register("malformed_objects", "Passes over an object that could not be read", metrics.malformed.clone());
         registry.register("open_sessions", "Runners that the operator listens to", metrics.sessions.clone());
         registry.register("leader", "1 on the replica that leads", metrics.leader.clone());
-        registry.register("run_result_seconds", "From the first sight of a run to its result", metrics.result_seconds.clone());
-        registry.register("run_start_seconds", "From the first sight of a run to its start message", metrics.start_seconds.clone());
+        let help = "From the first sight of a run to a clock of its status; to Received, from its creation";
+        registry.register("run_seconds", help, metrics.run_seconds.clone());
         // An alert on a rise needs a value to rise from.
         for category in Error::CATEGORIES {
             let _ = metrics.errors.get_or_create(&Category { category });
@@ -92,11 +105,7 @@ impl Metrics {
         self.leader.set(i64::from(leads));
     }
 
-    pub(crate) fn result_after(&self, seconds: f64) {
-        self.result_seconds.observe(seconds);
-    }
-
-    pub(crate) fn start_after(&self, seconds: f64) {
-        self.start_seconds.observe(seconds);
+    pub(crate) fn reached(&self, until: Clock, seconds: f64) {
+        self.run_seconds.get_or_create(&Until { until }).observe(seconds);
     }
 }

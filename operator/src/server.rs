@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use futures::TryStreamExt as _;
 use futures::channel::mpsc;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::{Recorder, Reporter};
@@ -47,8 +48,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let client = connect(fence.clone()).await?;
     let minor = server_minor(&client).await?;
     let store = config.result_store.as_ref().map(|url| ResultStore::open(url, &Config::store_options())).transpose()?;
-    let settings = config.settings(minor);
-    tracing::info!(server = minor, image_volume = settings.runner_by_image_volume, runtime_class = settings.runtime_class, "starting");
+    let image_volume = config.settings(minor, Timestamp::UNIX_EPOCH).runner_by_image_volume;
+    tracing::info!(server = minor, image_volume, runtime_class = config.runtime_class, "starting");
     readiness.set(true);
 
     let acquire = lease::acquire(client.clone(), &config.namespace, &config.lease, &config.identity, fence);
@@ -58,6 +59,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = interrupt.recv() => return Ok(()),
     };
     metrics.leads(true);
+    let settings = config.settings(minor, Timestamp::now());
     let results = Results { sealing_key: sealing::key(&client, &config.namespace).await?, store };
 
     let (wake, woken) = mpsc::unbounded();

@@ -166,7 +166,9 @@ impl Detector {
             Self::BearerToken => headers(text),
             Self::Password => {
                 let mut spans = matches(&URL_PASSWORD, text, |_| true);
-                spans.extend(matches(&ASSIGNMENT, text, |value| !is_placeholder(value)));
+                let assigned = matches(&ASSIGNMENT, text, |value| !is_placeholder(value));
+                // What is called is no value.
+                spans.extend(assigned.into_iter().filter(|(_, end)| text.get(*end) != Some(&b'(')));
                 spans
             }
             Self::Email => matches(&EMAIL, text, |_| true),
@@ -235,7 +237,7 @@ fn headers(text: &[u8]) -> Vec<(usize, usize)> {
 /// A reference, a call, or a word that says that there is no value.
 fn is_placeholder(value: &[u8]) -> bool {
     let text = String::from_utf8_lossy(value).to_ascii_lowercase();
-    let is_reference = text.starts_with(['$', '<', '{', '*', '%', '(', '['])
+    let is_reference = text.starts_with(['$', '<', '{', '*', '%', '(', '[', '/'])
         || text.contains("getenv")
         || text.contains("environ")
         || text.contains("os.");

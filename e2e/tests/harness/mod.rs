@@ -2,6 +2,8 @@
 //! the operator's log.
 #![allow(dead_code)]
 
+pub mod disturb;
+
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
@@ -25,6 +25,7 @@ use super::validate::ValidRun;
 use super::{Guarded, Watched, events, observe};
 use crate::context::{Context, turn};
 use crate::error::{Error, code, response, within};
+use crate::metrics::Clock;
 use crate::names::{FINALIZER, pod_name, sandbox_namespace};
 use crate::sandbox_namespace;
 
@@ -448,26 +449,16 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
     let had = |type_: &ConditionType| before.status.as_ref().is_some_and(|status| status.is_true(type_));
     let Some(status) = &after.status else { return };
     let new = |type_: &ConditionType| status.is_true(type_) && !had(type_);
-    let clocks = status.clocks.clone().unwrap_or_default();
-    let since_received = |end: &Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime>| {
-        let (received, end) = (clocks.received.as_ref()?, end.as_ref()?);
-        Some(end.0.duration_since(received.0).as_secs_f64())
-    };
+    for (clock, seconds) in reached(before, after) {
+        context.metrics.reached(clock, seconds);
+    }
     let waited = before.status.as_ref().is_some_and(|status| status.condition(&ConditionType::Admitted).is_some());
     if new(&ConditionType::Admitted) && waited {
         context.wake_waiting(&after.namespace().unwrap_or_default());
     }
     if new(&ConditionType::Started) {
-        if let Some(seconds) = since_received(&clocks.started) {
-            context.metrics.start_after(seconds);
-        }
         tracing::info!("started");
         spawn_event(after, Step::RecordStart { boot: String::new() }, context);
-    }
-    if new(&ConditionType::ResultReady)
-        && let Some(seconds) = since_received(&clocks.result_ready)
-    {
-        context.metrics.result_after(seconds);
     }
     if new(&ConditionType::Finished) {
         let reason = status.condition(&ConditionType::Finished).map_or(Reason::Lost, |condition| condition.reason.clone());
@@ -483,6 +474,27 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
         context.metrics.sessions(context.sessions.len());
         spawn_event(after, Step::RecordResult, context);
     }
+}
+
+/// The clocks that a write has set, in seconds from the first sight of the run; that of the first sight from its creation.
+fn reached(before: &ScriptRun, after: &ScriptRun) -> Vec<(Clock, f64)> {
+    let clocks = |run: &ScriptRun| run.status.as_ref().and_then(|status| status.clocks.clone()).unwrap_or_default();
+    let (old, new) = (clocks(before), clocks(after));
+    let created = after.metadata.creation_timestamp.as_ref().map(|Time(time)| *time);
+    let received = new.received.as_ref().map(|MicroTime(time)| *time);
+    let all = [
+        (Clock::Received, old.received, new.received, created),
+        (Clock::Admitted, old.admitted, new.admitted, received),
+        (Clock::Started, old.started, new.started, received),
+        (Clock::FirstOutput, old.first_output, new.first_output, received),
+        (Clock::ResultReady, old.result_ready, new.result_ready, received),
+        (Clock::Finished, old.finished, new.finished, received),
+    ];
+    let of = |(clock, old, new, since): (Clock, Option<MicroTime>, Option<MicroTime>, Option<Timestamp>)| {
+        let MicroTime(new) = new.filter(|_| old.is_none())?;
+        Some((clock, new.duration_since(since?).as_secs_f64().max(0.0)))
+    };
+    all.into_iter().filter_map(of).collect()
 }
 
 /// An Event must not hold up the run.

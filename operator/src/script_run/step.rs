@@ -6,10 +6,10 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
 use paddock_policy::{OutputGrant, Refusal};
-use paddock_protocol::{Refused, Transcript};
+use paddock_protocol::{Refused, RefusedReason, Transcript};
 
 use super::outcome::{Outcome, before_the_start, outcome, outcome_of_refusal};
-use super::pod_facts::{PodFacts, PodLife, PodSeen, WaitsFor};
+use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen, WaitsFor};
 use super::validate::{self, ValidRun};
 use crate::config::Settings;
 use crate::names::{FINALIZER, sandbox_namespace};
@@ -218,7 +218,9 @@ fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settin
         return Step::RecordStop(Reason::Cancelled);
     }
     let admitted = status.clocks.as_ref().and_then(|clocks| clocks.admitted.clone()).map_or(now, |time| time.0);
-    let Some(budget_left) = remaining(&admitted, i64::from(settings.start_budget_seconds), now) else {
+    // The time in which nobody led is not the run's: nobody could have started it.
+    let since = admitted.max(settings.leading_since);
+    let Some(budget_left) = remaining(&since, i64::from(settings.start_budget_seconds), now) else {
         return Step::RecordStop(Reason::StartTimedOut);
     };
     let valid = match &seen.decision {
@@ -253,13 +255,17 @@ fn start(pod: &PodFacts, stream: &StreamSeen, budget_left: Duration) -> Step {
     if pod.mutated.is_some() {
         return Step::RecordStop(Reason::PodMutated);
     }
-    if let Some(Refused { reason, .. }) = &stream.transcript.refused {
-        return Step::RecordStop(outcome_of_refusal(*reason).reason);
+    match &stream.transcript.refused {
+        // It waited while nobody led. No start message was ever sent, so another pod may have the script.
+        Some(Refused { reason: RefusedReason::NotStarted, .. }) => return Step::RemovePod,
+        Some(Refused { reason, .. }) => return Step::RecordStop(outcome_of_refusal(*reason).reason),
+        None => {}
     }
     match &pod.life {
         PodLife::Ended(_) if !stream.complete => Step::ReadLog,
+        PodLife::Ended(ended) if is_not_the_pods_own(ended) => Step::RemovePod,
         PodLife::Ended(_) => Step::RecordStop(Reason::PodRejected),
-        PodLife::Pending(WaitsFor::Named(reason)) if is_hopeless(reason) => Step::RecordStop(reason_of_waiting(reason)),
+        PodLife::Pending(WaitsFor::Named(reason)) if is_hopeless(reason) => Step::RecordStop(Reason::ImageUnavailable),
         _ if !stream.listening => Step::Listen,
         _ => match &stream.transcript.boot {
             Some(boot) => Step::RecordStart { boot: boot.clone() },
@@ -268,21 +274,16 @@ fn start(pod: &PodFacts, stream: &StreamSeen, budget_left: Duration) -> Step {
     }
 }
 
-/// Reasons of a waiting container that no waiting mends.
-fn is_hopeless(reason: &str) -> bool {
-    matches!(
-        reason,
-        "ImagePullBackOff"
-            | "InvalidImageName"
-            | "ErrImageNeverPull"
-            | "CreateContainerConfigError"
-            | "CreateContainerError"
-            | "RunContainerError"
-    )
+/// Whether a pod that never had the script ended by what happened around it: its deadline, its node, its runtime. Another may fare better.
+fn is_not_the_pods_own(ended: &Ended) -> bool {
+    let reason = ended.container_reason.as_deref();
+    ended.disrupted || ended.pod_reason.as_deref() == Some("DeadlineExceeded") || reason == Some("ContainerStatusUnknown")
 }
 
-fn reason_of_waiting(reason: &str) -> Reason {
-    if reason.contains("Image") { Reason::ImageUnavailable } else { Reason::PodRejected }
+/// Reasons of a waiting container that no waiting mends. `CreateContainerConfigError`, `CreateContainerError` and `RunContainerError` are not
+/// among them: a container runtime that restarts makes them too, and the kubelet tries again.
+fn is_hopeless(reason: &str) -> bool {
+    matches!(reason, "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull")
 }
 
 /// Stopped before the start: the pod holds no evidence, so it is removed, and the end is stored when it is gone.

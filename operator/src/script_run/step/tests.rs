@@ -88,19 +88,49 @@ fn an_admitted_run_gets_its_pod_and_its_stream() {
 #[case::mutated(|pod: &mut PodFacts| pod.mutated = Some("spec.containers".into()), Reason::PodMutated)]
 #[case::no_image(|pod: &mut PodFacts| pod.life = PodLife::Pending(WaitsFor::Named("ImagePullBackOff".into())), Reason::ImageUnavailable)]
 #[case::never_pull(|pod: &mut PodFacts| pod.life = PodLife::Pending(WaitsFor::Named("ErrImageNeverPull".into())), Reason::ImageUnavailable)]
-#[case::bad_container(|pod: &mut PodFacts| pod.life = PodLife::Pending(WaitsFor::Named("CreateContainerError".into())), Reason::PodRejected)]
 fn a_pod_that_cannot_start_is_given_up_at_once(#[case] change: fn(&mut PodFacts), #[case] reason: Reason) {
     let run = admitted(0);
     assert_eq!(step(&run, &with_pod(&run, StreamSeen::default(), change), 1), Step::RecordStop(reason));
 }
 
-#[test]
-fn a_pull_that_failed_once_may_still_work() {
+#[rstest]
+#[case::pull("ErrImagePull")]
+#[case::runtime_away_before_creation("CreateContainerConfigError")]
+#[case::runtime_away_at_creation("CreateContainerError")]
+#[case::runtime_away_at_start("RunContainerError")]
+fn what_failed_once_may_still_work(#[case] reason: &str) {
     let run = admitted(0);
     let waiting = with_pod(&run, a_stream(|transcript| transcript.boot = None), |pod| {
-        pod.life = PodLife::Pending(WaitsFor::Named("ErrImagePull".into()));
+        pod.life = PodLife::Pending(WaitsFor::Named(reason.into()));
     });
     assert!(is_rest(&step(&run, &waiting, 1)));
+}
+
+#[test]
+fn time_in_which_nobody_led_is_not_the_runs() {
+    let run = admitted(0);
+    let after_a_gap = Settings { leading_since: at(100), ..settings() };
+    assert_eq!(next_step(&run, &seen(&run), &after_a_gap, at(101)), Step::CreatePod);
+    assert_eq!(next_step(&run, &seen(&run), &after_a_gap, at(160)), Step::RecordStop(Reason::StartTimedOut));
+}
+
+#[rstest]
+#[case::deadline(Ended { pod_reason: Some("DeadlineExceeded".into()), ..Ended::default() }, true)]
+#[case::evicted(Ended { disrupted: true, ..Ended::default() }, true)]
+#[case::forgotten(Ended { container_reason: Some("ContainerStatusUnknown".into()), ..Ended::default() }, true)]
+#[case::of_its_own(Ended { container_reason: Some("StartError".into()), ..Ended::default() }, false)]
+fn a_pod_that_ended_before_the_start_by_what_was_around_it_is_followed_by_another(#[case] ended: Ended, #[case] again: bool) {
+    let run = admitted(0);
+    let stream = StreamSeen { complete: true, ..StreamSeen::default() };
+    let expected = if again { Step::RemovePod } else { Step::RecordStop(Reason::PodRejected) };
+    assert_eq!(step(&run, &with_pod(&run, stream, |pod| pod.life = PodLife::Ended(ended)), 1), expected);
+}
+
+#[test]
+fn a_runner_that_waited_in_vain_is_followed_by_another() {
+    let run = admitted(0);
+    let refused = Refused { reason: RefusedReason::NotStarted, detail: String::new() };
+    assert_eq!(step(&run, &with_pod(&run, a_stream(|transcript| transcript.refused = Some(refused)), |_| ()), 1), Step::RemovePod);
 }
 
 #[test]

@@ -1,0 +1,30 @@
+//! What Paddock costs beside bare pods of the same image, RuntimeClass and limits, as one JSON line. `run` takes cold runs one at a time,
+//! `burst` a hundred at once. The two sides alternate: on a shared machine only ratios of one invocation mean anything.
+#![allow(clippy::unwrap_used)]
+
+mod burst;
+mod operator;
+mod sides;
+
+use kube::Client;
+use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use paddock_e2e::cluster::layout::Layout;
+
+fn layout() -> Layout {
+    let clone = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let home = std::env::var_os("HOME").map_or_else(|| "/root".into(), std::path::PathBuf::from);
+    Layout::new(clone, std::env::var_os("PADDOCK_CACHE").map(Into::into), &home)
+}
+
+#[tokio::main]
+async fn main() {
+    let kubeconfig = Kubeconfig::read_from(layout().kubeconfig()).expect("the cluster is up: run make bench-run");
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let client = Client::try_from(config).unwrap();
+    let line = match std::env::args().nth(1).as_deref() {
+        Some("run") => sides::bench(&client).await,
+        Some("burst") => burst::bench(&client).await,
+        _ => panic!("usage: bench run | burst"),
+    };
+    println!("{line}");
+}

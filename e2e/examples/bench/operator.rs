@@ -1,0 +1,53 @@
+//! What the operator's process uses, from the node's `/proc`, and what it writes, from the API server's audit log.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+const USER: &str = "system:serviceaccount:paddock-system:paddock-operator";
+
+/// The one operator.
+fn process() -> PathBuf {
+    let is_operator = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "paddock-operato");
+    fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).find(is_operator).expect("the operator runs")
+}
+
+/// CPU time of all its threads.
+pub fn cpu() -> Duration {
+    let nanos = |thread: fs::DirEntry| -> u64 {
+        let text = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+        text.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    Duration::from_nanos(fs::read_dir(process().join("task")).unwrap().flatten().map(nanos).sum())
+}
+
+/// Memory of its own, in bytes.
+pub fn memory() -> u64 {
+    let status = fs::read_to_string(process().join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Most writes by the operator's user for one of these runs, Events not counted: on the run itself, and on what is named after its UID.
+pub fn writes(namespace: &str, runs: &[String]) -> usize {
+    let log = fs::read_to_string(crate::layout().audit_log()).unwrap();
+    let events: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let is_write = |event: &&Value| {
+        let object = &event["objectRef"];
+        let is_write = matches!(event["verb"].as_str(), Some("create" | "update" | "patch" | "delete"));
+        event["user"]["username"] == USER && is_write && object["resource"] != "events" && object["subresource"] != "attach"
+    };
+    let of_sandbox = events.iter().filter(is_write).filter(|event| event["objectRef"]["namespace"] == format!("sbx-{namespace}"));
+    let named = of_sandbox.filter(|event| event["objectRef"]["name"].as_str().is_some_and(|name| name.starts_with("sr-"))).count();
+    let of_run = |name: &String| {
+        events
+            .iter()
+            .filter(is_write)
+            .filter(|event| event["objectRef"]["namespace"] == namespace && event["objectRef"]["name"] == **name)
+            .count()
+    };
+    // The first run of the namespace is among those of the sandbox too.
+    runs.iter().map(of_run).max().unwrap_or(0) + named.div_ceil(runs.len() + 1)
+}

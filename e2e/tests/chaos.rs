@@ -1,0 +1,245 @@
+//! Two hundred runs while what runs them is killed at random. `CHAOS_SEED` repeats a sequence of kills; the moment of each is the machine's.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use harness::disturb::{begin, end, kill_operator, scale};
+use harness::{
+    OPERATOR_NAMESPACE, Script, Tenant, admin, eventually, eventually_within, kubectl, layout, operators, status, stdout, tenant,
+};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, ResourceExt as _};
+use paddock_crds::{ConditionType, Phase, ScriptRun};
+use paddock_protocol::{Lines, Reader, SealingKey};
+use serde_json::json;
+
+const RUNS: u64 = 200;
+/// What the cluster tier allows.
+const LIMIT: usize = 10;
+/// All runs together.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// SplitMix64: enough to choose what is killed next, and the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+/// Kills until it is told to stop. Says what it did how often.
+async fn kill_at_random(seed: u64, stop: Arc<AtomicBool>) -> BTreeMap<&'static str, u32> {
+    let client = admin().await;
+    let mut random = Random(seed);
+    let mut done = BTreeMap::new();
+    while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(8000 + random.below(12_000))).await;
+        let what = match random.below(8) {
+            0..=1 => {
+                kill_operator(&client).await;
+                "the leader's process"
+            }
+            2 => {
+                // The other replica takes over once the lease has run out.
+                let api: Api<Pod> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+                let pods = operators(&client).await;
+                let index = usize::try_from(random.below(pods.len() as u64)).unwrap();
+                let _ = api.delete(&pods[index].name_any(), &DeleteParams::default().grace_period(0)).await;
+                "a replica's pod"
+            }
+            3..=6 => {
+                let away = Duration::from_millis(random.below(3000));
+                restart("kube-apiserver", away).await;
+                eventually("the API server answers", || async { kubectl(&["get", "--raw", "/readyz"], "") }).await;
+                "the API server"
+            }
+            _ => {
+                restart("containerd", Duration::from_millis(random.below(2000))).await;
+                "containerd"
+            }
+        };
+        *done.entry(what).or_default() += 1;
+    }
+    done
+}
+
+async fn restart(name: &str, away: Duration) {
+    end(name).await;
+    tokio::time::sleep(away).await;
+    begin(name);
+}
+
+/// Looks again and again whether the limit holds. Says how often it looked, and the most that it saw of runs and of pods.
+async fn watch_the_limit(tenant: Tenant, stop: Arc<AtomicBool>) -> (u32, usize, usize) {
+    let (mut looks, mut runs, mut pods) = (0, 0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        if let Ok(list) = tenant.pods().list(&ListParams::default()).await {
+            let lives =
+                |pod: &&Pod| !matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
+            pods = pods.max(list.items.iter().filter(lives).count());
+            looks += 1;
+        }
+        if let Ok(list) = tenant.runs().list(&ListParams::default()).await {
+            let is_active = |run: &&ScriptRun| {
+                let status = status(run);
+                status.is_true(&ConditionType::Admitted) && !status.is_true(&ConditionType::Finished)
+            };
+            runs = runs.max(list.items.iter().filter(is_active).count());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    (looks, runs, pods)
+}
+
+/// Keeps every log that any container of these sandboxes ever wrote, by a second name for its file: it outlives the pod.
+async fn keep_logs(sandbox: String, kept: PathBuf, stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Relaxed) {
+        for pod in entries(&layout().state.join("pod-logs")) {
+            let name = pod.file_name().unwrap().to_string_lossy().into_owned();
+            if name.starts_with(&format!("{sandbox}_")) {
+                for log in entries(&pod.join("script")) {
+                    let file = log.file_name().unwrap().to_string_lossy().into_owned();
+                    let _ = std::fs::hard_link(&log, kept.join(format!("{name}_{file}")));
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
+}
+
+/// How often an interpreter was started for each run, by what the runners themselves have sealed into their logs.
+async fn starts(kept: &Path, runs: &[ScriptRun]) -> BTreeMap<String, u32> {
+    let secrets: Api<Secret> = Api::namespaced(admin().await, OPERATOR_NAMESPACE);
+    let secret = secrets.get("paddock-sealing-key").await.unwrap();
+    let key = SealingKey::from_bytes(&secret.data.unwrap()["key"].0).unwrap();
+    let mut starts = BTreeMap::new();
+    for log in entries(kept) {
+        let uid = runs.iter().map(|run| run.uid().unwrap()).find(|uid| log.to_string_lossy().contains(uid.as_str())).unwrap();
+        let mut reader = Reader::new(key.of_run(&uid));
+        for line in std::fs::read(&log).unwrap().split(|byte| *byte == b'\n') {
+            // As the container runtime writes it: time, stream, a tag, and the line.
+            let content = line.splitn(4, |byte| *byte == b' ').nth(3).unwrap_or_default();
+            Lines::default().push(&[content, b"\n"].concat(), |line| _ = reader.take_line(line));
+        }
+        *starts.entry(uid).or_default() += u32::from(reader.transcript().started);
+    }
+    starts
+}
+
+async fn create(tenant: &Tenant, number: u64) {
+    let pause = f64::from(u32::try_from(number % 7).unwrap()) / 4.0;
+    let text = format!(
+        "import json, os, time\nprint('run {number}', flush=True)\ntime.sleep({pause})\njson.dump({number} * 7919, open(os.environ['PADDOCK_RESULT'], 'w'))\nprint('end')\n"
+    );
+    let script = Script::python(&text).with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" }, "timeoutSeconds": 120 }));
+    let mut run = ScriptRun::new(&format!("run-{number}"), serde_json::from_value(script.0).unwrap());
+    run.metadata.namespace = Some(tenant.name.clone());
+    eventually("the run is created", || async {
+        match tenant.runs().create(&PostParams::default(), &run).await {
+            Ok(_) => Ok(()),
+            // An answer that was lost.
+            Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(()),
+            Err(error) => Err(error),
+        }
+    })
+    .await;
+}
+
+fn is_over(run: &ScriptRun) -> bool {
+    status(run).is_true(&ConditionType::Finished)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_doubled_wrong_or_stuck_whatever_is_killed() {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let seed = std::env::var("CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(now);
+    eprintln!("CHAOS_SEED={seed}");
+    tenant("chaos", move |tenant| async move {
+        // On the file system of the logs.
+        let kept = layout().state.join(&tenant.name);
+        std::fs::create_dir_all(&kept).unwrap();
+        tenant.policy(json!({ "maxConcurrent": LIMIT, "maxQueued": 1000 })).await;
+        scale(&tenant.client, 2).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let keeper = tokio::spawn(keep_logs(tenant.sandbox(), kept.clone(), stop.clone()));
+        let watcher = tokio::spawn(watch_the_limit(tenant.clone(), stop.clone()));
+        let killer = tokio::spawn(kill_at_random(seed, stop.clone()));
+        let began = Instant::now();
+        for number in 0..RUNS {
+            create(&tenant, number).await;
+        }
+        let runs = eventually_within(PATIENCE, "all runs are over", || async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let runs = tenant.runs().list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
+            let open: Vec<String> =
+                runs.iter().filter(|run| !is_over(run)).map(|run| format!("{}: {:?}", run.name_any(), status(run).phase)).collect();
+            if open.is_empty() && runs.len() as u64 == RUNS { Ok(runs) } else { Err(format!("{} of {}: {open:?}", open.len(), runs.len())) }
+        })
+        .await;
+        let took = began.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        let kills = killer.await.unwrap();
+        let (looks, most_runs, most_pods) = watcher.await.unwrap();
+        keeper.await.unwrap();
+        scale(&tenant.client, 1).await;
+        eprintln!(
+            "{RUNS} runs in {took:.0?} beside {kills:?}; looked {looks} times: at most {most_runs} runs and {most_pods} pods of {LIMIT}"
+        );
+
+        let mut phases = BTreeMap::new();
+        for run in &runs {
+            *phases.entry(format!("{:?}", status(run).phase)).or_insert(0) += 1;
+            let number: u64 = run.name_any().trim_start_matches("run-").parse().unwrap();
+            if status(run).phase == Some(Phase::Succeeded) {
+                assert_eq!(stdout(run), format!("run {number}\nend\n"), "wrong: {:#?}", run.status);
+                assert_eq!(status(run).result.unwrap().output, Some(json!(number * 7919)), "wrong: {:#?}", run.status);
+            } else {
+                eprintln!("{}: {:#?}", run.name_any(), run.status);
+            }
+        }
+        assert_eq!(phases, [(format!("{:?}", Some(Phase::Succeeded)), RUNS)].into(), "lost");
+        let starts = starts(&kept, &runs).await;
+        let not_once: Vec<_> =
+            runs.iter().map(|run| (run.name_any(), starts.get(&run.uid().unwrap()))).filter(|(_, count)| *count != Some(&1)).collect();
+        assert!(not_once.is_empty(), "not started exactly once: {not_once:?}");
+        assert!(most_runs <= LIMIT && most_pods <= LIMIT && looks > 20, "the limit: {most_runs} runs, {most_pods} pods, {looks} looks");
+        assert!(kills.values().sum::<u32>() >= 10 && kills.len() == 4, "too little was killed: {kills:?}");
+        leaves_nothing(&tenant).await;
+        std::fs::remove_dir_all(&kept).unwrap();
+    })
+    .await;
+}
+
+/// Pods and jobs are gone, and so are the runs once they are deleted: no finalizer holds any.
+async fn leaves_nothing(tenant: &Tenant) {
+    let jobs: Api<ConfigMap> = Api::namespaced(tenant.client.clone(), &tenant.sandbox());
+    eventually("no pod and no job is left", || async {
+        let pods = tenant.pods().list(&ListParams::default()).await.map_err(|error| error.to_string())?.items.len();
+        let jobs = jobs.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+        let jobs = jobs.items.iter().filter(|job| job.name_any().starts_with("sr-")).count();
+        if (pods, jobs) == (0, 0) { Ok(()) } else { Err(format!("{pods} pods, {jobs} jobs")) }
+    })
+    .await;
+    tenant.runs().delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
+    eventually("no run is left", || async {
+        let left = tenant.runs().list(&ListParams::default()).await.map_err(|error| error.to_string())?.items.len();
+        if left == 0 { Ok(()) } else { Err(left.to_string()) }
+    })
+    .await;
+}

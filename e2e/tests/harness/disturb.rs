@@ -1,0 +1,79 @@
+//! Killing what runs the cluster, and waiting until it is back.
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, ResourceExt as _};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use paddock_e2e::cluster::{component, lifecycle, process};
+use serde_json::json;
+
+use super::{OPERATOR_NAMESPACE, eventually, layout, operators};
+
+/// The pod whose name is on the lease, once it is ready.
+pub async fn leader(client: &Client) -> Pod {
+    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    eventually("there is a leader", || async {
+        let lease = leases.get_opt("paddock-operator").await.unwrap_or_default();
+        let holder = lease.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity).unwrap_or_default();
+        let pods = operators(client).await;
+        pods.into_iter().find(|pod| pod.name_any() == holder && is_ready(pod)).ok_or(holder)
+    })
+    .await
+}
+
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Process id of the one container of a pod, from containerd.
+pub async fn process_of(client: &Client, pod: &Pod) -> Pid {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap());
+    eventually("containerd knows the container", || async {
+        let status = api.get(&pod.name_any()).await.map_err(|error| error.to_string())?.status.unwrap_or_default();
+        let container = status.container_statuses.unwrap_or_default().into_iter().next().ok_or("no container")?;
+        let is_running = container.state.as_ref().is_some_and(|state| state.running.is_some());
+        let id = container.container_id.filter(|_| is_running).ok_or("not running")?;
+        let tasks = ctr(&["tasks", "list"]).map_err(|error| error.to_string())?;
+        let line = tasks.lines().find(|line| line.starts_with(id.trim_start_matches("containerd://"))).ok_or("no task")?;
+        Ok::<_, String>(Pid::from_raw(line.split_whitespace().nth(1).ok_or("no process")?.parse().map_err(|_| "no number")?))
+    })
+    .await
+}
+
+pub async fn kill_operator(client: &Client) {
+    let pod = leader(client).await;
+    // It may have ended by itself meanwhile.
+    let _ = kill(process_of(client, &pod).await, Signal::SIGKILL);
+}
+
+pub async fn end(name: &str) {
+    let record = process::record(&layout(), name).unwrap();
+    record.signal(Signal::SIGKILL);
+    eventually("the process has ended", || async { if record.is_alive() { Err(name) } else { Ok(()) } }).await;
+}
+
+pub fn begin(name: &str) {
+    let layout = layout();
+    lifecycle::start(&layout, &component::built(&layout).unwrap(), name).unwrap();
+}
+
+/// Runs containerd's own client.
+pub fn ctr(arguments: &[&str]) -> anyhow::Result<String> {
+    let layout = layout();
+    let mut ctr = lifecycle::ctr(&layout, &component::built(&layout)?)?;
+    paddock_e2e::cluster::command::run(ctr.args(["--namespace", "k8s.io"]).args(arguments))
+}
+
+pub async fn scale(client: &Client, replicas: usize) {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+    api.patch("paddock-operator", &PatchParams::default(), &patch).await.unwrap();
+    eventually("as many replicas are ready", || async {
+        let ready = operators(client).await.iter().filter(|pod| is_ready(pod)).count();
+        if ready == replicas { Ok(()) } else { Err(ready) }
+    })
+    .await;
+}
