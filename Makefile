@@ -50,7 +50,15 @@ e2e: cluster ## Tests on the local cluster
 	cargo test --quiet -p paddock-e2e --lib --bins --test devcluster
 	@$(MAKE) --no-print-directory install
 	cargo test --quiet --no-fail-fast -p paddock-e2e $(SUITES:%=--test %) -- --test-threads=4
+	cargo test --quiet -p paddock-e2e --test chaos -- --nocapture
 	cargo test --quiet -p paddock-e2e --test rights
+
+FUZZ_SECONDS := 60
+
+.PHONY: fuzz
+fuzz: ## Fuzz what reads hostile bytes, FUZZ_SECONDS each; needs cargo-fuzz and a nightly compiler
+	cargo +nightly fuzz run reader -- -max_total_time=$(FUZZ_SECONDS)
+	cargo +nightly fuzz run mask -- -max_total_time=$(FUZZ_SECONDS)
 
 .PHONY: bench-run
 bench-run: install ## Cold runs beside bare pods, as one JSON line

@@ -146,7 +146,8 @@ pub struct Script {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub input: Option<Value>,
-    /// JSON Schema 2020-12 that `input` claims to satisfy. A run whose schema is no object is refused.
+    /// JSON Schema 2020-12. A run whose `input` does not satisfy it is refused, with every place in `status.violations`; a missing input counts as
+    /// `null`. References may lead only within the schema, patterns have no look-around, `format` is not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub input_schema: Option<Value>,

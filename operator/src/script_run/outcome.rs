@@ -53,7 +53,7 @@ pub(crate) fn outcome(status: &ScriptRunStatus, pod: Option<&PodFacts>, transcri
                 pod.is_none_or(|pod| pod.deleting) || ended.is_some_and(|ended| is_evicted(ended) || is_past_deadline(ended));
             return if is_from_the_cluster { ended_from_outside(ended) } else { runner_killed() };
         }
-        return by_exit(exit_code, signal);
+        return beside_the_kubelet(by_exit(exit_code, signal), exit_code, signal, ended);
     }
     match (pod, ended) {
         (Some(_), Some(ended)) => without_result(ended),
@@ -69,6 +69,17 @@ fn by_exit(exit_code: Option<i32>, signal: Option<i32>) -> Outcome {
         (None, Some(signal)) => Outcome::plain(Phase::Failed, Reason::Failed, format!("the script was ended by signal {signal}")),
         (None, None) => Outcome::plain(Phase::Failed, Reason::Failed, "the script ended in an unknown way"),
     }
+}
+
+/// A runner ends as its script did. Where the kubelet saw another end, both are told.
+fn beside_the_kubelet(mut told: Outcome, exit_code: Option<i32>, signal: Option<i32>, ended: Option<&Ended>) -> Outcome {
+    let claimed = exit_code.or(signal.map(|signal| 128 + signal)).map(|code| code & 255);
+    if let (Some(claimed), Some(seen)) = (claimed, ended.and_then(|ended| ended.exit_code))
+        && claimed != seen
+    {
+        told.message.push_str(&format!("; the node says that the sandbox ended with exit code {seen}"));
+    }
+    told
 }
 
 fn stopped(reason: &Reason) -> Outcome {
@@ -218,6 +229,22 @@ mod tests {
             let before_the_pod_is_gone = outcome(&status(&run), None, &transcript);
             assert_eq!(before_the_pod_is_gone.reason, Reason::PodDeleted);
         }
+    }
+
+    #[test]
+    fn where_runner_and_kubelet_differ_both_are_told() {
+        let run = started(0);
+        let transcript = Transcript { report: Some(a_report(0)), ..Transcript::default() };
+        let message = |exit_code| {
+            let pod = PodFacts { life: PodLife::Ended(facts(Some(exit_code), Some("Error"), None)), ..a_pod(&run) };
+            outcome(&status(&run), Some(&pod), &transcript).message
+        };
+        assert_eq!(message(0), "the script ended with exit code 0");
+        assert_eq!(message(137), "the script ended with exit code 0; the node says that the sandbox ended with exit code 137");
+        let by_signal = Report { exit_code: None, signal: Some(11), ..a_report(0) };
+        let transcript = Transcript { report: Some(by_signal), ..Transcript::default() };
+        let pod = PodFacts { life: PodLife::Ended(facts(Some(139), Some("Error"), None)), ..a_pod(&run) };
+        assert_eq!(outcome(&status(&run), Some(&pod), &transcript).message, "the script was ended by signal 11");
     }
 
     #[rstest]
