@@ -50,8 +50,11 @@ e2e: cluster ## Tests on the local cluster
 	cargo test --quiet -p paddock-e2e --lib --bins --test devcluster
 	@$(MAKE) --no-print-directory install
 	cargo test --quiet --no-fail-fast -p paddock-e2e $(SUITES:%=--test %) -- --test-threads=4
-	cargo test --quiet -p paddock-e2e --test chaos -- --nocapture
 	cargo test --quiet -p paddock-e2e --test rights
+
+.PHONY: chaos
+chaos: install ## Two hundred runs while what runs them is killed at random; takes about ten minutes
+	cargo test --quiet -p paddock-e2e --test chaos -- --nocapture
 
 FUZZ_SECONDS := 60
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::disturb::{begin, end, kill_operator, scale};
+use harness::disturb::{begin, end, kill_operator, scale, with_arguments};
 use harness::{
     OPERATOR_NAMESPACE, Script, Tenant, admin, eventually, eventually_within, kubectl, layout, operators, status, stdout, tenant,
 };
@@ -201,6 +201,8 @@ async fn nothing_is_lost_doubled_wrong_or_stuck_whatever_is_killed() {
         let kept = layout().state.join(&tenant.name);
         std::fs::create_dir_all(&kept).unwrap();
         tenant.policy(json!({ "maxConcurrent": LIMIT, "maxQueued": 1000 })).await;
+        // A node whose runtime is killed again and again takes longer than usual to make a sandbox.
+        with_arguments(&tenant.client, &["--start-budget-seconds=900"]).await;
         scale(&tenant.client, 2).await;
         let stop = Arc::new(AtomicBool::new(false));
         let keeper = tokio::spawn(keep_logs(tenant.sandbox(), kept.clone(), stop.clone()));
@@ -223,7 +225,7 @@ async fn nothing_is_lost_doubled_wrong_or_stuck_whatever_is_killed() {
         let kills = killer.await.unwrap();
         let (looks, most_runs, most_pods) = watcher.await.unwrap();
         keeper.await.unwrap();
-        scale(&tenant.client, 1).await;
+        with_arguments(&tenant.client, &[]).await;
         eprintln!(
             "{RUNS} runs in {took:.0?} beside {kills:?}; looked {looks} times: at most {most_runs} runs and {most_pods} pods of {LIMIT}"
         );

@@ -6,9 +6,8 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::disturb::{begin, ctr, end, kill_operator, leader, process_of, scale};
+use harness::disturb::{begin, ctr, end, kill_operator, leader, process_of, scale, with_arguments};
 use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, kubectl, layout, status, stdout, tenant};
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -312,34 +311,6 @@ async fn a_runtime_class_that_is_missing_or_wrong_never_starts_a_script() {
         .await;
     })
     .await;
-}
-
-/// One replica with the flags that the suite is installed with, but for those given.
-async fn with_arguments(client: &Client, changed: &[&str]) {
-    let api: Api<Deployment> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
-    let mut deployment = api.get("paddock-operator").await.unwrap();
-    let before = deployment.spec.clone();
-    let spec = deployment.spec.as_mut().unwrap();
-    spec.replicas = Some(1);
-    let arguments = spec.template.spec.as_mut().unwrap().containers[0].args.as_mut().unwrap();
-    for wanted in ["--runner-delivery=auto", "--start-budget-seconds=60", "--log-format=json"].iter().chain(changed) {
-        let (flag, _) = wanted.split_once('=').unwrap();
-        let argument = arguments.iter_mut().find(|argument| argument.starts_with(flag)).unwrap();
-        (*wanted).clone_into(argument);
-    }
-    if deployment.spec == before {
-        return;
-    }
-    deployment.metadata.managed_fields = None;
-    let generation = api.replace("paddock-operator", &PostParams::default(), &deployment).await.unwrap().metadata.generation;
-    eventually("the operator is rolled out", || async {
-        let status = api.get("paddock-operator").await.unwrap().status.unwrap_or_default();
-        let is_done =
-            status.observed_generation >= generation && [status.updated_replicas, status.ready_replicas, status.replicas] == [Some(1); 3];
-        if is_done { Ok(()) } else { Err(status) }
-    })
-    .await;
-    leader(client).await;
 }
 
 #[tokio::test]

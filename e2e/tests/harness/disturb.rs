@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Patch, PatchParams};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -76,4 +76,32 @@ pub async fn scale(client: &Client, replicas: usize) {
         if ready == replicas { Ok(()) } else { Err(ready) }
     })
     .await;
+}
+
+/// One replica with the flags that the suite is installed with, but for those given.
+pub async fn with_arguments(client: &Client, changed: &[&str]) {
+    let api: Api<Deployment> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    let mut deployment = api.get("paddock-operator").await.unwrap();
+    let before = deployment.spec.clone();
+    let spec = deployment.spec.as_mut().unwrap();
+    spec.replicas = Some(1);
+    let arguments = spec.template.spec.as_mut().unwrap().containers[0].args.as_mut().unwrap();
+    for wanted in ["--runner-delivery=auto", "--start-budget-seconds=60", "--log-format=json"].iter().chain(changed) {
+        let (flag, _) = wanted.split_once('=').unwrap();
+        let argument = arguments.iter_mut().find(|argument| argument.starts_with(flag)).unwrap();
+        (*wanted).clone_into(argument);
+    }
+    if deployment.spec == before {
+        return;
+    }
+    deployment.metadata.managed_fields = None;
+    let generation = api.replace("paddock-operator", &PostParams::default(), &deployment).await.unwrap().metadata.generation;
+    eventually("the operator is rolled out", || async {
+        let status = api.get("paddock-operator").await.unwrap().status.unwrap_or_default();
+        let is_done =
+            status.observed_generation >= generation && [status.updated_replicas, status.ready_replicas, status.replicas] == [Some(1); 3];
+        if is_done { Ok(()) } else { Err(status) }
+    })
+    .await;
+    leader(client).await;
 }
