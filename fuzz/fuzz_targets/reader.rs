@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use paddock_protocol::{Lines, MAX_TOTAL, Payload, Reader, Sealer, SealingKey};
 
-/// Bytes before the first zero go in as they are; what follows is sealed as a payload by a runner, so that the decoder is reached behind the seal.
+// Bytes before the first zero go in as they are; what follows is sealed as a payload by a runner, so that the decoder is reached behind the seal.
 fuzz_target!(|data: &[u8]| {
     let Some(key) = SealingKey::from_bytes(&[7; 32]) else { return };
     let key = key.of_run("uid");
