@@ -176,7 +176,8 @@ async fn a_script_whose_node_lost_it_is_lost_and_not_run_again() {
             let (run, pod) = started().await;
             eventually("the script has begun", || async {
                 let log = tenant.pods().logs(&pod.name_any(), &LogParams::default()).await.unwrap();
-                if log.contains("\"started\"") { Ok(()) } else { Err(log) }
+                // The second sealed line: `started`.
+                if log.contains("pdk1 1 ") { Ok(()) } else { Err(log) }
             })
             .await;
             lose_runtime_state(&tenant.client, &pod, reported).await;
