@@ -151,11 +151,6 @@ impl Detector {
         }
     }
 
-    /// The detector of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|detector| detector.as_str() == name)
-    }
-
     /// Spans of what it finds.
     pub(crate) fn find(self, text: &[u8], cut: Cut) -> Vec<(usize, usize)> {
         match self {

@@ -9,14 +9,14 @@ pub const MAX_CONTROL_LINE: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ControlMessage {
-    /// Asks for the `ready` frame once more: an attach stream shows only what is written after it was opened.
+    /// Asks for the `ready` line once more: an attach stream shows only what is written after it was opened.
     Hello {},
     /// Starts the script. It counts only if `boot` is that of this very runner process and `digest` is that of the mounted job, and only
     /// once: a container that the kubelet started a second time has another `boot` and waits in vain.
     Start {
         /// [`crate::JobFiles::digest`].
         digest: String,
-        /// From the `ready` frame.
+        /// From the `ready` line.
         boot: String,
     },
     /// Ends the script: TERM, the grace period, KILL. Before the start it ends the runner.

@@ -16,7 +16,7 @@ mod system;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Exit code of a runner that did not run its job: no script's own, since frames tell them apart.
+/// Exit code of a runner that did not run its job: no script's own, since its lines tell them apart.
 const NOT_RUN: u8 = 120;
 const USAGE: &str = "usage: paddock-runner run JOB_FOLDER | install TARGET_FOLDER | --version";
 

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ConditionType, Reason, ScriptRun, ScriptRunStatus};
+use paddock_crds::{ConditionType, LargeResult, Reason, ScriptRun, ScriptRunStatus};
 use paddock_protocol::ControlMessage;
 use serde_json::json;
 
@@ -325,10 +325,12 @@ const STORE_PATIENCE_SECONDS: i64 = 120;
 
 /// Stores a result that is too large for the status, before the status tells where it is.
 async fn store_result(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
-    let Some(report) = &seen.stream.transcript.report else { return Ok(Done::Yes) };
-    let (Some(bytes), Some(store)) = (produced(&seen.stream.transcript, report, &seen.output).to_store, &context.results.store) else {
+    let transcript = &seen.stream.transcript;
+    let is_for_the_store = seen.output.as_ref().is_ok_and(|grant| grant.large_result == LargeResult::Store);
+    let (Some(report), Some(store), true) = (&transcript.report, &context.results.store, is_for_the_store) else {
         return Ok(Done::Yes);
     };
+    let Some(bytes) = produced(transcript, report, &seen.output).to_store else { return Ok(Done::Yes) };
     match store.put(&run.namespace().unwrap_or_default(), &run.uid().unwrap_or_default(), bytes).await {
         Ok(stored) => Ok(Done::Stored(Ok(stored))),
         Err(error) if is_too_late(run, context.now()) => {

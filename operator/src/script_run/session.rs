@@ -1,6 +1,6 @@
 //! Listening to a runner and speaking to it. One session for each pod that lives.
 //!
-//! Attach brings frames within milliseconds and carries what the operator says; the log holds them all. A session puts both into one
+//! Attach brings lines within milliseconds and carries what the operator says; the log holds them all. A session puts both into one
 //! transcript and wakes the run when there is something new. It decides nothing.
 
 use std::collections::{HashMap, HashSet};
