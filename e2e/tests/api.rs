@@ -131,7 +131,7 @@ async fn only_cancel_and_time_to_live_can_be_changed() {
             let result = refusal(api.patch(name, &params, &Patch::Merge(json!({ "spec": change }))).await);
             assert!(result.as_ref().is_err_and(|text| text.contains(message)), "{what}: {result:?}");
         }
-        for change in [json!({ "ttlSecondsAfterFinished": 5 }), json!({ "cancel": true })] {
+        for change in [json!({ "ttlSecondsAfterFinished": 3600 }), json!({ "cancel": true })] {
             api.patch(name, &PatchParams::default(), &Patch::Merge(json!({ "spec": change }))).await.unwrap();
         }
         let result = refusal(api.patch(name, &params, &Patch::Merge(json!({ "spec": { "cancel": false } }))).await);

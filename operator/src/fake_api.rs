@@ -61,8 +61,8 @@ impl Fake {
     }
 }
 
-/// A context whose API server expects exactly `exchanges`, in this order. Watches are let in and never hear anything.
-pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Arc<Context>, Fake) {
+/// A client whose API server expects exactly `exchanges`, in this order. Watches are let in and never hear anything.
+pub(crate) fn client(exchanges: Vec<Exchange>) -> (Client, Fake) {
     let (service, mut requests) = mock::pair::<Request<Body>, Response<Body>>();
     let client = Client::new(service, "default");
     let fake = tokio::spawn(async move {
@@ -85,6 +85,12 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
             }
         }
     });
+    (client, Fake(fake))
+}
+
+/// A context with such a client.
+pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Arc<Context>, Fake) {
+    let (client, fake) = client(exchanges);
     let (stored, mut writer) = reflector::store();
     for namespace in namespaces {
         writer.apply_watcher_event(&watcher::Event::Apply(namespace.clone()));
@@ -94,5 +100,5 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
     let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });
     let metrics = Metrics::new(&mut Registry::default());
     let results = Results { sealing_key: sealing_key(), store: None };
-    (Arc::new(Context::new(client, settings(), results, metrics, recorder, caches, wake)), Fake(fake))
+    (Arc::new(Context::new(client, settings(), results, metrics, recorder, caches, wake)), fake)
 }

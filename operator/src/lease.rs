@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, anyhow};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -84,10 +84,30 @@ pub(crate) struct Leadership {
     identity: String,
     fence: Fence,
     lease: Lease,
+    /// When the last write that succeeded was begun. The lease is this replica's for [`RENEW_LIMIT`] from then.
+    renewed: Instant,
+}
+
+/// Why a write of the lease did not succeed.
+#[derive(Debug)]
+enum Unwritten {
+    /// Another replica holds it: there is nothing to try again.
+    Taken,
+    /// The API server is away, slow or not ready: it may succeed the next time.
+    Failed(anyhow::Error),
+}
+
+impl From<Unwritten> for anyhow::Error {
+    fn from(unwritten: Unwritten) -> Self {
+        match unwritten {
+            Unwritten::Taken => anyhow!("another replica took the lease"),
+            Unwritten::Failed(error) => error,
+        }
+    }
 }
 
 /// Waits until this replica leads and the old leader's requests are over.
-pub(crate) async fn acquire(client: Client, namespace: &str, name: &str, identity: &str, fence: Fence) -> Result<Leadership> {
+pub(crate) async fn acquire(client: Client, namespace: &str, name: &str, identity: &str, fence: Fence) -> Leadership {
     let api: Api<Lease> = Api::namespaced(client, namespace);
     let mut seen: Option<(String, Instant)> = None;
     loop {
@@ -128,34 +148,40 @@ pub(crate) async fn acquire(client: Client, namespace: &str, name: &str, identit
             tokio::time::sleep(RETRY_EVERY).await;
             continue;
         }
-        let mut leadership = Leadership { api: api.clone(), name: name.into(), identity: identity.into(), fence: fence.clone(), lease };
-        if let Err(error) = leadership.write(true).await {
-            tracing::warn!(error = format!("{error:#}"), "cannot take the lease");
-            tokio::time::sleep(RETRY_EVERY).await;
-            continue;
+        let mut leadership =
+            Leadership { api: api.clone(), name: name.into(), identity: identity.into(), fence: fence.clone(), lease, renewed: now };
+        match leadership.take(&turn).await {
+            Ok(()) => {
+                tracing::info!(identity, "leading");
+                return leadership;
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "cannot take the lease");
+                tokio::time::sleep(RETRY_EVERY).await;
+            }
         }
-        if turn != Turn::Free {
-            tracing::info!("waiting for the requests of the last leader to end");
-            leadership.hold_for(REQUEST_LIMIT).await?;
-        }
-        leadership.fence.raise(Instant::now());
-        tracing::info!(identity, "leading");
-        return Ok(leadership);
     }
 }
 
 impl Leadership {
+    /// Writes this replica's name on the lease, waits until no request of the last holder can be under way, and raises the fence.
+    async fn take(&mut self, turn: &Turn) -> Result<()> {
+        self.write(true).await?;
+        if *turn != Turn::Free {
+            tracing::info!("waiting for the requests of the last leader to end");
+            self.hold_for(REQUEST_LIMIT).await?;
+        }
+        self.fence.raise(self.renewed);
+        Ok(())
+    }
+
     /// Renews until it cannot; returns why.
     pub(crate) async fn keep(&mut self) -> anyhow::Error {
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
-            let begin = Instant::now();
-            match self.write(false).await {
-                Ok(()) => self.fence.raise(begin),
-                Err(error) if !self.fence.is_up() => return error.context("the lease is lost"),
-                Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "cannot renew the lease");
-                }
+            match self.renew().await {
+                Ok(()) => self.fence.raise(self.renewed),
+                Err(error) => return error.context("the lease is lost"),
             }
         }
     }
@@ -164,8 +190,8 @@ impl Leadership {
     pub(crate) async fn release(mut self) {
         self.fence.lower();
         self.identity.clear();
-        if let Err(error) = self.write(false).await {
-            tracing::warn!(error = format!("{error:#}"), "cannot give the lease back");
+        if let Err(unwritten) = self.write(false).await {
+            tracing::warn!(error = format!("{:#}", anyhow::Error::from(unwritten)), "cannot give the lease back");
         }
     }
 
@@ -173,13 +199,26 @@ impl Leadership {
         let end = Instant::now() + wait;
         while Instant::now() < end {
             tokio::time::sleep(RENEW_EVERY.min(end.saturating_duration_since(Instant::now()))).await;
-            self.write(false).await?;
+            self.renew().await?;
         }
         Ok(())
     }
 
+    /// Renews the lease. A renewal that fails is borne while the last good one still counts: nobody else may take the lease before.
+    async fn renew(&mut self) -> Result<()> {
+        match self.write(false).await {
+            Ok(()) => Ok(()),
+            Err(Unwritten::Failed(error)) if self.renewed.elapsed() < RENEW_LIMIT => {
+                tracing::warn!(error = format!("{error:#}"), "cannot renew the lease");
+                Ok(())
+            }
+            Err(unwritten) => Err(unwritten.into()),
+        }
+    }
+
     /// Replaces the lease; the resourceVersion makes sure that nobody else did.
-    async fn write(&mut self, taking: bool) -> Result<()> {
+    async fn write(&mut self, taking: bool) -> Result<(), Unwritten> {
+        let begin = Instant::now();
         let now = MicroTime(Timestamp::now());
         let spec = self.lease.spec.get_or_insert_default();
         spec.holder_identity = Some(self.identity.clone());
@@ -192,30 +231,96 @@ impl Leadership {
         match tokio::time::timeout(RENEW_EVERY, self.api.replace(&self.name, &PostParams::default(), &self.lease)).await {
             Ok(Ok(lease)) => {
                 self.lease = lease;
+                self.renewed = begin;
                 Ok(())
             }
-            Ok(Err(error)) if code(&error) == Some(409) => {
-                let current = self.api.get(&self.name).await.context("cannot read the lease")?;
-                let holder = current.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
-                if holder.as_deref() != Some(self.identity.as_str()) {
-                    self.fence.lower();
-                    bail!("another replica took the lease");
-                }
-                // An earlier write of this replica's own arrived after it was given up.
-                self.lease = current;
-                bail!("the lease changed")
-            }
-            Ok(Err(error)) => Err(error).context("cannot write the lease"),
-            Err(_) => bail!("no answer in time"),
+            Ok(Err(error)) if code(&error) == Some(409) => Err(self.changed().await),
+            Ok(Err(error)) => Err(Unwritten::Failed(anyhow::Error::from(error).context("cannot write the lease"))),
+            Err(_) => Err(Unwritten::Failed(anyhow!("no answer in time"))),
         }
+    }
+
+    /// Looks who changed the lease.
+    async fn changed(&mut self) -> Unwritten {
+        let current = match tokio::time::timeout(RENEW_EVERY, self.api.get(&self.name)).await {
+            Ok(Ok(current)) => current,
+            Ok(Err(error)) => return Unwritten::Failed(anyhow::Error::from(error).context("cannot read the lease")),
+            Err(_) => return Unwritten::Failed(anyhow!("no answer in time")),
+        };
+        let holder = current.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+        if holder != Some(self.identity.as_str()) {
+            self.fence.lower();
+            return Unwritten::Taken;
+        }
+        // An earlier write of this replica's own arrived after it was given up.
+        self.lease = current;
+        Unwritten::Failed(anyhow!("the lease changed"))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
     use rstest::rstest;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::fake_api::{Exchange, Fake, client, expect};
+
+    const PATH: &str = "/apis/coordination.k8s.io/v1/namespaces/paddock-system/leases/paddock";
+
+    fn lease(holder: &str) -> Value {
+        json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": { "name": "paddock" }, "spec": { "holderIdentity": holder } })
+    }
+
+    /// A lease that was renewed so long ago, before an API server that answers so.
+    fn held(ago: Duration, exchanges: Vec<Exchange>) -> (Leadership, Fake) {
+        let (client, fake) = client(exchanges);
+        let fence = Fence::new();
+        let renewed = Instant::now().checked_sub(ago).expect("a clock that is older");
+        fence.raise(renewed);
+        let lease = serde_json::from_value(lease("me")).expect("a lease");
+        let api = Api::namespaced(client, "paddock-system");
+        (Leadership { api, name: "paddock".into(), identity: "me".into(), fence, lease, renewed }, fake)
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_is_not_ready_ends_neither_a_leadership_nor_the_wait_for_one() {
+        let away = || vec![expect(Method::PUT, PATH, 403, json!("not yet allowed"))];
+        let (mut leadership, fake) = held(Duration::from_secs(1), away());
+        let before = leadership.renewed;
+        leadership.hold_for(Duration::from_millis(1)).await.expect("it goes on");
+        assert_eq!(leadership.renewed, before, "what failed renews nothing");
+        fake.finished().await;
+        let (mut leadership, fake) = held(RENEW_LIMIT, away());
+        leadership.renew().await.expect_err("too long ago");
+        fake.finished().await;
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_another_replica_took_is_given_up_at_once() {
+        let taken = vec![expect(Method::PUT, PATH, 409, json!("changed")), expect(Method::GET, PATH, 200, lease("other"))];
+        let (mut leadership, fake) = held(Duration::ZERO, taken);
+        leadership.renew().await.expect_err("taken");
+        assert!(!leadership.fence.is_up());
+        fake.finished().await;
+    }
+
+    #[tokio::test]
+    async fn a_write_of_its_own_that_arrived_late_is_no_loss() {
+        let late = vec![
+            expect(Method::PUT, PATH, 409, json!("changed")),
+            expect(Method::GET, PATH, 200, lease("me")),
+            expect(Method::PUT, PATH, 200, lease("me")),
+        ];
+        let (mut leadership, fake) = held(Duration::from_secs(1), late);
+        let before = leadership.renewed;
+        leadership.renew().await.expect("its own");
+        assert_eq!(leadership.renewed, before);
+        leadership.renew().await.expect("renewed");
+        assert!(leadership.renewed > before && leadership.fence.is_up());
+        fake.finished().await;
+    }
 
     #[rstest]
     #[case(None, 0, Turn::Free)]

@@ -1,6 +1,7 @@
 //! The key that runners seal to. It lies in a Secret beside the operator; what is sealed lies in sandbox namespaces and on nodes.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::ByteString;
@@ -9,32 +10,40 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use paddock_protocol::SealingKey;
 
-use crate::error::{code, within};
+use crate::error::{Error, within};
 use crate::names::{MANAGED_BY, MANAGER};
 
 /// Name of the Secret.
 pub(crate) const SECRET: &str = "paddock-sealing-key";
 const FIELD: &str = "key";
 
-/// Reads the key, or makes one if there is none. Only the leader may call this: of two that make one, one would seal to a key that is gone.
+/// Pause before the API server is asked again.
+const RETRY_EVERY: Duration = Duration::from_secs(2);
+
+/// Reads the key, or makes one if there is none. Waits for an API server that answers; a Secret that holds no key is an error.
+/// Only the leader may call this: of two that make one, one would seal to a key that is gone.
 pub(crate) async fn key(client: &Client, namespace: &str) -> Result<SealingKey> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let what = || format!("the Secret {SECRET} in {namespace}");
-    if let Some(secret) = within("the sealing key", api.get_opt(SECRET)).await?.with_context(|| format!("cannot read {}", what()))? {
-        return read(&secret).with_context(|| format!("{} holds no key of 32 bytes under {FIELD:?}", what()));
-    }
-    let key = SealingKey::generate();
-    match within("the sealing key", api.create(&PostParams::default(), &render(&key))).await? {
-        Ok(_) => {
-            tracing::info!(secret = SECRET, "made a new sealing key");
-            Ok(key)
+    loop {
+        match secret(&api).await {
+            Ok(secret) => {
+                return read(&secret)
+                    .with_context(|| format!("the Secret {SECRET} in {namespace} holds no key of 32 bytes under {FIELD:?}"));
+            }
+            Err(error) => tracing::warn!(error = error.chain(), "cannot get the sealing key"),
         }
-        Err(error) if code(&error) == Some(409) => {
-            let secret = within("the sealing key", api.get(SECRET)).await?.with_context(|| format!("cannot read {}", what()))?;
-            read(&secret).with_context(|| format!("{} holds no key of 32 bytes under {FIELD:?}", what()))
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot create {}", what())),
+        tokio::time::sleep(RETRY_EVERY).await;
     }
+}
+
+async fn secret(api: &Api<Secret>) -> Result<Secret, Error> {
+    const WHAT: &str = "the sealing key";
+    if let Some(secret) = within(WHAT, api.get_opt(SECRET)).await?.map_err(Error::read(WHAT))? {
+        return Ok(secret);
+    }
+    let made = within(WHAT, api.create(&PostParams::default(), &render(&SealingKey::generate()))).await?.map_err(Error::write(WHAT))?;
+    tracing::info!(secret = SECRET, "made a new sealing key");
+    Ok(made)
 }
 
 fn read(secret: &Secret) -> Option<SealingKey> {
@@ -58,7 +67,37 @@ fn render(key: &SealingKey) -> Secret {
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+    use serde_json::json;
+
     use super::*;
+    use crate::fake_api::{client, expect};
+
+    const PATH: &str = "/api/v1/namespaces/paddock-system/secrets/paddock-sealing-key";
+
+    #[tokio::test]
+    async fn a_secret_that_holds_no_key_is_an_error_and_none_is_made_over_it() {
+        let broken = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": SECRET }, "data": { "key": "AAAA" } });
+        let (client, fake) = client(vec![expect(Method::GET, PATH, 200, broken)]);
+        let error = key(&client, "paddock-system").await.expect_err("no key");
+        assert!(error.to_string().contains("holds no key of 32 bytes"), "{error}");
+        fake.finished().await;
+    }
+
+    #[tokio::test]
+    async fn a_key_that_another_made_meanwhile_or_an_api_server_that_is_away_is_asked_again() {
+        let theirs = SealingKey::generate();
+        let stored = serde_json::to_value(render(&theirs)).unwrap();
+        let (client, fake) = client(vec![
+            expect(Method::GET, PATH, 404, json!("none")),
+            expect(Method::POST, "/api/v1/namespaces/paddock-system/secrets", 409, json!("already there")),
+            expect(Method::GET, PATH, 503, json!("not ready")),
+            expect(Method::GET, PATH, 200, stored),
+        ]);
+        tokio::time::pause();
+        assert_eq!(key(&client, "paddock-system").await.unwrap(), theirs);
+        fake.finished().await;
+    }
 
     #[test]
     fn a_key_reads_back_and_anything_else_is_none() {

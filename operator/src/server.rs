@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use crate::client::connect;
 use crate::config::Config;
 use crate::context::{Caches, Context, Results};
+use crate::error::within;
 use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
 use crate::metrics::Metrics;
@@ -32,6 +33,8 @@ use crate::{script_run, sealing, tenancy};
 const GRACE: Duration = Duration::from_secs(15);
 /// How long caches may take to fill.
 const SYNC_LIMIT: Duration = Duration::from_secs(60);
+/// Pause before the API server is asked again.
+const RETRY_EVERY: Duration = Duration::from_secs(2);
 /// Oldest minor version of Kubernetes 1 that has what Paddock needs: MutatingAdmissionPolicy, which stamps the requester.
 const OLDEST_MINOR: u32 = 36;
 
@@ -46,7 +49,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let fence = Fence::new();
     let client = connect(fence.clone()).await?;
-    let minor = server_minor(&client).await?;
+    let minor = tokio::select! {
+        minor = server_minor(&client) => minor?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let store = config.result_store.as_ref().map(|url| ResultStore::open(url, &Config::store_options())).transpose()?;
     let image_volume = config.settings(minor, Timestamp::UNIX_EPOCH).runner_by_image_volume;
     tracing::info!(server = minor, image_volume, runtime_class = config.runtime_class, "starting");
@@ -54,13 +61,17 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let acquire = lease::acquire(client.clone(), &config.namespace, &config.lease, &config.identity, fence);
     let mut leadership = tokio::select! {
-        leadership = acquire => leadership?,
+        leadership = acquire => leadership,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     metrics.leads(true);
     let settings = config.settings(minor, Timestamp::now());
-    let results = Results { sealing_key: sealing::key(&client, &config.namespace).await?, store };
+    let sealing_key = tokio::select! {
+        key = sealing::key(&client, &config.namespace) => key?,
+        error = leadership.keep() => return Err(error),
+    };
+    let results = Results { sealing_key, store };
 
     let (wake, woken) = mpsc::unbounded();
     let (changed, changes) = watch::channel(());
@@ -118,8 +129,16 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     ended
 }
 
+/// Waits for an API server that answers: a process that ended instead would be held back longer and longer by the kubelet.
 async fn server_minor(client: &Client) -> Result<u32> {
-    let version = client.apiserver_version().await.context("the API server does not answer")?;
+    let version = loop {
+        match within("the version of the API server", client.apiserver_version()).await {
+            Ok(Ok(version)) => break version,
+            Ok(Err(error)) => tracing::warn!(error = %error, "the API server does not answer"),
+            Err(error) => tracing::warn!(error = %error, "the API server does not answer"),
+        }
+        tokio::time::sleep(RETRY_EVERY).await;
+    };
     let digits: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
     let minor: u32 = digits.parse().with_context(|| format!("the version of the API server cannot be read: {}", version.minor))?;
     if version.major == "1" && minor < OLDEST_MINOR {
