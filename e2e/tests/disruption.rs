@@ -6,7 +6,7 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::disturb::{begin, ctr, end, kill_operator, leader, process_of, scale, with_arguments};
+use harness::disturb::{begin, ctr, end, is_of, kill_operator, leader, process_of, scale, with_arguments};
 use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, kubectl, layout, status, stdout, tenant};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -245,7 +245,7 @@ async fn a_frozen_leader_is_followed_and_does_no_harm_when_it_thaws() {
         let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
         eventually("the other leads", || async {
             let holder = leases.get("paddock-operator").await.unwrap().spec.unwrap().holder_identity.unwrap_or_default();
-            if holder.is_empty() || holder == frozen.name_any() { Err(holder) } else { Ok(()) }
+            if holder.is_empty() || is_of(&holder, &frozen) { Err(holder) } else { Ok(()) }
         })
         .await;
         let waiting = tenant.finished(&waiting).await;

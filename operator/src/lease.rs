@@ -1,7 +1,8 @@
 //! Leader election on a `Lease`, with a fence and a hand-over wait.
 //!
 //! A leader stops writing when it could not renew for [`RENEW_LIMIT`], which is shorter than the [`DURATION`] after which another may take
-//! over. The other one then waits out the longest request that the old one may still have under way.
+//! over. The other one then waits out the longest request that the old one may still have under way. The name on the lease is of one process:
+//! a container that was started a second time must not pass for the first, which may live on where a node lost track of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
+use uuid::Uuid;
 
 use crate::config::REQUEST_LIMIT;
 use crate::error::{code, within};
@@ -61,8 +63,19 @@ enum Turn {
     Expired,
     /// Somebody holds it.
     Held,
-    /// This replica holds it, from before a restart of its process.
+    /// This process has written it already, and then could not go on.
     Own,
+}
+
+impl Turn {
+    /// How long requests of the last holder may still be under way. It stopped sending any [`RENEW_LIMIT`] after its last renewal.
+    fn wait(&self, unchanged_for: Duration) -> Duration {
+        match self {
+            Self::Free => Duration::ZERO,
+            Self::Expired => (RENEW_LIMIT + REQUEST_LIMIT).saturating_sub(unchanged_for),
+            Self::Held | Self::Own => RENEW_LIMIT + REQUEST_LIMIT,
+        }
+    }
 }
 
 /// Times are those of this replica's own clock since it first saw the lease in this state: clocks of machines differ.
@@ -106,8 +119,9 @@ impl From<Unwritten> for anyhow::Error {
     }
 }
 
-/// Waits until this replica leads and the old leader's requests are over.
-pub(crate) async fn acquire(client: Client, namespace: &str, name: &str, identity: &str, fence: Fence) -> Leadership {
+/// Waits until this replica leads and the old leader's requests are over. `pod` is the name of its pod.
+pub(crate) async fn acquire(client: Client, namespace: &str, name: &str, pod: &str, fence: Fence) -> Leadership {
+    let identity = format!("{pod}_{}", Uuid::new_v4());
     let api: Api<Lease> = Api::namespaced(client, namespace);
     let mut seen: Option<(String, Instant)> = None;
     loop {
@@ -143,14 +157,15 @@ pub(crate) async fn acquire(client: Client, namespace: &str, name: &str, identit
                 now
             }
         };
-        let turn = turn(&lease.spec.clone().unwrap_or_default(), identity, now.duration_since(since));
+        let unchanged_for = now.duration_since(since);
+        let turn = turn(&lease.spec.clone().unwrap_or_default(), &identity, unchanged_for);
         if turn == Turn::Held {
             tokio::time::sleep(RETRY_EVERY).await;
             continue;
         }
         let mut leadership =
-            Leadership { api: api.clone(), name: name.into(), identity: identity.into(), fence: fence.clone(), lease, renewed: now };
-        match leadership.take(&turn).await {
+            Leadership { api: api.clone(), name: name.into(), identity: identity.clone(), fence: fence.clone(), lease, renewed: now };
+        match leadership.take(turn.wait(unchanged_for)).await {
             Ok(()) => {
                 tracing::info!(identity, "leading");
                 return leadership;
@@ -165,11 +180,11 @@ pub(crate) async fn acquire(client: Client, namespace: &str, name: &str, identit
 
 impl Leadership {
     /// Writes this replica's name on the lease, waits until no request of the last holder can be under way, and raises the fence.
-    async fn take(&mut self, turn: &Turn) -> Result<()> {
+    async fn take(&mut self, wait: Duration) -> Result<()> {
         self.write(true).await?;
-        if *turn != Turn::Free {
-            tracing::info!("waiting for the requests of the last leader to end");
-            self.hold_for(REQUEST_LIMIT).await?;
+        if !wait.is_zero() {
+            tracing::info!(seconds = wait.as_secs(), "waiting for the requests of the last leader to end");
+            self.hold_for(wait).await?;
         }
         self.fence.raise(self.renewed);
         Ok(())
@@ -331,6 +346,16 @@ mod tests {
     fn a_held_lease_is_taken_only_after_its_duration(#[case] holder: Option<&str>, #[case] unchanged: u64, #[case] expected: Turn) {
         let lease = LeaseSpec { holder_identity: holder.map(Into::into), lease_duration_seconds: Some(1), ..LeaseSpec::default() };
         assert_eq!(turn(&lease, "me", Duration::from_secs(unchanged)), expected);
+    }
+
+    #[rstest]
+    #[case(Turn::Free, 0, 0)]
+    #[case(Turn::Expired, 15, 5)]
+    #[case(Turn::Expired, 19, 1)]
+    #[case(Turn::Expired, 100, 0)]
+    #[case(Turn::Own, 100, 20)]
+    fn requests_of_the_last_leader_are_waited_out(#[case] turn: Turn, #[case] unchanged: u64, #[case] expected: u64) {
+        assert_eq!(turn.wait(Duration::from_secs(unchanged)), Duration::from_secs(expected));
     }
 
     #[test]

@@ -18,9 +18,14 @@ pub async fn leader(client: &Client) -> Pod {
         let lease = leases.get_opt("paddock-operator").await.unwrap_or_default();
         let holder = lease.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity).unwrap_or_default();
         let pods = operators(client).await;
-        pods.into_iter().find(|pod| pod.name_any() == holder && is_ready(pod)).ok_or(holder)
+        pods.into_iter().find(|pod| is_of(&holder, pod) && is_ready(pod)).ok_or(holder)
     })
     .await
+}
+
+/// Whether the process whose name is on the lease is, or was, in this pod.
+pub fn is_of(holder: &str, pod: &Pod) -> bool {
+    holder.rsplit_once('_').is_some_and(|(name, _)| name == pod.name_any())
 }
 
 pub fn is_ready(pod: &Pod) -> bool {

@@ -1,11 +1,11 @@
 //! Whole lives in an in-memory world: the pure steps, driven by chance through crashes, stale views, lost and late messages, a second
-//! leader, kubelet restarts, deletions and cancels. Thousands of seeds; a failure prints its seed.
+//! leader, kubelet restarts, runners that give up, logs that are lost, deletions and cancels. Thousands of seeds; a failure prints its seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use paddock_crds::{ConditionType, Phase, ScriptRun};
-use paddock_protocol::Transcript;
+use paddock_crds::{ConditionType, LargeResult, Phase, ScriptRun, StoredResult};
+use paddock_protocol::{Output, Refused, RefusedReason, Report, Transcript};
 
 use super::apply::Done;
 use super::fixtures::{a_pod, a_report, a_run, at, present, seen, settings};
@@ -43,7 +43,14 @@ struct Node {
     accepted: bool,
     reported: bool,
     stopped: bool,
+    /// The runner waited too long for a start message. It takes none any more.
+    gave_up: bool,
+    /// The log is lost. Once the container has ended its termination message still has the report.
+    log_lost: bool,
 }
+
+/// What every script writes. It is too large for a status, so that every result goes to the store first.
+const OUTPUT: &[u8] = b"[1,2,3]";
 
 struct World {
     chance: Chance,
@@ -52,6 +59,10 @@ struct World {
     runs: BTreeMap<String, ScriptRun>,
     pods: BTreeMap<String, Node>,
     starts: BTreeMap<String, u32>,
+    /// Runs whose pod ended by itself after its report.
+    told: BTreeSet<String>,
+    /// Results in the store, by run.
+    objects: BTreeSet<String>,
     /// Start messages on their way: run, boot. They may come late, or twice.
     late: Vec<(String, u64)>,
     pod_count: u64,
@@ -86,6 +97,8 @@ impl World {
             runs: runs.collect(),
             pods: BTreeMap::new(),
             starts: BTreeMap::new(),
+            told: BTreeSet::new(),
+            objects: BTreeSet::new(),
             late: Vec::new(),
             pod_count: 0,
             boots: 0,
@@ -120,6 +133,7 @@ impl World {
             && node.facts.life == PodLife::Running
             && node.boot == boot
             && !node.accepted
+            && !node.gave_up
         {
             node.accepted = true;
             *self.starts.entry(uid.to_owned()).or_insert(0) += 1;
@@ -138,7 +152,7 @@ impl World {
             self.start(&uid, boot);
         }
         let uid = format!("uid-{}", self.chance.below(RUNS as u64));
-        let chance = self.chance.below(if is_calm { 4 } else { 12 });
+        let chance = self.chance.below(if is_calm { 4 } else { 14 });
         let boots = self.boots + 1;
         let now = Time(at(self.second));
         if let Some(node) = self.pods.get_mut(&uid) {
@@ -149,17 +163,32 @@ impl World {
                     self.boots = boots;
                 }
                 (0, PodLife::Running) if node.accepted => node.reported = true,
-                (1, PodLife::Running) if node.reported || node.stopped => node.facts.life = over(0),
+                (1, PodLife::Running) if node.reported || node.stopped => {
+                    node.facts.life = over(0);
+                    if node.reported && !node.facts.deleting {
+                        self.told.insert(uid.clone());
+                    }
+                }
                 (2, _) if node.facts.deleting => _ = self.pods.remove(&uid),
+                (3, PodLife::Running) => node.log_lost = true,
                 // The node lost its runtime state: the kubelet starts the container once more.
                 (4, PodLife::Running) => {
                     node.boot = boots;
                     node.accepted = false;
                     node.reported = false;
+                    node.log_lost = false;
                     self.boots = boots;
                 }
                 (5, PodLife::Running) => node.facts.life = over(137),
                 (6, _) => node.facts.deleting = true,
+                (10, PodLife::Running) if !node.accepted => {
+                    node.gave_up = true;
+                    node.facts.life = over(1);
+                }
+                (11, PodLife::Pending(_) | PodLife::Running) if !node.accepted => {
+                    node.facts.life =
+                        PodLife::Ended(Ended { exit_code: Some(137), pod_reason: Some("DeadlineExceeded".into()), ..Ended::default() });
+                }
                 _ => {}
             }
         }
@@ -215,7 +244,12 @@ impl Operator {
         if node.facts.life == PodLife::Running || node.facts.ended().is_some() {
             transcript.boot = (node.boot > 0).then(|| node.boot.to_string());
             transcript.accepted = node.accepted;
-            transcript.report = node.reported.then(|| a_report(0));
+            let is_at_hand = !node.log_lost || (node.facts.ended().is_some() && self.complete.get(uid) == Some(&node.facts.uid));
+            if node.reported && is_at_hand {
+                transcript.report = Some(Report { output: Output::Present { bytes: OUTPUT.len() as u64 }, ..a_report(0) });
+                transcript.output = OUTPUT.to_vec();
+            }
+            transcript.refused = node.gave_up.then_some(Refused { reason: RefusedReason::NotStarted, detail: String::new() });
         }
         let key = format!("{}/{}", node.facts.uid, node.boot);
         StreamSeen {
@@ -232,6 +266,10 @@ impl Operator {
         let Some(run) = self.view(uid) else { return };
         let node = world.pods.get(uid).cloned();
         let mut seen: Seen = seen(&run);
+        if let Ok(grant) = &mut seen.output {
+            grant.large_result = LargeResult::Store;
+            grant.result_bytes = 2;
+        }
         if let Some(node) = &node {
             seen.stream = self.stream(uid, node);
             seen.pod = present(node.facts.clone());
@@ -265,7 +303,15 @@ impl Operator {
             Step::CreatePod => {
                 world.pod_count += 1;
                 let facts = PodFacts { uid: format!("pod-{}", world.pod_count), ..a_pod(run) };
-                world.pods.entry(uid.to_owned()).or_insert(Node { facts, boot: 0, accepted: false, reported: false, stopped: false });
+                world.pods.entry(uid.to_owned()).or_insert(Node {
+                    facts,
+                    boot: 0,
+                    accepted: false,
+                    reported: false,
+                    stopped: false,
+                    gave_up: false,
+                    log_lost: false,
+                });
                 Done::Yes
             }
             Step::SendStart { boot, .. } => {
@@ -287,6 +333,10 @@ impl Operator {
                     node.stopped = true;
                 }
                 Done::Yes
+            }
+            Step::RecordResult => {
+                world.objects.insert(uid.to_owned());
+                Done::Stored(Ok(StoredResult { url: uid.to_owned(), bytes: 7, sha256: String::new() }))
             }
             Step::ReadLog => {
                 self.complete.insert(uid.to_owned(), pod_uid);
@@ -323,6 +373,15 @@ fn check(world: &World, seed: u64) {
         let status = run.status.clone().unwrap_or_default();
         if status.phase == Some(Phase::Succeeded) {
             assert_eq!(world.starts.get(uid), Some(&1), "seed {seed}: {uid} succeeded without a start");
+        }
+        if let Some(result) = status.result {
+            assert!(
+                result.reference.is_none_or(|told| world.objects.contains(&told.url)),
+                "seed {seed}: {uid} tells what is not in the store"
+            );
+        }
+        if matches!(status.phase, Some(Phase::Lost | Phase::RunnerKilled)) {
+            assert!(!world.told.contains(uid), "seed {seed}: {uid} is {:?} although its runner reported", status.phase);
         }
         if matches!(status.phase, Some(Phase::StartTimedOut | Phase::StartFailed | Phase::Refused)) {
             assert_eq!(world.starts.get(uid), None, "seed {seed}: {uid} ran although it is told that it did not");
