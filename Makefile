@@ -43,7 +43,7 @@ advisories: $(CARGO_DENY) ## Known vulnerabilities of what is linked; fetches th
 unit: ## Tests that need nothing but Rust
 	cargo test --quiet
 
-SUITES := api attacks chart confinement contract economy examples failures leftovers observed scripts disruption
+SUITES := api attacks chart confinement contract economy examples failures leftovers observed scripts disruption store
 
 .PHONY: e2e
 e2e: cluster ## Tests on the local cluster

@@ -58,7 +58,7 @@ async fn kill_at_random(seed: u64, stop: Arc<AtomicBool>) -> BTreeMap<&'static s
     let mut done = BTreeMap::new();
     let mut round: Vec<Victim> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        tokio::time::sleep(Duration::from_millis(8000 + random.below(16_000))).await;
+        tokio::time::sleep(Duration::from_millis(12_000 + random.below(24_000))).await;
         if round.is_empty() {
             round = ROUND.to_vec();
         }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use jiff::Timestamp;
 
+use crate::store::AUTHORITIES;
+
 /// Runs untrusted scripts as single-use gVisor pods, as ScriptRun objects ask for it and SandboxPolicy objects allow it.
 #[derive(Parser, Clone, Debug)]
 #[command(version)]
@@ -142,6 +144,11 @@ impl Config {
     /// The options of the result store: what the environment says about AWS, under the names that `object_store` knows.
     pub(crate) fn store_options() -> Vec<(String, String)> {
         std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
+    }
+
+    /// Authorities that may sign the certificate of the result store's server, beside the public ones.
+    pub(crate) fn store_authorities() -> Option<String> {
+        std::env::var(AUTHORITIES).ok().filter(|pem| !pem.is_empty())
     }
 
     /// The settings on a cluster of this minor version.

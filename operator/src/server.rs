@@ -54,7 +54,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let store = config.result_store.as_ref().map(|url| ResultStore::open(url, &Config::store_options())).transpose()?;
+    let store = config
+        .result_store
+        .as_ref()
+        .map(|url| ResultStore::open(url, &Config::store_options(), Config::store_authorities().as_deref()))
+        .transpose()?;
     let image_volume = config.settings(minor, Timestamp::UNIX_EPOCH).runner_by_image_volume;
     tracing::info!(server = minor, image_volume, runtime_class = config.runtime_class, "starting");
     readiness.set(true);

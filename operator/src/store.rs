@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
+use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutPayload, RetryConfig};
 use paddock_crds::StoredResult;
 use url::Url;
 
@@ -13,6 +15,9 @@ use crate::script_run::job::hash;
 
 /// Longest time that one attempt may take.
 const PUT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Environment variable with further authorities.
+pub(crate) const AUTHORITIES: &str = "CA_CERTIFICATES";
 
 /// See the module.
 pub(crate) struct ResultStore {
@@ -22,14 +27,20 @@ pub(crate) struct ResultStore {
 }
 
 impl ResultStore {
-    /// `url` is `file:///FOLDER` or `s3://BUCKET/PREFIX`; `options` are those of `object_store`, such as `aws_endpoint`. Nothing is asked yet.
-    pub(crate) fn open(url: &str, options: &[(String, String)]) -> Result<Self> {
+    /// `url` is `file:///FOLDER` or `s3://BUCKET/PREFIX`; `options` are those of `object_store`, such as `aws_endpoint`, and apply to S3.
+    /// Authorities that may sign the server's certificate are those that browsers trust, and those in `authorities`, a text of PEM blocks.
+    /// Nothing is asked yet.
+    pub(crate) fn open(url: &str, options: &[(String, String)], authorities: Option<&str>) -> Result<Self> {
         // The HTTP client asks for a process-wide provider of TLS. That there is one already is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let url = Url::parse(url).with_context(|| format!("the URL of the result store cannot be read: {url}"))?;
-        let options = options.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let (store, root) = object_store::parse_url_opts(&url, options).context("the result store cannot be used")?;
-        Ok(Self { store: store.into(), root, url })
+        let (scheme, root) = ObjectStoreScheme::parse(&url).context("the result store cannot be used")?;
+        let store: Arc<dyn ObjectStore> = match scheme {
+            ObjectStoreScheme::Local => Arc::new(LocalFileSystem::new()),
+            ObjectStoreScheme::AmazonS3 => Arc::new(s3(&url, options, authorities)?),
+            _ => bail!("the result store cannot be used: its URL begins with neither s3:// nor file://"),
+        };
+        Ok(Self { store, root, url })
     }
 
     /// Stores the result of a run. To do it again is to write the same once more.
@@ -45,6 +56,28 @@ impl ResultStore {
     }
 }
 
+fn s3(url: &Url, options: &[(String, String)], authorities: Option<&str>) -> Result<AmazonS3> {
+    // The image holds no certificates, so the system's are not asked for.
+    let mut client = ClientOptions::new().with_no_system_certificates(true);
+    for root in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
+        client = client.with_root_certificate(Certificate::from_der(root).context("a root certificate cannot be used")?);
+    }
+    let own = authorities.map(|pem| Certificate::from_pem_bundle(pem.as_bytes())).transpose();
+    for certificate in own.with_context(|| format!("{AUTHORITIES} holds no certificates"))?.into_iter().flatten() {
+        client = client.with_root_certificate(certificate);
+    }
+    // The pass over the run is tried again, which is counted and logged as everywhere.
+    let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    let mut builder = AmazonS3Builder::new().with_url(url.as_str()).with_client_options(client).with_retry(once);
+    for (name, value) in options {
+        // What else of the environment begins with AWS_ is not for this client.
+        if let Ok(key) = name.parse() {
+            builder = builder.with_config(key, value);
+        }
+    }
+    builder.build().context("the result store cannot be used")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,7 +86,7 @@ mod tests {
     async fn a_folder_takes_a_result_again_and_again() {
         let folder = std::env::temp_dir().join(format!("paddock-store-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let store = ResultStore::open(&format!("file://{}/results", folder.display()), &[]).unwrap();
+        let store = ResultStore::open(&format!("file://{}/results", folder.display()), &[], None).unwrap();
         for _ in 0..2 {
             let stored = store.put("team", "uid-1", b"[1]".to_vec()).await.unwrap();
             assert_eq!((stored.bytes, stored.sha256.len()), (3, 64));
@@ -66,62 +99,99 @@ mod tests {
 
     #[test]
     fn what_is_no_store_is_said_at_the_start() {
-        for url in ["results", "ftp://x/y", "s3://"] {
-            assert!(ResultStore::open(url, &[]).is_err(), "{url}");
+        for url in ["results", "ftp://x/y", "https://x/y", "s3://"] {
+            assert!(ResultStore::open(url, &[], None).is_err(), "{url}");
         }
     }
 
     mod s3 {
         use std::net::SocketAddr;
+        use std::path::PathBuf;
 
         use hyper_util::rt::{TokioExecutor, TokioIo};
         use hyper_util::server::conn::auto::Builder;
+        use rcgen::{CertifiedKey, generate_simple_self_signed};
+        use rustls::ServerConfig;
+        use rustls::pki_types::PrivateKeyDer;
         use s3s::auth::SimpleAuth;
         use s3s::service::S3ServiceBuilder;
+        use tokio_rustls::TlsAcceptor;
 
         use super::*;
 
-        /// A server that keeps its buckets in `folder` and checks signatures.
-        async fn serve(folder: &std::path::Path) -> SocketAddr {
-            let files = s3s_fs::FileSystem::new(folder).unwrap();
-            let mut builder = S3ServiceBuilder::new(files);
+        struct Server {
+            folder: PathBuf,
+            address: SocketAddr,
+            /// Its certificate, by which it is its own authority.
+            pem: String,
+        }
+
+        impl Drop for Server {
+            fn drop(&mut self) {
+                let _ = std::fs::remove_dir_all(&self.folder);
+            }
+        }
+
+        /// A server that keeps the bucket `results` in a folder, checks signatures, and speaks TLS.
+        async fn serve(name: &str) -> Server {
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            let folder = std::env::temp_dir().join(format!("paddock-s3-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(folder.join("results")).unwrap();
+            let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(&folder).unwrap());
             builder.set_auth(SimpleAuth::from_single("access", "secret"));
             let service = builder.build();
+            let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+            let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+            let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+            let acceptor = TlsAcceptor::from(Arc::new(config));
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             tokio::spawn(async move {
                 while let Ok((socket, _)) = listener.accept().await {
-                    let service = service.clone();
+                    let (service, acceptor) = (service.clone(), acceptor.clone());
                     tokio::spawn(async move {
-                        let _ = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await;
+                        if let Ok(stream) = acceptor.accept(socket).await {
+                            let _ = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                        }
                     });
                 }
             });
-            address
+            Server { folder, address, pem: cert.pem() }
         }
 
-        fn open(address: SocketAddr, secret: &str, bucket: &str) -> ResultStore {
+        fn open(address: SocketAddr, secret: &str, authorities: Option<&str>) -> ResultStore {
             let options = [
-                ("aws_endpoint", format!("http://{address}")),
-                ("aws_allow_http", "true".into()),
+                ("aws_endpoint", format!("https://{address}")),
                 ("aws_region", "us-east-1".into()),
                 ("aws_access_key_id", "access".into()),
                 ("aws_secret_access_key", secret.into()),
+                ("aws_pager", "less".into()),
             ];
-            ResultStore::open(&format!("s3://{bucket}/runs"), &options.map(|(key, value)| (key.to_owned(), value))).unwrap()
+            ResultStore::open("s3://results/runs", &options.map(|(key, value)| (key.to_owned(), value)), authorities).unwrap()
         }
 
         #[tokio::test]
         async fn a_bucket_takes_a_result_from_who_may_write_to_it() {
-            let folder = std::env::temp_dir().join(format!("paddock-s3-{}", std::process::id()));
-            std::fs::create_dir_all(folder.join("results")).unwrap();
-            let address = serve(&folder).await;
+            let server = serve("keys").await;
             let large = format!("[\"{}\"]", "x".repeat(2 << 20)).into_bytes();
-            let stored = open(address, "secret", "results").put("team", "uid-1", large.clone()).await.unwrap();
+            let stored = open(server.address, "secret", Some(&server.pem)).put("team", "uid-1", large.clone()).await.unwrap();
             assert_eq!(stored.url, "s3://results/runs/team/uid-1.json");
-            assert_eq!(std::fs::read(folder.join("results/runs/team/uid-1.json")).unwrap(), large);
-            assert!(open(address, "wrong", "results").put("team", "uid-2", b"1".to_vec()).await.is_err());
-            std::fs::remove_dir_all(&folder).unwrap();
+            assert_eq!(std::fs::read(server.folder.join("results/runs/team/uid-1.json")).unwrap(), large);
+            let error = open(server.address, "wrong", Some(&server.pem)).put("team", "uid-2", b"1".to_vec()).await.unwrap_err();
+            assert!(format!("{error:#}").contains("SignatureDoesNotMatch"), "{error:#}");
+        }
+
+        #[tokio::test]
+        async fn a_server_that_no_known_authority_vouches_for_gets_nothing() {
+            let server = serve("authority").await;
+            open(server.address, "secret", None).put("team", "uid-1", b"1".to_vec()).await.unwrap_err();
+            assert!(!server.folder.join("results/runs").exists());
+        }
+
+        #[test]
+        fn authorities_that_cannot_be_read_are_told_at_the_start() {
+            let broken = "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n";
+            assert!(ResultStore::open("s3://results", &[], Some(broken)).is_err());
         }
     }
 }
