@@ -232,7 +232,9 @@ mod tests {
     use rstest::rstest;
     use serde_json::json;
 
-    use super::super::fixtures::a_report;
+    use paddock_protocol::{Line, Lines, Payload, Reader, Sealer, Stream, VERSION};
+
+    use super::super::fixtures::{a_report, sealing_key};
     use super::super::job::MARGIN;
     use super::*;
 
@@ -329,7 +331,84 @@ mod tests {
         assert!(partial_result(&transcript, &why).unwrap().stdout.is_none());
     }
 
+    /// One of each kind that has a shape, all made up.
+    const SECRETS: [&str; 5] = [
+        KEY,
+        "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+        "jane.doe@example.com",
+        "DE89 3704 0044 0532 0130 00",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U",
+    ];
+
+    /// Text with secrets in it, and where each lies.
+    fn text_with_secrets() -> impl Strategy<Value = String> {
+        let piece = ("[a-z \n]{0,400}", 0..SECRETS.len()).prop_map(|(text, secret)| format!("{text} {} ", SECRETS[secret]));
+        prop::collection::vec(piece, 1..12).prop_map(|pieces| pieces.concat())
+    }
+
+    /// The lines of a runner whose script writes `text` in pieces of these sizes, to a stream and as its result.
+    fn sealed(text: &str, sizes: &[usize], grant: &OutputGrant) -> Vec<u8> {
+        let mut sealer = Sealer::new(&sealing_key().of_run("uid-1").public(), "uid-1").unwrap();
+        let mut lines = Line::Ready { version: VERSION, boot: sealer.boot().to_owned() }.to_text().unwrap();
+        let mut say = |payload| lines.push_str(&sealer.seal(&payload).unwrap().to_text().unwrap());
+        let kept = captured(text.as_bytes(), grant);
+        let output = json!(text).to_string().into_bytes();
+        let bytes = output.len() as u64;
+        for (stream, start, data) in
+            [(Stream::Stdout, 0, kept.head), (Stream::Stdout, kept.tail_offset, kept.tail), (Stream::Result, 0, output)]
+        {
+            let (mut offset, mut sizes) = (0, sizes.iter().cycle());
+            while offset < data.len() {
+                let end = data.len().min(offset + sizes.next().unwrap());
+                say(Payload::Out { stream, offset: start + offset as u64, data: data[offset..end].to_vec() });
+                offset = end;
+            }
+        }
+        say(Payload::Result(Report { stdout_bytes: text.len() as u64, output: Output::Present { bytes }, ..a_report(0) }));
+        say(Payload::Finished {});
+        lines.into_bytes()
+    }
+
+    /// What a status tells after these streams: first one that was cut, then the whole log.
+    fn told(streams: &[&[u8]], cuts: &[usize], grant: &OutputGrant) -> Produced {
+        let mut reader = Reader::new(sealing_key().of_run("uid-1"));
+        for stream in streams {
+            let mut lines = Lines::default();
+            let mut from = 0;
+            for cut in cuts.iter().map(|cut| cut % (stream.len() + 1)).chain([stream.len()]) {
+                lines.push(&stream[from..cut.max(from)], |line| _ = reader.take_line(line));
+                from = cut.max(from);
+            }
+            reader.reread();
+        }
+        let transcript = reader.transcript();
+        produced(transcript, transcript.report.as_ref().expect("a report"), &Ok(grant.clone()))
+    }
+
     proptest! {
+        #[test]
+        fn no_secret_survives_any_chunking_and_any_split_tells_the_same(
+            text in text_with_secrets(),
+            sizes in prop::collection::vec(1..600_usize, 1..20),
+            mut cuts in prop::collection::vec(any::<usize>(), 0..12),
+            attached in any::<usize>(),
+        ) {
+            cuts.sort_unstable();
+            for large in [LargeResult::Truncate, LargeResult::Store] {
+                let grant = rules(large);
+                let log = sealed(&text, &sizes, &grant);
+                let whole = told(&[&log], &[], &grant);
+                let cut = told(&[&log[..attached % log.len()], &log], &cuts, &grant);
+                prop_assert_eq!(&cut, &whole);
+                let status = serde_json::to_string(&whole.result).unwrap();
+                let object = String::from_utf8(whole.to_store.unwrap_or_default()).unwrap();
+                for secret in SECRETS {
+                    prop_assert!(!status.contains(secret) && !object.contains(secret), "{secret} in {status} or {object}");
+                }
+                prop_assert!(whole.result.redactions.iter().map(|redaction| redaction.count).sum::<i64>() > 0);
+            }
+        }
+
         #[test]
         fn no_secret_survives_wherever_it_lies(before in 0..12_000_usize, after in 0..12_000_usize) {
             let written = [" ".repeat(before), KEY.to_owned(), " ".repeat(after)].concat();
