@@ -358,3 +358,41 @@ async fn a_finished_run_goes_when_its_time_is_over_and_leaves_nothing() {
     })
     .await;
 }
+
+/// Starts the runner again and again beside itself, once only to be told how it is used, and once up to the line that says it is ready.
+/// The difference is its own: both are loaded alike.
+const MEASURE: &str = "
+import json, os, statistics, subprocess, time
+runner = '/paddock/runner/paddock-runner'
+def first_line(command):
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    line = process.stdout.readline().decode()
+    took = (time.perf_counter() - begin) * 1000
+    process.kill()
+    process.wait()
+    return took, line
+pairs = [(first_line([runner]), first_line([runner, 'run', '/paddock/job'])) for _ in range(30)]
+status = dict(line.split(':', 1) for line in open('/proc/1/status'))
+json.dump({
+    'ready': all(ready[1].startswith('pdk1 ready ') for _, ready in pairs),
+    'start_ms': statistics.median(ready[0] for _, ready in pairs) - statistics.median(usage[0] for usage, _ in pairs),
+    'memory_kib': int(status['VmRSS'].split()[0]), 'bytes': os.stat(runner).st_size,
+}, open(os.environ['PADDOCK_RESULT'], 'w'))
+";
+
+#[tokio::test]
+async fn the_runner_is_small_and_ready_at_once() {
+    tenant("small", |tenant| async move {
+        let run = tenant.run(Script::python(MEASURE)).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        let measured = status(&run).result.unwrap().output.unwrap();
+        println!("{measured}");
+        let number = |field: &str| measured[field].as_f64().unwrap();
+        assert_eq!(measured["ready"], true);
+        assert!(number("start_ms") <= 5.0, "{measured}");
+        assert!(number("memory_kib") <= 4096.0, "{measured}");
+        assert!(number("bytes") <= 3.0 * 1024.0 * 1024.0, "{measured}");
+    })
+    .await;
+}
