@@ -30,8 +30,14 @@ pub fn memory() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// Most writes by the operator's user for one of these runs, Events not counted: on the run itself, and on what is named after its UID.
-pub fn writes(namespace: &str, runs: &[String]) -> usize {
+/// A run of this name, and what the operator names its pod and its job after.
+pub struct Named {
+    pub name: String,
+    pub uid: String,
+}
+
+/// Writes by the operator's user for each of these runs, Events not counted: on the run itself, and on what is named after its UID.
+pub fn writes(namespace: &str, runs: &[Named]) -> Vec<u128> {
     let log = fs::read_to_string(crate::layout().audit_log()).unwrap();
     let events: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let is_write = |event: &&Value| {
@@ -39,15 +45,14 @@ pub fn writes(namespace: &str, runs: &[String]) -> usize {
         let is_write = matches!(event["verb"].as_str(), Some("create" | "update" | "patch" | "delete"));
         event["user"]["username"] == USER && is_write && object["resource"] != "events" && object["subresource"] != "attach"
     };
-    let of_sandbox = events.iter().filter(is_write).filter(|event| event["objectRef"]["namespace"] == format!("sbx-{namespace}"));
-    let named = of_sandbox.filter(|event| event["objectRef"]["name"].as_str().is_some_and(|name| name.starts_with("sr-"))).count();
-    let of_run = |name: &String| {
-        events
-            .iter()
-            .filter(is_write)
-            .filter(|event| event["objectRef"]["namespace"] == namespace && event["objectRef"]["name"] == **name)
-            .count()
+    let writes: Vec<&Value> = events.iter().filter(is_write).map(|event| &event["objectRef"]).collect();
+    let sandbox = format!("sbx-{namespace}");
+    let count = |run: &Named| {
+        let of_run = |object: &&&Value| {
+            (object["namespace"] == namespace && object["name"] == *run.name)
+                || (object["namespace"] == *sandbox && object["name"].as_str().is_some_and(|name| name.contains(&run.uid)))
+        };
+        writes.iter().filter(of_run).count() as u128
     };
-    // The first run of the namespace is among those of the sandbox too.
-    runs.iter().map(of_run).max().unwrap_or(0) + named.div_ceil(runs.len() + 1)
+    runs.iter().map(count).collect()
 }
