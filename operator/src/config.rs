@@ -3,10 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
-use jiff::Timestamp;
-
 use crate::store::AUTHORITIES;
+use clap::{Parser, ValueEnum};
 
 /// Runs untrusted scripts as single-use gVisor pods, as ScriptRun objects ask for it and SandboxPolicy objects allow it.
 #[derive(Parser, Clone, Debug)]
@@ -114,8 +112,6 @@ pub(crate) struct Settings {
     pub(crate) operator_namespace: String,
     pub(crate) operator_service_account: String,
     pub(crate) sandbox_cluster_role: String,
-    /// Since when this replica leads.
-    pub(crate) leading_since: Timestamp,
 }
 
 /// The first minor version of Kubernetes 1 in which image volumes are on without a feature gate.
@@ -152,7 +148,7 @@ impl Config {
     }
 
     /// The settings on a cluster of this minor version.
-    pub(crate) fn settings(&self, server_minor: u32, leading_since: Timestamp) -> Settings {
+    pub(crate) fn settings(&self, server_minor: u32) -> Settings {
         Settings {
             runner_image: self.runner_image.clone(),
             runner_by_image_volume: match self.runner_delivery {
@@ -166,7 +162,6 @@ impl Config {
             operator_namespace: self.namespace.clone(),
             operator_service_account: self.service_account.clone(),
             sandbox_cluster_role: self.sandbox_cluster_role.clone(),
-            leading_since,
         }
     }
 }
@@ -184,6 +179,6 @@ mod tests {
     #[case("init-container", 37, false)]
     fn the_way_of_the_runner_follows_the_server_unless_told(#[case] delivery: &str, #[case] minor: u32, #[case] by_volume: bool) {
         let flags = ["x", "--namespace=n", "--service-account=s", "--identity=i", "--runner-image=r", "--runner-delivery", delivery];
-        assert_eq!(Config::parse_from(flags).settings(minor, Timestamp::UNIX_EPOCH).runner_by_image_volume, by_volume);
+        assert_eq!(Config::parse_from(flags).settings(minor).runner_by_image_volume, by_volume);
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::Settings;
 use crate::input_check::Answer;
+use crate::lease::Fence;
 use crate::metrics::Metrics;
 use crate::names::FINALIZER;
 use crate::pods::PodCache;
@@ -46,9 +47,23 @@ pub(crate) struct Results {
     pub(crate) store: Option<ResultStore>,
 }
 
+/// What a context is made from.
+pub(crate) struct Parts {
+    pub(crate) client: Client,
+    pub(crate) fence: Fence,
+    pub(crate) settings: Settings,
+    pub(crate) results: Results,
+    pub(crate) metrics: Metrics,
+    pub(crate) recorder: Recorder,
+    pub(crate) caches: Caches,
+    pub(crate) wake: mpsc::UnboundedSender<RunRef>,
+}
+
 /// See the module.
 pub(crate) struct Context {
     pub(crate) client: Client,
+    /// Since when this replica may write.
+    pub(crate) fence: Fence,
     pub(crate) settings: Settings,
     pub(crate) results: Results,
     pub(crate) metrics: Metrics,
@@ -74,18 +89,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(
-        client: Client,
-        settings: Settings,
-        results: Results,
-        metrics: Metrics,
-        recorder: Recorder,
-        caches: Caches,
-        wake: mpsc::UnboundedSender<RunRef>,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { client, fence, settings, results, metrics, recorder, caches, wake } = parts;
         Self {
             pods: PodCache::new(client.clone(), wake.clone()),
             client,
+            fence,
             settings,
             results,
             metrics,

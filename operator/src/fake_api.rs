@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tower_test::mock;
 
-use crate::context::{Caches, Context, Results};
+use crate::context::{Caches, Context, Parts, Results};
+use crate::lease::Fence;
 use crate::metrics::Metrics;
 use crate::script_run::fixtures::{sealing_key, settings};
 
@@ -100,5 +101,5 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
     let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });
     let metrics = Metrics::new(&mut Registry::default());
     let results = Results { sealing_key: sealing_key(), store: None };
-    (Arc::new(Context::new(client, settings(), results, metrics, recorder, caches, wake)), fake)
+    (Arc::new(Context::new(Parts { client, fence: Fence::new(), settings: settings(), results, metrics, recorder, caches, wake })), fake)
 }

@@ -5,7 +5,7 @@
 //! a container that was started a second time must not pass for the first, which may live on where a node lost track of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
@@ -29,11 +29,13 @@ const RETRY_EVERY: Duration = Duration::from_secs(2);
 pub(crate) struct Fence {
     epoch: Instant,
     up_until_millis: Arc<AtomicU64>,
+    /// Seconds since 1970.
+    up_since: Arc<AtomicI64>,
 }
 
 impl Fence {
     pub(crate) fn new() -> Self {
-        Self { epoch: Instant::now(), up_until_millis: Arc::new(AtomicU64::new(0)) }
+        Self { epoch: Instant::now(), up_until_millis: Arc::default(), up_since: Arc::default() }
     }
 
     /// Whether writes are allowed right now.
@@ -41,7 +43,15 @@ impl Fence {
         self.since_epoch(Instant::now()) < self.up_until_millis.load(Ordering::Acquire)
     }
 
+    /// Since when writes are allowed without a gap; when they last began to be, if they are not now. A second early at most.
+    pub(crate) fn up_since(&self) -> Timestamp {
+        Timestamp::from_second(self.up_since.load(Ordering::Acquire)).unwrap_or_default()
+    }
+
     fn raise(&self, renewed_at: Instant) {
+        if !self.is_up() {
+            self.up_since.store(Timestamp::now().as_second(), Ordering::Release);
+        }
         self.up_until_millis.store(self.since_epoch(renewed_at + RENEW_LIMIT), Ordering::Release);
     }
 
@@ -190,14 +200,16 @@ impl Leadership {
         Ok(())
     }
 
-    /// Renews until it cannot; returns why.
-    pub(crate) async fn keep(&mut self) -> anyhow::Error {
+    /// Renews until another replica has the lease. `leads` hears whether writes are allowed: they are not while no renewal succeeds, and are
+    /// again after the next one, since nobody else can have led meanwhile.
+    pub(crate) async fn keep(&mut self, leads: impl Fn(bool)) -> anyhow::Error {
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
-            match self.renew().await {
-                Ok(()) => self.fence.raise(self.renewed),
-                Err(error) => return error.context("the lease is lost"),
+            if let Err(error) = self.renew().await {
+                return error.context("the lease is lost");
             }
+            self.fence.raise(self.renewed);
+            leads(self.fence.is_up());
         }
     }
 
@@ -219,15 +231,15 @@ impl Leadership {
         Ok(())
     }
 
-    /// Renews the lease. A renewal that fails is borne while the last good one still counts: nobody else may take the lease before.
+    /// Renews the lease. A renewal that fails is borne: only another replica that took the lease is an error.
     async fn renew(&mut self) -> Result<()> {
         match self.write(false).await {
             Ok(()) => Ok(()),
-            Err(Unwritten::Failed(error)) if self.renewed.elapsed() < RENEW_LIMIT => {
+            Err(Unwritten::Failed(error)) => {
                 tracing::warn!(error = format!("{error:#}"), "cannot renew the lease");
                 Ok(())
             }
-            Err(unwritten) => Err(unwritten.into()),
+            Err(taken @ Unwritten::Taken) => Err(taken.into()),
         }
     }
 
@@ -301,14 +313,17 @@ mod tests {
 
     #[tokio::test]
     async fn an_api_server_that_is_not_ready_ends_neither_a_leadership_nor_the_wait_for_one() {
-        let away = || vec![expect(Method::PUT, PATH, 403, json!("not yet allowed"))];
-        let (mut leadership, fake) = held(Duration::from_secs(1), away());
-        let before = leadership.renewed;
+        let away = || expect(Method::PUT, PATH, 403, json!("not yet allowed"));
+        let (mut leadership, fake) = held(RENEW_LIMIT, vec![away(), away(), expect(Method::PUT, PATH, 200, lease("me"))]);
         leadership.hold_for(Duration::from_millis(1)).await.expect("it goes on");
-        assert_eq!(leadership.renewed, before, "what failed renews nothing");
-        fake.finished().await;
-        let (mut leadership, fake) = held(RENEW_LIMIT, away());
-        leadership.renew().await.expect_err("too long ago");
+        leadership.renew().await.expect("it goes on");
+        leadership.fence.raise(leadership.renewed);
+        assert!(!leadership.fence.is_up(), "what failed renews nothing");
+        leadership.fence.up_since.store(0, Ordering::Release);
+        leadership.renew().await.expect("renewed");
+        leadership.fence.raise(leadership.renewed);
+        assert!(leadership.fence.is_up());
+        assert!(leadership.fence.up_since() > Timestamp::UNIX_EPOCH, "the gap is known");
         fake.finished().await;
     }
 

@@ -42,7 +42,8 @@ struct Until {
     until: Clock,
 }
 
-/// All metrics of the operator.
+/// All metrics of the operator. Clones count into the same.
+#[derive(Clone)]
 pub(crate) struct Metrics {
     finished: Family<Reason, Counter>,
     refused: Family<Reason, Counter>,

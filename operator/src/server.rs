@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use futures::TryStreamExt as _;
 use futures::channel::mpsc;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::{Recorder, Reporter};
@@ -21,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::client::connect;
 use crate::config::Config;
-use crate::context::{Caches, Context, Results};
+use crate::context::{Caches, Context, Parts, Results};
 use crate::error::within;
 use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
@@ -59,21 +58,23 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         .as_ref()
         .map(|url| ResultStore::open(url, &Config::store_options(), Config::store_authorities().as_deref()))
         .transpose()?;
-    let image_volume = config.settings(minor, Timestamp::UNIX_EPOCH).runner_by_image_volume;
+    let image_volume = config.settings(minor).runner_by_image_volume;
     tracing::info!(server = minor, image_volume, runtime_class = config.runtime_class, "starting");
     readiness.set(true);
 
-    let acquire = lease::acquire(client.clone(), &config.namespace, &config.lease, &config.identity, fence);
+    let acquire = lease::acquire(client.clone(), &config.namespace, &config.lease, &config.identity, fence.clone());
     let mut leadership = tokio::select! {
         leadership = acquire => leadership,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     metrics.leads(true);
-    let settings = config.settings(minor, Timestamp::now());
+    let gauge = metrics.clone();
+    let leads = |is_so| gauge.leads(is_so);
+    let settings = config.settings(minor);
     let sealing_key = tokio::select! {
         key = sealing::key(&client, &config.namespace) => key?,
-        error = leadership.keep() => return Err(error),
+        error = leadership.keep(leads) => return Err(error),
     };
     let results = Results { sealing_key, store };
 
@@ -91,11 +92,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let recorder = Recorder::new(client.clone(), reporter);
     tokio::select! {
         synced = tokio::time::timeout(SYNC_LIMIT, sync) => synced.context("the caches did not fill: are the CRDs installed?")?.context("a watch ended")?,
-        error = leadership.keep() => return Err(error),
+        error = leadership.keep(leads) => return Err(error),
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
     let caches = Caches { namespaces, policies, cluster_policies };
-    let context = Arc::new(Context::new(client, settings, results, metrics, recorder, caches, wake));
+    let context = Arc::new(Context::new(Parts { client, fence, settings, results, metrics, recorder, caches, wake }));
     tenancy::watch_all(&context);
 
     let (stop, stopped) = watch::channel(false);
@@ -110,7 +111,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        error = leadership.keep() => Err(error),
+        error = leadership.keep(leads) => Err(error),
         _ = &mut controllers => Err(anyhow::anyhow!("the controllers ended")),
         served = &mut health => Err(served.map_or_else(anyhow::Error::from, |served| {
             served.err().unwrap_or_else(|| anyhow::anyhow!("the health server ended"))
@@ -125,7 +126,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         tokio::select! {
             _ = &mut controllers => {}
             () = tokio::time::sleep(GRACE) => tracing::warn!("passes were still under way"),
-            error = leadership.keep() => return Err(error),
+            error = leadership.keep(leads) => return Err(error),
         }
         leadership.release().await;
     }

@@ -39,7 +39,6 @@ pub(crate) fn settings() -> Settings {
         operator_namespace: "paddock-system".into(),
         operator_service_account: "paddock-operator".into(),
         sandbox_cluster_role: "paddock-sandbox".into(),
-        leading_since: at(-1000),
     }
 }
 
@@ -112,6 +111,7 @@ pub(crate) fn seen(run: &ScriptRun) -> Seen {
         pod: PodSeen::Absent,
         stream: StreamSeen::default(),
         output: Ok(output_grant(&policies().taking_part)),
+        leading_since: at(-1000),
     }
 }
 

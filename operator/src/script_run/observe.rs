@@ -104,7 +104,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     if let (PodSeen::Present(facts), true) = (&pod, stream.complete) {
         take_summary(run, facts, &mut stream.transcript, context);
     }
-    Ok(Seen { decision, sandbox, pod, stream, output })
+    Ok(Seen { decision, sandbox, pod, stream, output, leading_since: context.fence.up_since() })
 }
 
 /// Asks whether the input satisfies the schema of the run and those of the policies. The answer is kept for as long as none of them changes.

@@ -27,6 +27,8 @@ pub(crate) struct Seen {
     pub(crate) stream: StreamSeen,
     /// What becomes of what the script puts out, or why that cannot be told.
     pub(crate) output: Result<OutputGrant, String>,
+    /// Since when this replica may write without a gap.
+    pub(crate) leading_since: Timestamp,
 }
 
 /// State of the sandbox namespace.
@@ -219,7 +221,7 @@ fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settin
     }
     let admitted = status.clocks.as_ref().and_then(|clocks| clocks.admitted.clone()).map_or(now, |time| time.0);
     // The time in which nobody led is not the run's: nobody could have started it.
-    let since = admitted.max(settings.leading_since);
+    let since = admitted.max(seen.leading_since);
     let Some(budget_left) = remaining(&since, i64::from(settings.start_budget_seconds), now) else {
         return Step::RecordStop(Reason::StartTimedOut);
     };

@@ -109,9 +109,9 @@ fn what_failed_once_may_still_work(#[case] reason: &str) {
 #[test]
 fn time_in_which_nobody_led_is_not_the_runs() {
     let run = admitted(0);
-    let after_a_gap = Settings { leading_since: at(100), ..settings() };
-    assert_eq!(next_step(&run, &seen(&run), &after_a_gap, at(101)), Step::CreatePod);
-    assert_eq!(next_step(&run, &seen(&run), &after_a_gap, at(160)), Step::RecordStop(Reason::StartTimedOut));
+    let after_a_gap = Seen { leading_since: at(100), ..seen(&run) };
+    assert_eq!(step(&run, &after_a_gap, 101), Step::CreatePod);
+    assert_eq!(step(&run, &after_a_gap, 160), Step::RecordStop(Reason::StartTimedOut));
 }
 
 #[rstest]
