@@ -163,7 +163,9 @@ impl Detector {
                 let mut spans = matches(&URL_PASSWORD, text, |_| true);
                 let assigned = matches(&ASSIGNMENT, text, |value| !is_placeholder(value));
                 // What is called is no value.
-                spans.extend(assigned.into_iter().filter(|(_, end)| text.get(*end) != Some(&b'(')));
+                let is_call =
+                    |(start, end): &(usize, usize)| text.get(*end) == Some(&b'(') && !text[*start..*end].iter().any(u8::is_ascii_digit);
+                spans.extend(assigned.into_iter().filter(|span| !is_call(span)));
                 spans
             }
             Self::Email => matches(&EMAIL, text, |_| true),
@@ -229,12 +231,20 @@ fn headers(text: &[u8]) -> Vec<(usize, usize)> {
     regex.captures_iter(text).filter_map(token).collect()
 }
 
+/// Whether `text` is the word, or goes on after it with something that has no digit: `password123` is no placeholder.
+fn begins_with_word(text: &str, word: &str) -> bool {
+    text.strip_prefix(word)
+        .is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_alphanumeric()) || !rest.bytes().any(|byte| byte.is_ascii_digit()))
+}
+
 /// A reference, a call, or a word that says that there is no value.
 fn is_placeholder(value: &[u8]) -> bool {
     let text = String::from_utf8_lossy(value).to_ascii_lowercase();
-    let is_reference = text.starts_with(['$', '<', '{', '*', '%', '(', '[', '/'])
+    let is_path = text.starts_with('/') && (text[1..].contains('/') || !text.bytes().any(|byte| byte.is_ascii_digit()));
+    let is_reference = is_path
+        || text.starts_with(['$', '<', '{', '*', '%', '(', '['])
         || text.contains("getenv")
         || text.contains("environ")
         || text.contains("os.");
-    is_reference || PLACEHOLDERS.iter().any(|word| text.starts_with(word)) || text.bytes().all(|byte| byte == b'*' || byte == b'.')
+    is_reference || PLACEHOLDERS.iter().any(|word| begins_with_word(&text, word)) || text.bytes().all(|byte| byte == b'*' || byte == b'.')
 }

@@ -1,5 +1,7 @@
 //! Covering within JSON, value by value, so that it stays JSON.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 
 use crate::Masker;
@@ -27,23 +29,17 @@ impl Masker {
     }
 
     fn mask_fields(&self, fields: &mut Map<String, Value>, counts: &mut Counts) {
+        let mut renamed = Renamed::default();
         for (name, mut value) in std::mem::take(fields) {
-            if self.is_secret_name(&name) && matches!(&value, Value::String(text) if !text.is_empty()) {
-                value = Value::String(format!("[masked:{}]", Detector::Password.as_str()));
-                *counts.entry(Detector::Password.as_str().to_owned()).or_default() += 1;
+            if self.is_secret_name(&name) {
+                cover_strings(&mut value, counts);
             }
             self.mask_json(&mut value, counts);
             let mut covered = name;
             self.mask_string(&mut covered, counts);
-            // Two names may be the same once they are covered; neither value may be lost.
-            let mut unique = covered.clone();
-            let mut number = 1;
-            while fields.contains_key(&unique) {
-                number += 1;
-                unique = format!("{covered} ({number})");
-            }
-            fields.insert(unique, value);
+            renamed.insert(covered, value);
         }
+        *fields = renamed.into_fields();
     }
 
     fn mask_string(&self, text: &mut String, counts: &mut Counts) {
@@ -55,6 +51,51 @@ impl Masker {
                 *counts.entry(rule).or_default() += count;
             }
         }
+    }
+}
+
+/// Covers a string, and the strings of a list.
+fn cover_strings(value: &mut Value, counts: &mut Counts) {
+    match value {
+        Value::String(text) if !text.is_empty() => {
+            *text = format!("[masked:{}]", Detector::Password.as_str());
+            *counts.entry(Detector::Password.as_str().to_owned()).or_default() += 1;
+        }
+        Value::Array(items) => items.iter_mut().filter(|item| !item.is_object()).for_each(|item| cover_strings(item, counts)),
+        _ => {}
+    }
+}
+
+/// Fields whose names were changed. Two names may have become the same, and neither value may be lost: the second gets a number. It takes
+/// time in proportion to the fields, however many of them are alike.
+#[derive(Debug, Default)]
+pub struct Renamed {
+    fields: Map<String, Value>,
+    /// The last number given to each name.
+    numbers: HashMap<String, u64>,
+}
+
+impl Renamed {
+    /// Adds a field.
+    pub fn insert(&mut self, name: String, value: Value) {
+        if !self.fields.contains_key(&name) {
+            self.fields.insert(name, value);
+            return;
+        }
+        let number = self.numbers.entry(name.clone()).or_insert(1);
+        let unique = loop {
+            *number += 1;
+            let unique = format!("{name} ({number})");
+            if !self.fields.contains_key(&unique) {
+                break unique;
+            }
+        };
+        self.fields.insert(unique, value);
+    }
+
+    /// All fields.
+    pub fn into_fields(self) -> Map<String, Value> {
+        self.fields
     }
 }
 
@@ -75,6 +116,7 @@ mod tests {
             "a@example.com": 1,
             "b@example.com": 2,
             "db_password": "hunter2",
+            "secret": ["hunter2", ["hunter3"], {"kept": "y"}],
             "password": {"kept": "x"},
             "masked": "[masked:Email]",
         });
@@ -86,10 +128,26 @@ mod tests {
             "[masked:Email]": 1,
             "[masked:Email] (2)": 2,
             "db_password": "[masked:Password]",
+            "secret": ["[masked:Password]", ["[masked:Password]"], {"kept": "y"}],
             "password": {"kept": "x"},
             "masked": "[masked:Email]",
         });
         assert_eq!(value, expected);
-        assert_eq!(counts, [("CardNumber".to_owned(), 1), ("Email".to_owned(), 3), ("Password".to_owned(), 1)].into());
+        assert_eq!(counts, [("CardNumber".to_owned(), 1), ("Email".to_owned(), 3), ("Password".to_owned(), 3)].into());
+    }
+
+    #[test]
+    fn names_that_become_alike_take_time_in_proportion() {
+        let mut renamed = Renamed::default();
+        for number in 0..200_000 {
+            renamed.insert("x".into(), number.into());
+        }
+        let fields = renamed.into_fields();
+        assert_eq!((fields.len(), fields.get("x (200000)")), (200_000, Some(&Value::from(199_999))));
+        let mut renamed = Renamed::default();
+        for name in ["x", "x (2)", "x", "x"] {
+            renamed.insert(name.into(), Value::Null);
+        }
+        assert_eq!(renamed.into_fields().keys().collect::<Vec<_>>(), ["x", "x (2)", "x (3)", "x (4)"]);
     }
 }

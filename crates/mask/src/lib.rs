@@ -10,6 +10,7 @@ mod secret;
 mod text;
 
 pub use detector::Detector;
+pub use json::Renamed;
 pub use text::{Counts, Cut, Masked, Part};
 
 use std::collections::BTreeSet;

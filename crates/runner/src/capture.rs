@@ -2,30 +2,49 @@
 
 use std::collections::VecDeque;
 
+/// So many pieces go out as they come. A script that goes on in small ones would fill the log with what each takes beside its bytes.
+const AT_ONCE: u32 = 200;
+/// From then on a piece has at least so many bytes, but for the last.
+const GATHERED: usize = 512;
+
 /// The first half of what is kept goes out as it comes; the second half is a ring that goes out at the end.
 pub(crate) struct Capture {
     half: usize,
+    /// Bytes of the first half that were taken.
     sent: usize,
+    pieces: u32,
+    /// The last of those, not gone out yet.
+    waiting: Vec<u8>,
     ring: VecDeque<u8>,
     total: u64,
 }
 
 impl Capture {
     pub(crate) fn new(keep: usize) -> Self {
-        Self { half: keep / 2, sent: 0, ring: VecDeque::new(), total: 0 }
+        Self { half: keep / 2, sent: 0, pieces: 0, waiting: Vec::new(), ring: VecDeque::new(), total: 0 }
     }
 
-    /// Takes bytes; returns those that belong to the beginning, with their offset.
-    pub(crate) fn push<'a>(&mut self, bytes: &'a [u8]) -> Option<(u64, &'a [u8])> {
+    /// Takes bytes; returns a piece of the beginning that is to go out, with its offset.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Option<(u64, Vec<u8>)> {
         self.total += bytes.len() as u64;
         let (head, rest) = bytes.split_at(bytes.len().min(self.half - self.sent));
-        let offset = self.sent as u64;
         self.sent += head.len();
+        self.waiting.extend_from_slice(head);
         let rest = &rest[rest.len().saturating_sub(self.half)..];
         let surplus = (self.ring.len() + rest.len()).saturating_sub(self.half);
         self.ring.drain(..surplus.min(self.ring.len()));
         self.ring.extend(rest);
-        (!head.is_empty()).then_some((offset, head))
+        if self.pieces < AT_ONCE || self.waiting.len() >= GATHERED { self.gathered() } else { None }
+    }
+
+    /// What of the beginning has not gone out yet, with its offset.
+    pub(crate) fn gathered(&mut self) -> Option<(u64, Vec<u8>)> {
+        let waiting = std::mem::take(&mut self.waiting);
+        if waiting.is_empty() {
+            return None;
+        }
+        self.pieces += 1;
+        Some(((self.sent - waiting.len()) as u64, waiting))
     }
 
     /// The end, with its offset.
@@ -46,13 +65,29 @@ mod tests {
     fn kept(keep: usize, pieces: &[&[u8]]) -> (Vec<u8>, Option<(u64, Vec<u8>)>) {
         let mut capture = Capture::new(keep);
         let mut head = Vec::new();
-        for piece in pieces {
-            if let Some((offset, bytes)) = capture.push(piece) {
+        let mut take = |piece: Option<(u64, Vec<u8>)>| {
+            if let Some((offset, bytes)) = piece {
                 assert_eq!(offset, head.len() as u64);
-                head.extend_from_slice(bytes);
+                head.extend_from_slice(&bytes);
             }
+        };
+        for piece in pieces {
+            take(capture.push(piece));
         }
+        take(capture.gathered());
         (head, capture.tail())
+    }
+
+    #[test]
+    fn many_small_pieces_go_out_in_few() {
+        let mut capture = Capture::new(80_000);
+        let mut sizes = Vec::new();
+        for _ in 0..40_000 {
+            sizes.extend(capture.push(b".").map(|(_, piece)| piece.len()));
+        }
+        sizes.extend(capture.gathered().map(|(_, piece)| piece.len()));
+        assert_eq!(sizes.iter().sum::<usize>(), 40_000);
+        assert!(sizes.len() < 300 && sizes[..200].iter().all(|size| *size == 1), "{}", sizes.len());
     }
 
     #[test]

@@ -255,7 +255,7 @@ impl Supervision {
             Ok(count) => {
                 self.first_output.get_or_insert_with(|| self.started.elapsed());
                 if let Some((offset, head)) = pipe.capture.push(&buffer[..count]) {
-                    reporter.output(pipe.stream, offset, head);
+                    reporter.output(pipe.stream, offset, &head);
                 }
                 return true;
             }
@@ -297,8 +297,8 @@ impl Supervision {
     fn report<W: Write>(mut self, ended: Ended, job: &LoadedJob, reporter: &mut Reporter<W>) -> u8 {
         let wall = self.started.elapsed();
         for pipe in &mut self.pipes {
-            if let Some((offset, tail)) = pipe.capture.tail() {
-                reporter.output(pipe.stream, offset, &tail);
+            for (offset, piece) in [pipe.capture.gathered(), pipe.capture.tail()].into_iter().flatten() {
+                reporter.output(pipe.stream, offset, &piece);
             }
         }
         let (output, bytes) = result_file::read(Path::new(RESULT), u64::from(job.job.result_bytes));

@@ -59,8 +59,8 @@ fn is_decided(run: &ScriptRun) -> bool {
 pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result<Seen, Error> {
     let run = &watched.run;
     let policies = policies(run, context);
-    let output = match &policies.unusable {
-        Some(why) => Err(why.clone()),
+    let output = match policies.unusable.clone().or_else(|| missing(run, &policies)) {
+        Some(why) => Err(why),
         None => Ok(output_grant(&policies.taking_part)),
     };
     let decision = if is_decided(run) {
@@ -202,6 +202,14 @@ fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
         }
     }
     seen
+}
+
+/// A policy by which the run was admitted and that is not among those that hold now: what it had masked is not known any more.
+fn missing(run: &ScriptRun, policies: &PoliciesSeen) -> Option<String> {
+    let admitted_by = &run.status.as_ref()?.policies;
+    let is_there = |policy: &&TakenPolicy| policies.taking_part.iter().any(|part| part.taken.uid == policy.uid);
+    let gone = admitted_by.iter().find(|policy| !is_there(policy))?;
+    Some(format!("{:?} {}, by which the run was admitted, is gone", gone.kind, gone.name))
 }
 
 fn taken<K: kube::Resource>(kind: PolicyKind, policy: &K, spec: &impl serde::Serialize, rules: &PolicyRules) -> Policy {

@@ -166,6 +166,9 @@ impl Covering<'_> {
         visible_json(&mut value);
         let text = serde_json::to_vec(&value).map_err(|error| error.to_string())?;
         if bytes > u64::from(limit) {
+            if text.len() > STORED_BYTES as usize * 2 {
+                return Err(format!("the result has {} bytes once it is masked and control characters are escaped", text.len()));
+            }
             produced.to_store = Some(text);
         } else if text.len() > limit as usize * 2 {
             return Err(format!(

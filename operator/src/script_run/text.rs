@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use paddock_mask::Renamed;
 use serde_json::Value;
 
 /// Valid UTF-8 in which every control character but line feed and tab, and every byte that is no UTF-8, is a visible escape. A backslash
@@ -12,8 +13,7 @@ pub(crate) fn visible(bytes: &[u8]) -> String {
         for character in chunk.valid().chars() {
             match character {
                 '\n' | '\t' => text.push(character),
-                // Bidirectional controls make text read differently from what it is.
-                '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => _ = write!(text, "\\u{{{:x}}}", u32::from(character)),
+                c if is_format(c) => _ = write!(text, "\\u{{{:x}}}", u32::from(c)),
                 c if c.is_control() => _ = write!(text, "\\x{:02x}", u32::from(c)),
                 c => text.push(c),
             }
@@ -25,21 +25,46 @@ pub(crate) fn visible(bytes: &[u8]) -> String {
     text
 }
 
+/// Format characters and separators of Unicode (categories Cf, Zl and Zp): they are not seen, and make text read differently from what it is.
+fn is_format(character: char) -> bool {
+    matches!(
+        character,
+        '\u{ad}'
+            | '\u{600}'..='\u{605}'
+            | '\u{61c}'
+            | '\u{6dd}'
+            | '\u{70f}'
+            | '\u{890}'..='\u{891}'
+            | '\u{8e2}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{110bd}'
+            | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0001}'
+            | '\u{e0020}'..='\u{e007f}'
+    )
+}
+
 /// The same for every string and name in a value. A carriage return stays too: in data, line ends may be made of it.
 pub(crate) fn visible_json(value: &mut Value) {
     match value {
         Value::String(text) => *text = visible_string(text),
         Value::Array(items) => items.iter_mut().for_each(visible_json),
         Value::Object(fields) => {
+            // An escape may make a name that of another field.
+            let mut renamed = Renamed::default();
             for (name, mut value) in std::mem::take(fields) {
                 visible_json(&mut value);
-                let mut shown = visible_string(&name);
-                // An escape may make it the name of another field.
-                while fields.contains_key(&shown) {
-                    shown.push('\'');
-                }
-                fields.insert(shown, value);
+                renamed.insert(visible_string(&name), value);
             }
+            *fields = renamed.into_fields();
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
@@ -73,6 +98,7 @@ mod tests {
     #[case(b"a\xffb\xc3", "a\\xffb\\xc3")]
     #[case("\u{202e}x\r".as_bytes(), "\\u{202e}x\\x0d")]
     #[case("ü\0".as_bytes(), "ü\\x00")]
+    #[case("a\u{200b}b\u{feff}\u{2028}\u{61c}\u{e0041}".as_bytes(), "a\\u{200b}b\\u{feff}\\u{2028}\\u{61c}\\u{e0041}")]
     fn nothing_invisible_stays(#[case] bytes: &[u8], #[case] expected: &str) {
         assert_eq!(visible(bytes), expected);
     }
@@ -82,6 +108,9 @@ mod tests {
         let mut value = serde_json::json!({ "a\u{7}": ["\u{1b}[2J", "line\r\n\tend", 1, null] });
         visible_json(&mut value);
         assert_eq!(value, serde_json::json!({ "a\\x07": ["\\x1b[2J", "line\r\n\tend", 1, null] }));
+        let mut alike = serde_json::json!({ "\u{7}": 1, "\\x07": 2 });
+        visible_json(&mut alike);
+        assert_eq!(alike, serde_json::json!({ "\\x07": 1, "\\x07 (2)": 2 }));
     }
 
     #[test]
