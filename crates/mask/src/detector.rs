@@ -193,7 +193,7 @@ fn matches(regex: &LazyLock<Option<Regex>>, text: &[u8], is_meant: impl Fn(&[u8]
 }
 
 fn private_keys(text: &[u8], cut: Cut) -> Vec<(usize, usize)> {
-    let mut spans = matches(&PEM, text, |_| true);
+    let mut spans = pem_blocks(text);
     spans.extend(matches(&PUTTY, text, |_| true));
     spans.extend(matches(&PEM_IN_BASE64, text, |encoded| {
         let whole = &encoded[..encoded.len() - encoded.len() % 4];
@@ -201,6 +201,18 @@ fn private_keys(text: &[u8], cut: Cut) -> Vec<(usize, usize)> {
     }));
     if cut.start {
         spans.extend(matches(&PEM_END, text, |_| true));
+    }
+    spans
+}
+
+/// Each look for the end of a block may go through the whole text. Whoever writes more beginnings than these has everything covered from there.
+const PEM_BLOCKS: usize = 64;
+
+fn pem_blocks(text: &[u8]) -> Vec<(usize, usize)> {
+    let Some(regex) = PEM.as_ref() else { return Vec::new() };
+    let mut spans: Vec<_> = regex.find_iter(text).take(PEM_BLOCKS).map(|found| (found.start(), found.end())).collect();
+    if let Some(last) = spans.get_mut(PEM_BLOCKS - 1) {
+        last.1 = text.len();
     }
     spans
 }
@@ -247,4 +259,33 @@ fn is_placeholder(value: &[u8]) -> bool {
         || text.contains("environ")
         || text.contains("os.");
     is_reference || PLACEHOLDERS.iter().any(|word| begins_with_word(&text, word)) || text.bytes().all(|byte| byte == b'*' || byte == b'.')
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use crate::{Cut, Detector, Masker};
+
+    fn masked(text: &str) -> String {
+        let masker = Masker::new(Detector::ALL.into(), &[], &[]).unwrap();
+        String::from_utf8(masker.mask(text.as_bytes(), Cut::default()).whole().text.to_vec()).unwrap()
+    }
+
+    #[rstest]
+    #[case::what_looks_like_a_call("DB_PASSWORD=Tr0ub4dor(x9kk", "DB_PASSWORD=[masked:Password](x9kk")]
+    #[case::what_begins_with_a_placeholder("password=Password123!real", "password=[masked:Password]")]
+    #[case::what_looks_like_a_path("api_key=/x8Kq0aZb1c2d3e4f5", "api_key=[masked:Password]")]
+    #[case::a_call("password = read_password(prompt)", "password = read_password(prompt)")]
+    #[case::a_path("secret: /run/secrets/db1", "secret: /run/secrets/db1")]
+    #[case::a_placeholder("password: your-password-here", "password: your-password-here")]
+    fn a_password_is_told_from_what_only_stands_in_its_place(#[case] text: &str, #[case] expected: &str) {
+        assert_eq!(masked(text), expected);
+    }
+
+    #[test]
+    fn beginnings_of_keys_without_end_take_bounded_time_and_hide_nothing() {
+        let text = "-----BEGIN PRIVATE KEY-----".repeat(70_000) + "kept secret";
+        assert!(!masked(&text).contains("kept secret"));
+    }
 }

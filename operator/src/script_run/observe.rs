@@ -279,3 +279,20 @@ async fn may_read(requester: &Requester, namespace: &str, name: &str, context: &
         within("the access review", api.create(&PostParams::default(), &review)).await?.map_err(Error::write("the access review"))?;
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::{admitted, policies};
+    use super::*;
+
+    #[test]
+    fn a_policy_that_a_run_was_admitted_by_and_that_is_gone_is_missed() {
+        let run = admitted(0);
+        assert_eq!(missing(&run, &policies()), None);
+        let gone = PoliciesSeen { taking_part: Vec::new(), unusable: None };
+        assert!(missing(&run, &gone).is_some_and(|why| why == "ClusterSandboxPolicy baseline, by which the run was admitted, is gone"));
+        let mut anew = policies();
+        anew.taking_part[0].taken.uid = "another".into();
+        assert!(missing(&run, &anew).is_some());
+    }
+}
