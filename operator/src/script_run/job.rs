@@ -43,8 +43,8 @@ pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant
 fn result_bytes(output: &OutputGrant) -> u32 {
     match output.large_result {
         LargeResult::Refuse => output.result_bytes,
-        LargeResult::Truncate => output.result_bytes + MARGIN,
-        LargeResult::Store => STORED_BYTES,
+        // All of it, also where only its beginning is shown: it is masked as JSON, value by value.
+        LargeResult::Truncate | LargeResult::Store => STORED_BYTES,
     }
 }
 

@@ -151,7 +151,11 @@ impl Covering<'_> {
         let limit = self.grant.result_bytes;
         let received = transcript.output.len() as u64;
         if bytes > u64::from(limit) && self.grant.large_result == LargeResult::Truncate {
-            produced.result.output_text = Some(self.beginning(&transcript.output, bytes));
+            let whole = if bytes == received { self.json(&transcript.output).ok() } else { None };
+            produced.result.output_text = Some(match whole {
+                Some((_, text)) => self.beginning_of_json(&text, bytes),
+                None => self.beginning(&transcript.output, bytes),
+            });
             return Ok(());
         }
         let allowed = if self.grant.large_result == LargeResult::Store { u64::from(STORED_BYTES) } else { u64::from(limit) };
@@ -161,10 +165,7 @@ impl Covering<'_> {
         if bytes != received {
             return Err("the result file was not received whole".into());
         }
-        let mut value = parse_bounded(&transcript.output, RESULT_DEPTH)?;
-        self.masker.mask_json(&mut value, &mut self.counts);
-        visible_json(&mut value);
-        let text = serde_json::to_vec(&value).map_err(|error| error.to_string())?;
+        let (value, text) = self.json(&transcript.output)?;
         if bytes > u64::from(limit) {
             if text.len() > STORED_BYTES as usize * 2 {
                 return Err(format!("the result has {} bytes once it is masked and control characters are escaped", text.len()));
@@ -182,6 +183,22 @@ impl Covering<'_> {
         Ok(())
     }
 
+    /// JSON, masked value by value, as a value and as bytes.
+    fn json(&mut self, received: &[u8]) -> Result<(Value, Vec<u8>), String> {
+        let mut value = parse_bounded(received, RESULT_DEPTH)?;
+        self.masker.mask_json(&mut value, &mut self.counts);
+        visible_json(&mut value);
+        let text = serde_json::to_vec(&value).map_err(|error| error.to_string())?;
+        Ok((value, text))
+    }
+
+    fn beginning_of_json(&self, text: &[u8], bytes: u64) -> OutputStream {
+        let limit = self.grant.result_bytes as usize;
+        let text = cut(&String::from_utf8_lossy(text), limit).to_owned();
+        OutputStream { text, tail: None, bytes: signed(bytes), truncated_bytes: Some(signed(bytes - limit as u64)) }
+    }
+
+    /// What is no JSON, or did not come whole, is searched as text.
     fn beginning(&mut self, received: &[u8], bytes: u64) -> OutputStream {
         let limit = self.grant.result_bytes as usize;
         let masked = self.masker.mask(received, Cut { start: false, end: true });
@@ -313,6 +330,9 @@ mod tests {
         let truncated = of_output(&written, LargeResult::Truncate).result.output_text.unwrap();
         assert!(truncated.text.starts_with("{\"key\":\"[masked:CloudKey]\",\"rest\":\"xx"), "{truncated:?}");
         assert_eq!(truncated.truncated_bytes, i64::try_from(written.len() - 64).ok());
+        let escaped = [br#"{"a":"jane\u0040example.com","password":"q\"w","rest":""#.as_slice(), &[b'x'; 100], b"\"}"].concat();
+        let truncated = of_output(&escaped, LargeResult::Truncate).result.output_text.unwrap();
+        assert!(truncated.text.starts_with("{\"a\":\"[masked:Email]\",\"password\":\"[masked:Password]\""), "{truncated:?}");
         let stored = of_output(&written, LargeResult::Store);
         assert_eq!(stored.result.output, None);
         let bytes = stored.to_store.clone().unwrap();
