@@ -124,8 +124,9 @@ pub struct OutputRules {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 256, max = 65536))]
     pub max_result_bytes: Option<i64>,
-    /// What becomes of a larger result: `Refuse`, `Truncate` or `Store`. Of several policies the first in this order, and `Refuse` where no
-    /// ClusterSandboxPolicy says anything.
+    /// What becomes of a larger result: `Refuse` (`outputError` says why there is none), `Truncate` (its beginning is in `outputText`) or `Store`
+    /// (`ref` names it). Of several policies the first in this order. A SandboxPolicy can only be stricter: where no ClusterSandboxPolicy says
+    /// anything it is `Refuse`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub large_result: Option<LargeResult>,
     /// What is covered before anything is stored.

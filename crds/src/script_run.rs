@@ -141,13 +141,15 @@ pub struct Script {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "args_schema")]
     pub args: Vec<String>,
-    /// Any JSON value. The script reads it from the file that `$PADDOCK_INPUT` names, and from standard input. Without an input the variable
-    /// is not set and standard input is empty.
+    /// Any JSON value; `null` is the same as none. The script reads it from the file that `$PADDOCK_INPUT` names, and from standard input. Without
+    /// an input the variable is not set and standard input is empty. The API server writes it anew before the script sees it: names are sorted,
+    /// `1.0` becomes `1`, integers beyond 64 bits lose digits. Send such numbers as strings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub input: Option<Value>,
-    /// JSON Schema 2020-12. A run whose `input` does not satisfy it is refused, with every place in `status.violations`; a missing input counts as
-    /// `null`. References may lead only within the schema, patterns have no look-around, `format` is not checked.
+    /// JSON Schema 2020-12, an object. A run whose `input` does not satisfy it is refused, with every place, up to 64, in `status.violations`; a
+    /// missing input counts as `null`. References may lead only within the schema or to the meta-schema of 2020-12, which `$schema` must name if it
+    /// is there. Patterns have no look-around, `format` is not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub input_schema: Option<Value>,
@@ -233,7 +235,7 @@ pub struct ScriptRunStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "decisions_schema")]
     pub decisions: Vec<Decision>,
-    /// Where `input` does not satisfy its schemas.
+    /// Where `input` does not satisfy its schemas: the first 64 places.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "violations_schema")]
     pub violations: Vec<Violation>,
@@ -254,7 +256,7 @@ pub struct ScriptRunStatus {
     /// When what happened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clocks: Option<Clocks>,
-    /// Why and since when the run is being ended.
+    /// Why and since when the operator ends the run. Absent where the sandbox's own clock ended the script.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopping: Option<Stopping>,
     /// What the script produced.
@@ -389,7 +391,7 @@ pub struct Clocks {
     /// The start message was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<MicroTime>,
-    /// The first output of the script, as the runner measured it from its start.
+    /// The first output of the script, if there was any: `started`, and what the runner measured from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_output: Option<MicroTime>,
     /// The result was received.
@@ -415,7 +417,7 @@ pub struct Stopping {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct RunResult {
-    /// Exit code, if the script exited.
+    /// Exit code, if the script exited, modulo 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 255))]
     pub exit_code: Option<i32>,
@@ -424,7 +426,7 @@ pub struct RunResult {
     #[schemars(range(min = 1, max = 64))]
     pub signal: Option<i32>,
     /// The JSON value that the script wrote to the file that `$PADDOCK_RESULT` names: at most 64 levels, and as many bytes as the policies allow.
-    /// Numbers beyond 64 bits lose digits. In strings, control characters but tab, line feed and carriage return are escaped as in streams.
+    /// A `null` is not kept. Numbers beyond 64 bits lose digits. In strings, control characters but tab, line feed and carriage return are escaped as in streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_json")]
     pub output: Option<Value>,

@@ -166,6 +166,9 @@ impl Covering<'_> {
             return Err("the result file was not received whole".into());
         }
         let (value, text) = self.json(&transcript.output)?;
+        if value.is_null() {
+            return Err("the result is null, which cannot be told from none".into());
+        }
         if bytes > u64::from(limit) {
             if text.len() > STORED_BYTES as usize * 2 {
                 return Err(format!("the result has {} bytes once it is masked and control characters are escaped", text.len()));
@@ -315,6 +318,7 @@ mod tests {
 
     #[rstest]
     #[case::not_json(b"{", "the result file is not JSON: EOF while parsing an object at line 1 column 1")]
+    #[case::null(b"null", "the result is null, which cannot be told from none")]
     #[case::escapes(&[b"\"".as_slice(), &[b'\\', b'u', b'0', b'0', b'0', b'7'].repeat(10), b"\""].concat(), "")]
     fn an_output_is_json_or_an_error(#[case] written: &[u8], #[case] expected: &str) {
         let result = of_output(written, LargeResult::Refuse).result;
