@@ -122,6 +122,15 @@ fn large(number: u32) -> Script {
     Script::python(&text)
 }
 
+/// Thousands of writes of one byte, as of a bar of progress, beside a result that is almost as large as any can be.
+const DOTS: &str = "
+import os
+open(os.environ['PADDOCK_RESULT'], 'w').write('\"' + 'x' * 2000000 + '\"')
+for _ in range(13000):
+    os.write(1, b'.')
+    os.write(2, b'.')
+";
+
 fn assert_stored(bucket: &Bucket, run: &ScriptRun, number: u32) {
     assert_end(run, &Phase::Succeeded, &Reason::Succeeded);
     let result = status(run).result.unwrap();
@@ -154,6 +163,8 @@ async fn a_result_too_large_for_a_status_is_in_the_bucket_that_the_status_names(
     tenant("store", |tenant| async move {
         let mut bucket = bucket;
         assert_stored(&bucket, &tenant.run(large(1)).await, 1);
+        let told = status(&tenant.run(Script::python(DOTS)).await).result.unwrap();
+        assert_eq!((told.output_error, told.reference.map(|reference| reference.bytes)), (None, Some(2_000_002)));
         a_store_that_is_away_is_waited_for(&tenant, &mut bucket).await;
     })
     .await;
