@@ -51,7 +51,6 @@ e2e: cluster ## Tests on the local cluster
 	@$(MAKE) --no-print-directory install
 	cargo test --quiet --no-fail-fast -p paddock-e2e $(SUITES:%=--test %) -- --test-threads=4
 	cargo test --quiet -p paddock-e2e --test rights
-	cargo test --quiet -p paddock-e2e --test chaos -- --nocapture
 
 .PHONY: chaos
 chaos: install ## Two hundred runs while what runs them is killed at random; CHAOS_SEED repeats a sequence

@@ -209,7 +209,7 @@ fn log_folder(tenant: &Tenant, run: &ScriptRun) -> std::path::PathBuf {
 async fn a_result_whose_log_is_gone_is_in_the_termination_message() {
     let _alone = alone().await;
     tenant("summary", |tenant| async move {
-        let text = "import json, os, time\nprint('lost')\ntime.sleep(4)\njson.dump([1, 'two'], open(os.environ['PADDOCK_RESULT'], 'w'))\nraise SystemExit(5)\n";
+        let text = "import json, os, sys, time\nprint('short')\nsys.stderr.write('x' * 5000)\ntime.sleep(4)\njson.dump([1, 'two'], open(os.environ['PADDOCK_RESULT'], 'w'))\nraise SystemExit(5)\n";
         let run = tenant.create(Script::python(text)).await;
         let running = tenant.until(&run, "Running", |status| status.phase == Some(Phase::Running)).await;
         scale(&tenant.client, 0).await;
@@ -225,8 +225,9 @@ async fn a_result_whose_log_is_gone_is_in_the_termination_message() {
         assert_end(&run, &Phase::Failed, &Reason::Failed);
         let result = status(&run).result.unwrap();
         assert_eq!((result.exit_code, result.output), (Some(5), Some(json!([1, "two"]))));
-        let stream = result.stdout.unwrap();
-        assert_eq!((stream.text.as_str(), stream.bytes, stream.truncated_bytes), ("", 5, Some(5)));
+        let told = |stream: paddock_crds::OutputStream| (stream.text, stream.bytes, stream.truncated_bytes);
+        assert_eq!(result.stdout.map(told), Some(("short\n".into(), 6, None)));
+        assert_eq!(result.stderr.map(told), Some((String::new(), 5000, Some(5000))), "what did not fit is said to be missing");
     })
     .await;
 }

@@ -98,6 +98,12 @@ pub struct Summary {
     /// The result file as text, if it is UTF-8 and fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// Standard output as text, if it is UTF-8 and all of it fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<String>,
+    /// Standard error in the same way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<String>,
 }
 
 /// A runner's side.
@@ -138,7 +144,8 @@ impl Sealer {
             Some(SUMMARY_MARK.to_owned() + &STANDARD.encode(sealed)).filter(|text| text.len() <= MAX_TERMINATION_MESSAGE)
         };
         // Whether it fits is known only afterwards; the one that does not never leaves this function.
-        seal(summary).or_else(|| seal(&Summary { output: None, ..summary.clone() }))
+        let without_streams = Summary { stdout: None, stderr: None, ..summary.clone() };
+        seal(summary).or_else(|| seal(&without_streams)).or_else(|| seal(&Summary { output: None, ..without_streams }))
     }
 }
 
@@ -247,7 +254,7 @@ mod tests {
         };
         for (bytes, is_kept) in [(2000, true), (4000, false)] {
             let (sealer, opener) = pair();
-            let summary = Summary { report: report.clone(), output: Some("x".repeat(bytes)) };
+            let summary = Summary { report: report.clone(), output: Some("x".repeat(bytes)), stdout: Some("y".into()), stderr: None };
             let message = sealer.seal_summary(&summary).unwrap();
             assert!(message.len() <= MAX_TERMINATION_MESSAGE);
             let opened = opener.open_summary(&message).unwrap();

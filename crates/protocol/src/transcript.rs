@@ -90,6 +90,11 @@ impl Transcript {
             if let Some(output) = summary.output {
                 self.output = output.into_bytes();
             }
+            for (captured, whole) in [(&mut self.stdout, summary.stdout), (&mut self.stderr, summary.stderr)] {
+                if let Some(whole) = whole {
+                    *captured = Captured { head: whole.into_bytes(), ..Captured::default() };
+                }
+            }
         }
     }
 }
@@ -287,12 +292,15 @@ mod tests {
         let mut transcript = whole(&a_run());
         let before = transcript.clone();
         let report = Report { exit_code: Some(9), ..before.report.clone().unwrap() };
-        let summary = Summary { report, output: Some("1".into()) };
+        let summary = Summary { report, output: Some("1".into()), stdout: Some("hello".into()), stderr: None };
         transcript.take_summary(summary.clone());
         assert_eq!(transcript, before);
         let mut silent = Transcript::default();
+        silent.stdout.push(0, b"hel");
+        silent.stderr.push(0, b"err");
         silent.take_summary(summary);
         assert_eq!((silent.report.unwrap().exit_code, silent.output), (Some(9), b"1".to_vec()));
+        assert_eq!((silent.stdout.head, silent.stderr.head), (b"hello".to_vec(), b"err".to_vec()), "a log that lost its end is made whole");
     }
 
     #[test]

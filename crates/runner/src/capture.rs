@@ -17,16 +17,22 @@ pub(crate) struct Capture {
     waiting: Vec<u8>,
     ring: VecDeque<u8>,
     total: u64,
+    /// The first bytes once more.
+    start: Vec<u8>,
 }
+
+/// Bytes of a stream that are also told at the end: all of a termination message has 4096.
+const TOLD_AGAIN: usize = 2048;
 
 impl Capture {
     pub(crate) fn new(keep: usize) -> Self {
-        Self { half: keep / 2, sent: 0, pieces: 0, waiting: Vec::new(), ring: VecDeque::new(), total: 0 }
+        Self { half: keep / 2, sent: 0, pieces: 0, waiting: Vec::new(), ring: VecDeque::new(), total: 0, start: Vec::new() }
     }
 
     /// Takes bytes; returns a piece of the beginning that is to go out, with its offset.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Option<(u64, Vec<u8>)> {
         self.total += bytes.len() as u64;
+        self.start.extend_from_slice(&bytes[..bytes.len().min(TOLD_AGAIN - self.start.len())]);
         let (head, rest) = bytes.split_at(bytes.len().min(self.half - self.sent));
         self.sent += head.len();
         self.waiting.extend_from_slice(head);
@@ -53,6 +59,12 @@ impl Capture {
         (!tail.is_empty()).then(|| (self.total - tail.len() as u64, tail))
     }
 
+    /// All of the stream as text, if it is short and UTF-8.
+    pub(crate) fn whole(&self) -> Option<String> {
+        let is_whole = self.total > 0 && self.total == self.start.len() as u64;
+        is_whole.then(|| String::from_utf8(self.start.clone()).ok()).flatten()
+    }
+
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
@@ -76,6 +88,18 @@ mod tests {
         }
         take(capture.gathered());
         (head, capture.tail())
+    }
+
+    #[test]
+    fn a_short_stream_is_told_once_more() {
+        let mut capture = Capture::new(8);
+        assert_eq!(capture.whole(), None);
+        for _ in 0..TOLD_AGAIN {
+            capture.push(b"x");
+        }
+        assert_eq!(capture.whole().map(|text| text.len()), Some(TOLD_AGAIN));
+        capture.push(b"x");
+        assert_eq!(capture.whole(), None);
     }
 
     #[test]

@@ -321,7 +321,8 @@ impl Supervision {
             wall_milliseconds: milliseconds(wall),
         };
         let output = String::from_utf8(bytes).ok().filter(|_| is_whole);
-        reporter.finish(&Summary { report, output }, Path::new(TERMINATION_LOG));
+        let [stdout, stderr] = [0, 1].map(|index: usize| self.pipes[index].capture.whole());
+        reporter.finish(&Summary { report, output, stdout, stderr }, Path::new(TERMINATION_LOG));
         let code = ended.code.unwrap_or_else(|| 128 + ended.signal.unwrap_or(0));
         u8::try_from(code & 255).unwrap_or(1)
     }
