@@ -14,7 +14,11 @@ const OPERATOR: &str = "system:serviceaccount:paddock-system:paddock-operator";
 
 /// Resource and verb of every request of the operator that was allowed.
 fn used() -> BTreeSet<(String, String)> {
-    let log = std::fs::read_to_string(layout().audit_log()).unwrap();
+    // The API server begins a new file when one is large.
+    let folder = layout().audit_log().parent().unwrap().to_owned();
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let logs = files.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("audit")));
+    let log: String = logs.map(|path| std::fs::read_to_string(path).unwrap()).collect();
     log.lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|event| event["user"]["username"] == OPERATOR && event["responseStatus"]["code"].as_u64() != Some(403))
