@@ -413,7 +413,7 @@ pub struct Stopping {
 }
 
 /// What a script produced. Text is valid UTF-8: line feed and tab stay, other control characters and bytes that are no UTF-8 are shown as
-/// escapes such as `\x1b`, bidirectional controls as `\u{202e}`. A backslash stays as it is, so escapes are for people and cannot be read back.
+/// escapes such as `\x1b`, format characters as `\u{202e}`. A backslash stays as it is, so escapes are for people and cannot be read back.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct RunResult {
