@@ -6,7 +6,7 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::disturb::{begin, ctr, end, is_of, kill_operator, leader, process_of, scale, with_arguments};
+use harness::disturb::{begin, begin_what_has_ended, ctr, end, is_of, kill_operator, leader, process_of, scale, with_arguments};
 use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, kubectl, layout, status, stdout, tenant};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
@@ -24,6 +24,8 @@ async fn alone() -> MutexGuard<'static, ()> {
     let guard = ONE_AT_A_TIME.lock().await;
     let client = admin().await;
     // What a test before this one may have left when it failed.
+    begin_what_has_ended().await;
+    kubectl(&["uncordon", "--selector=kubernetes.io/os=linux"], "").unwrap();
     runtime_class(&client, Some("gvisor-nonet")).await;
     with_arguments(&client, &[]).await;
     leader(&client).await;
@@ -132,7 +134,8 @@ async fn lose_runtime_state(client: &Client, pod: &Pod, reported: Reported) {
     }
     end("kubelet").await;
     let containers = ctr(&["containers", "list", "--quiet", &format!("labels.\"io.kubernetes.pod.uid\"=={uid}")]).unwrap();
-    assert_eq!(containers.lines().count(), 2, "the script and its sandbox: {containers}");
+    // More where the node needed a second attempt at the sandbox.
+    assert!(containers.lines().count() >= 2, "the script and its sandbox: {containers}");
     for id in containers.lines() {
         let _ = ctr(&["tasks", "kill", "--all", "--signal", "SIGKILL", id]);
         eventually("the task is removed", || async {
@@ -428,7 +431,7 @@ async fn a_script_that_does_not_start_in_time_is_given_up() {
         let node = nodes.list(&ListParams::default()).await.unwrap().items.remove(0).name_any();
         nodes.cordon(&node).await.unwrap();
         let run = tenant.create(Script::shell("echo never")).await;
-        let run = tenant.finished_within(&run, Duration::from_secs(30)).await;
+        let run = tenant.finished_within(&run, Duration::from_secs(60)).await;
         nodes.uncordon(&node).await.unwrap();
         with_arguments(&tenant.client, &[]).await;
         assert_end(&run, &Phase::StartTimedOut, &Reason::StartTimedOut);

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use paddock_e2e::cluster::{component, lifecycle, process};
 use serde_json::json;
 
-use super::{OPERATOR_NAMESPACE, eventually, layout, operators};
+use super::{OPERATOR_NAMESPACE, eventually, kubectl, layout, operators};
 
 /// The pod whose name is on the lease, once it is ready.
 pub async fn leader(client: &Client) -> Pod {
@@ -63,6 +63,16 @@ pub async fn end(name: &str) {
 pub fn begin(name: &str) {
     let layout = layout();
     lifecycle::start(&layout, &component::built(&layout).unwrap(), name).unwrap();
+}
+
+/// Begins every process of the cluster that a test ended and, since it failed, did not begin again.
+pub async fn begin_what_has_ended() {
+    for name in lifecycle::PROCESSES {
+        if process::record(&layout(), name).is_none_or(|record| !record.is_alive()) {
+            begin(name);
+        }
+    }
+    eventually("the API server answers", || async { kubectl(&["get", "--raw", "/readyz"], "") }).await;
 }
 
 /// Runs containerd's own client.

@@ -91,8 +91,17 @@ fn merge(target: &mut Value, patch: Value) {
     }
 }
 
-/// Runs a test in a tenant namespace of its own.
+/// Runs a test in a tenant namespace of its own, which the baseline selects.
 pub async fn tenant<F, T>(test: &str, body: F)
+where
+    F: FnOnce(Tenant) -> T,
+    T: Future<Output = ()> + Send + 'static,
+{
+    namespace(test, json!({ "paddock.dev/tenant": "true" }), body).await;
+}
+
+/// The same with other labels.
+pub async fn namespace<F, T>(test: &str, labels: Value, body: F)
 where
     F: FnOnce(Tenant) -> T,
     T: Future<Output = ()> + Send + 'static,
@@ -102,7 +111,7 @@ where
     let name = format!("t-{test}-{unique}");
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let namespace: Namespace = serde_json::from_value(json!({
-        "metadata": { "name": name, "labels": { "paddock.dev/tenant": "true" } }
+        "metadata": { "name": name, "labels": labels }
     }))
     .unwrap();
     namespaces.create(&PostParams::default(), &namespace).await.unwrap();
@@ -199,7 +208,7 @@ impl Tenant {
     async fn tell_everything(&self) {
         eprintln!("--- runs in {}", self.name);
         for run in self.runs().list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default() {
-            eprintln!("{}: {}", run.name_any(), serde_json::to_string_pretty(&run.status).unwrap_or_default());
+            eprintln!("{}: {}", run.name_any(), serde_json::to_string(&run.status).unwrap_or_default());
         }
         for namespace in [self.name.clone(), self.sandbox()] {
             let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
@@ -214,10 +223,16 @@ impl Tenant {
             let params = LogParams { tail_lines: Some(20), ..LogParams::default() };
             eprintln!("{}", self.pods().logs(&pod.name_any(), &params).await.unwrap_or_default());
         }
+        eprintln!("--- processes of the cluster");
+        for (name, state) in paddock_e2e::cluster::lifecycle::status(&layout()) {
+            eprintln!("{name}: {state}");
+        }
+        eprintln!("{}", kubectl(&["get", "nodes,pods", "--all-namespaces", "--output=wide"], "").unwrap_or_default());
         eprintln!("--- the operator's log");
         for pod in operators(&self.client).await {
             let api: Api<Pod> = Api::namespaced(self.client.clone(), OPERATOR_NAMESPACE);
-            let params = LogParams { tail_lines: Some(60), ..LogParams::default() };
+            eprintln!("{}", serde_json::to_string(&pod.status).unwrap_or_default());
+            let params = LogParams { tail_lines: Some(40), ..LogParams::default() };
             eprintln!("{}:\n{}", pod.name_any(), api.logs(&pod.name_any(), &params).await.unwrap_or_default());
         }
     }
