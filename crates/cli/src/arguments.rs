@@ -1,0 +1,201 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Runs scripts in sandboxes, and shows what became of them
+#[derive(Parser, Debug)]
+#[command(name = "kubectl-paddock", bin_name = "kubectl paddock", version, propagate_version = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The cluster and who calls: as kubectl has it.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Connection {
+    /// Namespace of the runs [default: that of the context]
+    #[arg(short, long, global = true)]
+    pub(crate) namespace: Option<String>,
+    /// Context of the kubeconfig
+    #[arg(long, global = true)]
+    pub(crate) context: Option<String>,
+    /// Path of the kubeconfig [default: $KUBECONFIG, then ~/.kube/config]
+    #[arg(long, global = true)]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// User to act as
+    #[arg(long = "as", global = true, value_name = "USER")]
+    pub(crate) as_user: Option<String>,
+    /// Group to act as; can be repeated
+    #[arg(long = "as-group", global = true, value_name = "GROUP")]
+    pub(crate) as_group: Vec<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run a script, follow it, print what it put out, and exit with its exit code
+    #[command(after_help = crate::exit::HELP)]
+    Run(Box<Run>),
+    /// List runs, or show one
+    Get {
+        /// Name of a run
+        name: Option<String>,
+        /// Those of every namespace
+        #[arg(short = 'A', long)]
+        all_namespaces: bool,
+        /// Format
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Tell the life of a run: what happened when, what was decided by which rule, and how it ended
+    Describe {
+        /// Name of the run
+        name: String,
+    },
+    /// Print what a script put out, masked: standard output on standard output, standard error on standard error
+    Logs {
+        /// Name of the run
+        name: String,
+        /// Wait until there is something
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Print the JSON value that a script gave as its result
+    Result {
+        /// Name of the run
+        name: String,
+        /// Format
+        #[arg(short, long, value_enum, default_value = "json")]
+        output: Document,
+    },
+    /// End a run
+    Cancel {
+        /// Name of the run
+        name: String,
+        /// Wait until it is over
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Write a starter kit into a new folder: a policy, a script, a run and a test
+    Init(Kit),
+    /// Tell the versions of this program and of Paddock, and what the cluster has for it
+    Version {
+        /// Only that of this program
+        #[arg(long)]
+        client: bool,
+        /// Format
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+    /// Print a completion script
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    /// A script, a ScriptRun as YAML or JSON, or - for a script on standard input
+    pub(crate) file: PathBuf,
+    /// Runtime that the policy offers [default: by the file's extension]
+    #[arg(short, long)]
+    pub(crate) runtime: Option<String>,
+    /// Policy to run under: NAME of a SandboxPolicy in the namespace, or cluster/NAME [default: cluster/baseline]
+    #[arg(short, long)]
+    pub(crate) policy: Option<String>,
+    /// Input: JSON, or @FILE with JSON
+    #[arg(short, long)]
+    pub(crate) input: Option<String>,
+    /// Set one field of the input: NAME=VALUE, or NAME.NAME=VALUE; the value is JSON if it can be read as such, or else text. Can be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Argument of the script; can be repeated
+    #[arg(short, long, allow_hyphen_values = true)]
+    pub(crate) arg: Vec<String>,
+    /// Seconds until the script is ended [default: that of the policy]
+    #[arg(short, long, value_parser = clap::value_parser!(i64).range(1..=86400))]
+    pub(crate) timeout: Option<i64>,
+    /// Name of the run [default: made from that of the file]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Delete the run so many seconds after its end
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(0..=31_536_000))]
+    pub(crate) ttl: Option<i64>,
+    /// Create the run, print its name, and do not wait
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Print the object that would be created, and do nothing
+    #[arg(long = "dry-run")]
+    pub(crate) render: bool,
+    /// What is printed at the end: what the script put out, or the whole object
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: Shown,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Kit {
+    /// Folder to make
+    pub(crate) folder: PathBuf,
+    /// Language of the script
+    #[arg(short, long, value_enum, default_value = "python")]
+    pub(crate) language: Language,
+    /// What the script is for
+    #[arg(short, long, value_enum, default_value = "transform")]
+    pub(crate) purpose: Purpose,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// For people
+    Table,
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Document {
+    /// JSON
+    Json,
+    /// YAML
+    Yaml,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// What the script put out: its streams, then its result
+    Text,
+    /// The ScriptRun as JSON
+    Json,
+    /// The ScriptRun as YAML
+    Yaml,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Language {
+    /// Python
+    Python,
+    /// JavaScript, as a module
+    Javascript,
+    /// TypeScript, whose types are stripped
+    Typescript,
+    /// POSIX shell
+    Shell,
+    /// bash
+    Bash,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Rows in, rows out
+    Transform,
+    /// Accept or refuse an input
+    Check,
+}

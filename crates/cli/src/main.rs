@@ -1,0 +1,55 @@
+//! `kubectl paddock`: runs scripts in sandboxes and shows what became of them, with the rights of whoever calls it and no others.
+
+mod arguments;
+mod cluster;
+mod exit;
+mod follow;
+mod manifest;
+mod show;
+mod starter;
+mod table;
+mod terminal;
+mod timeline;
+mod version;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory as _, Parser as _};
+
+use arguments::{Arguments, Command};
+use cluster::Cluster;
+use exit::Exit;
+
+fn main() -> ExitCode {
+    // clap ends the process by itself: 0 for help, 2 for what it does not understand.
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(dispatch(arguments)));
+    match done {
+        Ok(exit) => exit.code(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            Exit::Failed.code()
+        }
+    }
+}
+
+async fn dispatch(arguments: Arguments) -> Result<Exit> {
+    let Arguments { connection, command } = arguments;
+    let cluster = async || Cluster::connect(&connection).await;
+    match command {
+        Command::Run(run) => follow::run(&cluster().await?, *run).await,
+        Command::Get { name, all_namespaces, output } => show::get(&cluster().await?, name.as_deref(), all_namespaces, output).await,
+        Command::Describe { name } => show::describe(&cluster().await?, &name).await,
+        Command::Logs { name, follow } => follow::logs(&cluster().await?, &name, follow).await,
+        Command::Result { name, output } => show::result(&cluster().await?, &name, output).await,
+        Command::Cancel { name, wait } => follow::cancel(&cluster().await?, &name, wait).await,
+        Command::Init(kit) => starter::init(&kit),
+        Command::Version { client, output } => version::version(if client { None } else { Some(cluster().await) }, output).await,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "kubectl-paddock", &mut std::io::stdout());
+            Ok(Exit::Done)
+        }
+    }
+}

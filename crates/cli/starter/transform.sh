@@ -1,0 +1,6 @@
+# Keeps the rows whose amount is large enough. jq is in the image.
+set -eu
+
+jq '(.rows | map(select(.amount >= $asked.least))) as $kept | {rows: $kept, left_out: ((.rows | length) - ($kept | length))}' \
+  --argjson asked "$(cat "$PADDOCK_INPUT")" "$PADDOCK_INPUT" > "$PADDOCK_RESULT"
+jq -r '"\(.rows | length) rows are kept"' "$PADDOCK_RESULT"
