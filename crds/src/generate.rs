@@ -16,13 +16,22 @@ pub struct Artefact {
     pub content: String,
 }
 
+/// The annotation of a CRD that names the version of Paddock whose schema it holds. An older version leaves such a CRD alone.
+pub const CRD_VERSION: &str = "paddock.dev/version";
+
 /// The CRDs, each with its plural name.
 pub fn crds() -> [(&'static str, CustomResourceDefinition); 3] {
     [
-        ("scriptruns", without_null(&ScriptRun::crd())),
-        ("sandboxpolicies", without_null(&SandboxPolicy::crd())),
-        ("clustersandboxpolicies", without_null(&ClusterSandboxPolicy::crd())),
+        ("scriptruns", finished(&ScriptRun::crd())),
+        ("sandboxpolicies", finished(&SandboxPolicy::crd())),
+        ("clustersandboxpolicies", finished(&ClusterSandboxPolicy::crd())),
     ]
+}
+
+fn finished(crd: &CustomResourceDefinition) -> CustomResourceDefinition {
+    let mut crd = without_null(crd);
+    crd.metadata.annotations.get_or_insert_default().insert(CRD_VERSION.into(), env!("CARGO_PKG_VERSION").into());
+    crd
 }
 
 /// An optional field is left out, never null: a null would count as set in the rules.
@@ -48,12 +57,16 @@ fn remove_nullable(value: &mut Value) {
 /// Everything that is generated from the types.
 pub fn artefacts() -> Vec<Artefact> {
     let mut artefacts = Vec::new();
+    let mut all = String::new();
     for (plural, crd) in crds() {
         let yaml = serde_saphyr::to_string(&serde_json::to_value(&crd).expect("a CRD is plain JSON")).expect("JSON is YAML");
         artefacts.push(Artefact { path: Path::new("crds/yaml").join(format!("{plural}.yaml")), content: yaml.clone() });
         // Helm installs what lies in a chart's `crds` before everything else, and never removes it: deleting a CRD deletes its objects.
+        all += &format!("---\n{yaml}");
         artefacts.push(Artefact { path: Path::new("charts/paddock/crds").join(format!("{plural}.yaml")), content: yaml });
     }
+    // For those who install without Helm.
+    artefacts.push(Artefact { path: "manifests/install/crds.yaml".into(), content: all });
     artefacts.push(Artefact { path: "docs/api.md".into(), content: reference::markdown() });
     artefacts
 }

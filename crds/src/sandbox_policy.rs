@@ -226,6 +226,11 @@ pub struct Runtime {
     #[schemars(schema_with = "command_schema")]
     #[x_kube(validation = Rule::new("self.size() > 0 && self[0].startsWith('/')").message("the interpreter must be an absolute path"))]
     pub command: Option<Vec<String>>,
+    /// Extension of the name that the script gets, without the dot, for interpreters that go by it: `ts` for TypeScript. Policies that set it must
+    /// agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8), regex(pattern = "^[a-z0-9]+$"))]
+    pub extension: Option<String>,
 }
 
 /// Defaults and maxima. Where no policy says anything, a run gets 128Mi of memory, 500m of CPU, 16Mi of scratch, 30 s and a grace of 5 s, and a

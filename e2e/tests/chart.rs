@@ -1,19 +1,139 @@
-//! Values that cannot work are refused by `helm template`, before anything is installed.
+//! What the chart renders, switch by switch, and what it refuses before anything is installed.
 #![allow(clippy::unwrap_used)]
 
 mod harness;
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
+use harness::{kubectl, layout};
 use paddock_e2e::cluster::command::run;
 use paddock_e2e::cluster::component;
 
+fn helm(arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(component::build_one(&layout(), "helm").unwrap());
+    command.args(["template", "paddock"]).arg(layout().clone.join("charts/paddock")).args(["--namespace", "paddock-system"]);
+    run(command.args(arguments)).map_err(|error| format!("{error:#}"))
+}
+
 fn template(value: &str) -> Result<String, String> {
-    let layout = harness::layout();
-    let helm = component::build_one(&layout, "helm").unwrap();
-    let mut command = Command::new(helm);
-    command.args(["template", "paddock"]).arg(layout.clone.join("charts/paddock")).args(["--set-json", value]);
-    run(&mut command).map_err(|error| format!("{error:#}"))
+    helm(&["--set-json", value])
+}
+
+fn documents(rendered: &str) -> BTreeSet<&str> {
+    rendered.split("---\n").map(str::trim).filter(|document| !document.is_empty()).collect()
+}
+
+/// `Kind name` of a rendered object.
+fn title(document: &str) -> String {
+    let field = |name: &str| document.lines().find_map(|line| line.trim_start().strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    format!("{} {}", field("kind:"), field("name:"))
+}
+
+/// What a value changes in the rendered chart.
+fn change(values: &[&str]) -> String {
+    let plain = helm(&[]).unwrap();
+    let arguments: Vec<&str> = values.iter().flat_map(|value| ["--set-json", *value]).collect();
+    let changed = helm(&arguments).unwrap();
+    let (before, after) = (documents(&plain), documents(&changed));
+    let gone = before.difference(&after).map(|document| title(document));
+    let stays: BTreeSet<String> = after.iter().map(|document| title(document)).collect();
+    let gone: String = gone.filter(|title| !stays.contains(title)).map(|title| format!("# without {title}\n")).collect();
+    let new: Vec<&str> = after.difference(&before).copied().collect();
+    gone + &new.join("\n---\n")
+}
+
+#[test]
+fn each_switch_changes_what_it_says() {
+    let switches: [(&str, &[&str]); 18] = [
+        ("image", &[r#"image={"repository":"registry.example/operator","tag":"1","pullPolicy":"Always"}"#]),
+        ("pull_secrets", &[r#"imagePullSecrets=[{"name":"registry"}]"#]),
+        ("no_crds", &["crds.upgrade=false"]),
+        (
+            "scheduling",
+            &[
+                r#"nodeSelector={"pool":"system"}"#,
+                r#"tolerations=[{"key":"system","operator":"Exists"}]"#,
+                r#"affinity={"nodeAffinity":{}}"#,
+                r#"priorityClassName="system-cluster-critical""#,
+            ],
+        ),
+        (
+            "topology_spread",
+            &[r#"topologySpreadConstraints=[{"maxSkew":1,"topologyKey":"rack","whenUnsatisfiable":"DoNotSchedule"}]"#, "replicas=3"],
+        ),
+        ("pod_metadata", &[r#"podLabels={"team":"platform"}"#, r#"podAnnotations={"note":"x"}"#]),
+        ("service_account", &[r#"serviceAccount.annotations={"role":"bucket"}"#]),
+        ("no_disruption_budget", &["podDisruptionBudget.create=false"]),
+        ("no_network_policy", &["networkPolicy.create=false"]),
+        ("no_metrics_from_anywhere", &["networkPolicy.metricsFrom=[]"]),
+        ("no_service", &["metrics.service=false"]),
+        ("service_monitor", &["metrics.serviceMonitor.create=true", r#"metrics.serviceMonitor.labels={"release":"prometheus"}"#]),
+        (
+            "runtime_class",
+            &[
+                "runtimeClasses.create=true",
+                r#"runtimeClasses.scheduling={"nodeSelector":{"sandbox":"gvisor"},"tolerations":[{"key":"sandbox","operator":"Exists"}]}"#,
+                r#"runtimeClasses.overhead={"podFixed":{"memory":"64Mi"}}"#,
+            ],
+        ),
+        ("sandbox", &[r#"sandbox={"runtimeClass":"gvisor","imagePullPolicy":"always"}"#]),
+        ("result_store", &[r#"resultStore={"url":"s3://bucket/prefix","secretName":"keys"}"#]),
+        ("no_drain", &["uninstall.drainSeconds=0"]),
+        ("no_baseline", &["baseline.create=false"]),
+        ("baseline_for_all", &["baseline.namespaceSelector.matchLabels=null"]),
+    ];
+    for (name, values) in switches {
+        insta::assert_snapshot!(name, change(values));
+    }
+}
+
+#[test]
+fn alerts_and_dashboard_come_as_the_operators_of_others_want_them() {
+    let rendered = helm(&["--set-json", "metrics.prometheusRule.create=true", "--set-json", "metrics.dashboard.create=true"]).unwrap();
+    let of_kind = |kind: &str| -> serde_json::Value {
+        let document = documents(&rendered).into_iter().find(|document| title(document).starts_with(kind)).unwrap().to_owned();
+        serde_saphyr::from_str(&document).unwrap()
+    };
+    let source = |file: &str| std::fs::read_to_string(layout().clone.join("charts/paddock/monitoring").join(file)).unwrap();
+    let alerts: serde_json::Value = serde_saphyr::from_str(&source("alerts.yaml")).unwrap();
+    assert_eq!(of_kind("PrometheusRule")["spec"], alerts);
+    let dashboard = of_kind("ConfigMap paddock-dashboard")["data"]["paddock.json"].as_str().unwrap().to_owned();
+    assert_eq!(dashboard, source("dashboard.json"));
+}
+
+/// `manifests/install` is what the chart renders by default, for those who do not use Helm.
+#[test]
+fn the_rendered_installation_is_up_to_date() {
+    let rendered = helm(&["--no-hooks", "--skip-tests"]).unwrap();
+    let path = layout().clone.join("manifests/install/paddock.yaml");
+    assert!(std::fs::read_to_string(&path).unwrap() == rendered, "{} is stale. Run: make generate", path.display());
+}
+
+#[test]
+fn kustomize_takes_the_rendered_installation() {
+    let folder = layout().clone.join("manifests/install");
+    let built = kubectl(&["kustomize", &folder.to_string_lossy()], "").unwrap();
+    let kinds: BTreeSet<String> = documents(&built).into_iter().map(title).collect();
+    for expected in ["Deployment paddock-operator", "ClusterSandboxPolicy baseline", "Namespace paddock-system"] {
+        assert!(kinds.contains(expected), "{kinds:?}");
+    }
+    assert_eq!(kinds.iter().filter(|kind| kind.starts_with("CustomResourceDefinition")).count(), 3);
+}
+
+/// What the files for platforms set is in the schema, and changes what is rendered.
+#[test]
+fn the_values_of_each_platform_are_taken() {
+    let folder = layout().clone.join("charts/paddock/platforms");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    let plain = helm(&[]).unwrap();
+    for file in files {
+        let rendered = helm(&["--values", &file.to_string_lossy()]).unwrap();
+        let changed: BTreeSet<String> = documents(&rendered).difference(&documents(&plain)).map(|document| title(document)).collect();
+        insta::assert_snapshot!(format!("platform_{}", file.file_stem().unwrap().to_string_lossy()), format!("{changed:#?}"));
+    }
 }
 
 #[test]
@@ -30,6 +150,11 @@ fn values_that_cannot_work_are_refused_by_name() {
         ("baseline.runtimes=null", "runtimes"),
         ("baseline.runtimes=[{\"name\":\"python\",\"image\":\"x\",\"command\":[\"python\"]}]", "/baseline/runtimes/0/command/0"),
         ("sandbox.runtimeclass=\"x\"", "runtimeclass"),
+        ("runtimeClasses.handler=\"Not a handler\"", "/runtimeClasses/handler"),
+        ("metrics.serviceMonitor.intervall=\"30s\"", "intervall"),
+        ("metrics={\"service\":false,\"serviceMonitor\":{\"create\":true}}", "metrics.serviceMonitor needs metrics.service"),
+        ("tolerations=[{\"effect\":\"NoShedule\"}]", "/tolerations/0/effect"),
+        ("resources.limit={}", "limit"),
     ];
     for (value, named) in refused {
         let answer = template(value);

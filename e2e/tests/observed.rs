@@ -85,13 +85,43 @@ async fn metrics_count_runs_and_name_none() {
         assert!(value(&after, results) >= value(&before, results) + 1.0, "{after}");
         assert!((value(&after, "paddock_leader") - 1.0).abs() < f64::EPSILON, "{after}");
         assert!(after.trim_end().ends_with("# EOF"), "{after}");
-        for name in [run.name_any(), run.uid().unwrap(), tenant.name.clone(), SECRET.to_owned()] {
+        let own = format!("paddock_namespace_runs_finished_total{{namespace=\"{}\",phase=\"Failed\"}}", tenant.name);
+        let other = "paddock_namespace_runs_finished_total{namespace=\"_other\",phase=\"Failed\"}";
+        assert!(value(&after, &own) >= 1.0 || value(&after, other) > value(&before, other), "{after}");
+        for name in [run.name_any(), run.uid().unwrap(), SECRET.to_owned()] {
             assert!(!after.contains(&name), "{name} is in a metric");
         }
-        // Labels have few values: reasons, categories, clocks and the bounds of buckets.
+        // Labels have few values: reasons, phases, categories, clocks, HTTP statuses, the bounds of buckets, and a hundred namespaces.
         let labels: std::collections::BTreeSet<&str> =
             after.lines().filter_map(|line| line.split_once('{')?.1.split_once('=')).map(|(label, _)| label).collect();
-        assert!(labels.iter().all(|label| ["reason", "category", "until", "le"].contains(label)), "{labels:?}");
+        assert!(
+            labels.iter().all(|label| ["reason", "phase", "category", "until", "code", "le", "namespace"].contains(label)),
+            "{labels:?}"
+        );
+    })
+    .await;
+}
+
+/// Names of metrics that a text has in it.
+fn metrics_in(text: &str) -> std::collections::BTreeSet<&str> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("paddock_")).collect()
+}
+
+/// An alert or a panel that asks for what nobody measures stays silent for ever.
+#[tokio::test]
+async fn alerts_and_dashboard_ask_for_what_is_measured() {
+    tenant("asked", |tenant| async move {
+        tenant.run(Script::shell("true")).await;
+        let measured = ask(&tenant.client, "metrics").await;
+        let measured = metrics_in(&measured);
+        for file in ["alerts.yaml", "dashboard.json"] {
+            let text = std::fs::read_to_string(harness::layout().clone.join("charts/paddock/monitoring").join(file)).unwrap();
+            let asked = metrics_in(&text);
+            assert!(!asked.is_empty());
+            let unknown: Vec<_> = asked.difference(&measured).collect();
+            assert!(unknown.is_empty(), "{file} asks for {unknown:?}");
+        }
     })
     .await;
 }

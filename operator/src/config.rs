@@ -52,6 +52,9 @@ pub(crate) struct Config {
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, default_value = "0.0.0.0:8080")]
     pub(crate) listen: SocketAddr,
+    /// Tenant namespaces that metrics name; the others are counted together
+    #[arg(long, default_value = "100")]
+    pub(crate) metrics_namespaces: usize,
     /// Format of the log
     #[arg(long, value_enum, default_value = "json")]
     pub(crate) log_format: LogFormat,

@@ -11,14 +11,14 @@ use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
-use paddock_crds::{ClusterSandboxPolicy, ConditionType, SandboxPolicy, ScriptRun};
+use paddock_crds::{ClusterSandboxPolicy, ConditionType, Phase, SandboxPolicy, ScriptRun};
 use paddock_protocol::SealingKey;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::Settings;
 use crate::input_check::Answer;
 use crate::lease::Fence;
-use crate::metrics::Metrics;
+use crate::metrics::{Census, Metrics};
 use crate::names::FINALIZER;
 use crate::pods::PodCache;
 use crate::sandbox_namespace::Prepared;
@@ -230,6 +230,12 @@ impl Context {
         usage
     }
 
+    /// The runs that are not over, as far as can be seen.
+    pub(crate) fn census(&self, now: Timestamp) -> Census {
+        let runs = self.runs();
+        census(runs.iter().filter_map(|guarded| guarded.0.as_ref().ok()).map(|watched| &watched.run), now)
+    }
+
     /// The first time that the cache shows the end of a run which this process has brought about, its slot is free: those who wait may
     /// take it. Before, the cache would still count it.
     pub(crate) fn note_end(&self, run: &ScriptRun) {
@@ -291,6 +297,23 @@ fn waits(run: &ScriptRun) -> bool {
     let Some(status) = &run.status else { return false };
     let was_told = status.condition(&ConditionType::Admitted).is_some() && !status.is_true(&ConditionType::Admitted);
     was_told && !status.is_true(&ConditionType::Finished) && run.metadata.deletion_timestamp.is_none()
+}
+
+fn census<'a>(runs: impl Iterator<Item = &'a ScriptRun>, now: Timestamp) -> Census {
+    let mut census = Census::default();
+    for run in runs {
+        let status = run.status.as_ref();
+        if status.is_some_and(|status| status.is_true(&ConditionType::Finished)) {
+            continue;
+        }
+        let phase = status.and_then(|status| status.phase.clone()).unwrap_or(Phase::Queued);
+        *census.by_phase.entry(phase).or_default() += 1;
+        if waits(run) {
+            let waited = Duration::from_secs(u64::try_from(now.as_second() - turn(run).created).unwrap_or(0));
+            census.longest_wait = census.longest_wait.max(waited);
+        }
+    }
+    census
 }
 
 /// The place of a run in the queue.

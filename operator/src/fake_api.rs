@@ -99,7 +99,7 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
     let (wake, _) = mpsc::unbounded();
     let caches = Caches { namespaces: stored, policies: reflector::store().0, cluster_policies: reflector::store().0 };
     let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });
-    let metrics = Metrics::new(&mut Registry::default());
+    let metrics = Metrics::new(&mut Registry::default(), 100);
     let results = Results { sealing_key: sealing_key(), store: None };
     (Arc::new(Context::new(Parts { client, fence: Fence::new(), settings: settings(), results, metrics, recorder, caches, wake })), fake)
 }

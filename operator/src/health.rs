@@ -11,6 +11,8 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 
+use crate::metrics::Metrics;
+
 /// Whether this replica has done what it has to before it can be counted on: followed the lease, or synced its caches as the leader.
 #[derive(Clone, Default)]
 pub(crate) struct Readiness(Arc<AtomicBool>);
@@ -26,12 +28,13 @@ impl Readiness {
 }
 
 /// Serves until the process ends.
-pub(crate) async fn serve(address: SocketAddr, readiness: Readiness, registry: Arc<Registry>) -> Result<()> {
+pub(crate) async fn serve(address: SocketAddr, readiness: Readiness, metrics: Metrics, registry: Arc<Registry>) -> Result<()> {
     let ready = move || {
         let ready = readiness.is_set();
         async move { if ready { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready") } }
     };
     let metrics = move || {
+        metrics.count();
         let mut text = String::new();
         let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
         async move {

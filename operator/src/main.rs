@@ -3,6 +3,7 @@
 mod client;
 mod config;
 mod context;
+mod crds;
 mod error;
 #[cfg(test)]
 mod fake_api;
@@ -12,6 +13,7 @@ mod lease;
 mod metrics;
 mod names;
 mod pods;
+mod retire;
 mod sandbox_namespace;
 mod script_run;
 mod sealing;
@@ -19,14 +21,21 @@ mod server;
 mod store;
 mod telemetry;
 mod tenancy;
+mod trial;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some(input_check::ARGUMENT) {
-        return input_check::main();
+    // What this program does beside its main work, each in a process of its own.
+    let argument = std::env::args().nth(1);
+    match argument.as_deref() {
+        Some(input_check::ARGUMENT) => return input_check::main(),
+        Some(crds::ARGUMENT) => return crds::main(),
+        Some(trial::ARGUMENT) => return trial::main(),
+        Some(argument @ (retire::DRAIN | retire::RETIRE)) => return retire::main(argument),
+        _ => {}
     }
     let config = match config::Config::try_parse() {
         Ok(config) => config,

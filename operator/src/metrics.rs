@@ -1,5 +1,10 @@
-//! Prometheus metrics. Labels come from closed sets, never from names or messages.
+//! Prometheus metrics. Labels come from closed sets, never from messages; names of namespaces only up to a bound.
 
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use paddock_crds::Phase;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -42,9 +47,49 @@ struct Until {
     until: Clock,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InPhase {
+    phase: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfNamespace {
+    namespace: String,
+    phase: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Code {
+    code: u16,
+}
+
+/// The value of the label `namespace` once so many others are taken. No namespace can have this name.
+const OTHER: &str = "_other";
+/// Phases of runs that are not over. A run that has none yet is counted as the first of them.
+const UNFINISHED: [Phase; 4] = [Phase::Queued, Phase::Starting, Phase::Running, Phase::Stopping];
+
+/// The runs that are not over, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Census {
+    pub(crate) by_phase: HashMap<Phase, usize>,
+    /// How long the run that has waited longest for a slot has waited.
+    pub(crate) longest_wait: Duration,
+}
+
+type Count = Box<dyn Fn() -> Census + Send + Sync>;
+
 /// All metrics of the operator. Clones count into the same.
 #[derive(Clone)]
 pub(crate) struct Metrics {
+    runs: Family<InPhase, Gauge>,
+    longest_wait: Gauge<f64, std::sync::atomic::AtomicU64>,
+    count: Arc<OnceLock<Count>>,
+    of_namespace: Family<OfNamespace, Counter>,
+    namespaces: Arc<Mutex<BTreeSet<String>>>,
+    max_namespaces: usize,
+    pass_seconds: Histogram,
+    answers: Family<Code, Counter>,
+    unanswered: Counter,
     finished: Family<Reason, Counter>,
     refused: Family<Reason, Counter>,
     errors: Family<Category, Counter>,
@@ -55,10 +100,19 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Registers everything under `paddock_`.
-    pub(crate) fn new(registry: &mut Registry) -> Self {
+    /// Registers everything under `paddock_`. So many namespaces are counted one by one.
+    pub(crate) fn new(registry: &mut Registry, max_namespaces: usize) -> Self {
         let registry = registry.sub_registry_with_prefix("paddock");
         let metrics = Self {
+            runs: Family::default(),
+            longest_wait: Gauge::default(),
+            count: Arc::default(),
+            of_namespace: Family::default(),
+            namespaces: Arc::default(),
+            max_namespaces,
+            pass_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
+            answers: Family::default(),
+            unanswered: Counter::default(),
             finished: Family::default(),
             refused: Family::default(),
             errors: Family::default(),
@@ -67,6 +121,14 @@ impl Metrics {
             leader: Gauge::default(),
             run_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.05, 2.0, 14))),
         };
+        registry.register("runs", "Runs that are not over, by phase; 0 on a replica that does not lead", metrics.runs.clone());
+        let help = "How long the run that has waited longest for a slot has waited";
+        registry.register("longest_wait_seconds", help, metrics.longest_wait.clone());
+        let help = "Runs that ended, by namespace and phase; from a number of namespaces on, the others are counted together";
+        registry.register("namespace_runs_finished", help, metrics.of_namespace.clone());
+        registry.register("reconcile_seconds", "Time that a pass over a run took", metrics.pass_seconds.clone());
+        registry.register("api_answers", "Answers of the API server, by HTTP status", metrics.answers.clone());
+        registry.register("api_unanswered", "Requests that the API server did not answer", metrics.unanswered.clone());
         registry.register("runs_finished", "Runs that ended, by the reason of their Finished condition", metrics.finished.clone());
         registry.register("runs_refused", "Runs that were refused, by the reason of their Accepted condition", metrics.refused.clone());
         registry.register("reconcile_errors", "Passes over a run that ended in an error", metrics.errors.clone());
@@ -79,11 +141,55 @@ impl Metrics {
         for category in Error::CATEGORIES {
             let _ = metrics.errors.get_or_create(&Category { category });
         }
+        for reason in reasons_of("Finished") {
+            let _ = metrics.finished.get_or_create(&Reason::of(reason));
+        }
+        for reason in reasons_of("Accepted=False") {
+            let _ = metrics.refused.get_or_create(&Reason::of(reason));
+        }
         metrics
     }
 
-    pub(crate) fn finished(&self, reason: &paddock_crds::Reason) {
+    /// Says how runs are counted, from when this replica leads.
+    pub(crate) fn count_by(&self, count: impl Fn() -> Census + Send + Sync + 'static) {
+        let _ = self.count.set(Box::new(count));
+    }
+
+    /// Counts the runs that are there: right before the metrics are read.
+    pub(crate) fn count(&self) {
+        let census = self.count.get().map(|count| count()).unwrap_or_default();
+        for phase in UNFINISHED {
+            let runs = census.by_phase.get(&phase).copied().unwrap_or(0);
+            self.runs.get_or_create(&InPhase { phase: phase.to_string() }).set(i64::try_from(runs).unwrap_or(i64::MAX));
+        }
+        self.longest_wait.set(census.longest_wait.as_secs_f64());
+    }
+
+    pub(crate) fn finished(&self, namespace: &str, phase: &Phase, reason: &paddock_crds::Reason) {
         self.finished.get_or_create(&Reason::of(reason)).inc();
+        let namespace = self.bounded(namespace);
+        self.of_namespace.get_or_create(&OfNamespace { namespace, phase: phase.to_string() }).inc();
+    }
+
+    /// The first namespaces that something ended in keep their names.
+    fn bounded(&self, namespace: &str) -> String {
+        let mut known = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < self.max_namespaces {
+            known.insert(namespace.to_owned());
+        }
+        if known.contains(namespace) { namespace.to_owned() } else { OTHER.to_owned() }
+    }
+
+    pub(crate) fn passed(&self, seconds: f64) {
+        self.pass_seconds.observe(seconds);
+    }
+
+    pub(crate) fn answered(&self, code: u16) {
+        self.answers.get_or_create(&Code { code }).inc();
+    }
+
+    pub(crate) fn unanswered(&self) {
+        self.unanswered.inc();
     }
 
     pub(crate) fn refused(&self, reason: &paddock_crds::Reason) {
@@ -108,5 +214,64 @@ impl Metrics {
 
     pub(crate) fn reached(&self, until: Clock, seconds: f64) {
         self.run_seconds.get_or_create(&Until { until }).observe(seconds);
+    }
+}
+
+/// The reasons that belong to a condition: their prose begins with it, in the reference of the API too.
+fn reasons_of(condition: &'static str) -> impl Iterator<Item = &'static paddock_crds::Reason> {
+    paddock_crds::Reason::ALL.iter().filter(move |(_, prose)| prose.trim_start().starts_with(condition)).map(|(reason, _)| reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).expect("text");
+        text
+    }
+
+    #[test]
+    fn namespaces_beyond_the_bound_are_counted_together() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry, 2);
+        for namespace in ["a", "b", "c", "a", "d"] {
+            metrics.finished(namespace, &Phase::Succeeded, &paddock_crds::Reason::Succeeded);
+        }
+        let text = text(&registry);
+        for (namespace, count) in [("a", 2), ("b", 1), (OTHER, 2)] {
+            let line = format!("paddock_namespace_runs_finished_total{{namespace=\"{namespace}\",phase=\"Succeeded\"}} {count}\n");
+            assert!(text.contains(&line), "{text}");
+        }
+        assert!(!text.contains("namespace=\"c\"") && text.contains("paddock_runs_finished_total{reason=\"Succeeded\"} 5\n"), "{text}");
+    }
+
+    #[test]
+    fn every_reason_can_rise_from_zero() {
+        let mut registry = Registry::default();
+        let _ = Metrics::new(&mut registry, 0);
+        let text = text(&registry);
+        for line in ["paddock_runs_finished_total{reason=\"Lost\"} 0\n", "paddock_runs_refused_total{reason=\"Unstamped\"} 0\n"] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_phase_that_no_run_is_in_any_more_is_zero() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry, 0);
+        let queued = Arc::new(Mutex::new(1));
+        let seen = queued.clone();
+        metrics.count_by(move || Census {
+            by_phase: HashMap::from([(Phase::Queued, *seen.lock().expect("no panic"))]),
+            longest_wait: Duration::from_millis(1500),
+        });
+        metrics.count();
+        assert!(text(&registry).contains("paddock_runs{phase=\"Queued\"} 1\n"));
+        assert!(text(&registry).contains("paddock_longest_wait_seconds 1.5\n"));
+        *queued.lock().expect("no panic") = 0;
+        metrics.count();
+        assert!(text(&registry).contains("paddock_runs{phase=\"Queued\"} 0\n"));
     }
 }

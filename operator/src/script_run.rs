@@ -27,7 +27,7 @@ pub(crate) mod text;
 pub(crate) mod validate;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::channel::mpsc;
@@ -54,7 +54,7 @@ const MAX_STEPS: usize = 16;
 const BACKSTOP: Duration = Duration::from_secs(300);
 
 /// Runs in one page of a list: a page is in memory as a whole, bodies and all.
-const PAGE: u32 = 50;
+pub(crate) const PAGE: u32 = 50;
 
 /// A run that waits for something that wakes nobody is looked at again after this long.
 const HOLD: Duration = Duration::from_secs(1);
@@ -97,7 +97,10 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
         uid = run.uid(),
         generation = run.metadata.generation
     );
-    Box::pin(pass(watched, &context).instrument(span)).await
+    let begin = Instant::now();
+    let passed = Box::pin(pass(watched, &context).instrument(span)).await;
+    context.metrics.passed(begin.elapsed().as_secs_f64());
+    passed
 }
 
 /// One pass: as many steps as can be taken now.

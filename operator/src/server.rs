@@ -42,12 +42,12 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot take signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot take signals")?;
     let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
+    let metrics = Metrics::new(&mut registry, config.metrics_namespaces);
     let readiness = Readiness::default();
-    let mut health = tokio::spawn(health::serve(config.listen, readiness.clone(), Arc::new(registry)));
+    let mut health = tokio::spawn(health::serve(config.listen, readiness.clone(), metrics.clone(), Arc::new(registry)));
 
     let fence = Fence::new();
-    let client = connect(fence.clone()).await?;
+    let client = connect(fence.clone(), metrics.clone()).await?;
     let minor = tokio::select! {
         minor = server_minor(&client) => minor?,
         _ = terminate.recv() => return Ok(()),
@@ -97,6 +97,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     }
     let caches = Caches { namespaces, policies, cluster_policies };
     let context = Arc::new(Context::new(Parts { client, fence, settings, results, metrics, recorder, caches, wake }));
+    let counted = context.clone();
+    context.metrics.count_by(move || counted.census(counted.now()));
     tenancy::watch_all(&context);
 
     let (stop, stopped) = watch::channel(false);

@@ -17,3 +17,47 @@ paddock-operator
 {{- define "paddock.username" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "paddock.serviceAccount" . }}
 {{- end }}
+
+{{- define "paddock.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- /* Where pods of the operator's image go, and what they are pulled with. */ -}}
+{{- define "paddock.scheduling" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{- define "paddock.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "paddock.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- /* Whether the baseline selects namespaces by labels alone, so that one can be made that it selects. */ -}}
+{{- define "paddock.canBeTried" -}}
+{{- $selector := .Values.baseline.namespaceSelector -}}
+{{- if and .Values.baseline.create (not $selector.matchExpressions) }}true{{ end -}}
+{{- end }}

@@ -38,6 +38,8 @@ pub struct RuntimeGrant {
     pub image: String,
     /// Interpreter and its arguments.
     pub command: Vec<String>,
+    /// Extension of the script's name.
+    pub extension: Option<String>,
 }
 
 /// What a run gets.
@@ -232,6 +234,7 @@ impl Deciding<'_> {
         let permission = format!("runtime:{name}");
         let mut image: Option<(&Policy, &str)> = None;
         let mut command: Option<(&Policy, &[String])> = None;
+        let mut extension: Option<&str> = None;
         for policy in self.policies {
             let Some(runtime) = policy.rules.runtimes.iter().find(|runtime| runtime.name == name) else {
                 let message = format!("{} does not offer the runtime {name}", named(policy, "runtimes").trim_end_matches(": runtimes"));
@@ -250,11 +253,17 @@ impl Deciding<'_> {
                 }
                 command = Some((policy, own));
             }
+            if let Some(own) = runtime.extension.as_deref() {
+                if extension.is_some_and(|other| other != own) {
+                    return self.disagree(permission, policy, name);
+                }
+                extension = Some(own);
+            }
         }
         match (image, command) {
             (Some((policy, image)), Some((_, command))) if !command.is_empty() => {
                 self.grant(permission, named(policy, &format!("runtimes[{name}]")));
-                Some(RuntimeGrant { image: image.to_owned(), command: command.to_vec() })
+                Some(RuntimeGrant { image: image.to_owned(), command: command.to_vec(), extension: extension.map(Into::into) })
             }
             _ => {
                 let message = format!("no policy says which image and command the runtime {name} is");

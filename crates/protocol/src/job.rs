@@ -5,8 +5,10 @@ use sha2::{Digest as _, Sha256};
 
 /// File with the [`Job`] as JSON.
 pub const JOB_FILE: &str = "job.json";
-/// File with the text of the script, byte for byte.
-pub const SCRIPT_FILE: &str = "script";
+/// File with the text of the script, byte for byte. Interpreters that go by the extension of a name get one.
+pub fn script_file(extension: Option<&str>) -> String {
+    extension.map_or_else(|| "script".to_owned(), |extension| format!("script.{extension}"))
+}
 /// File with the input as JSON; missing when the run has none.
 pub const INPUT_FILE: &str = "input.json";
 
@@ -20,6 +22,9 @@ pub struct Job {
     pub run: String,
     /// Interpreter and its own arguments. The path of the script and `args` follow.
     pub command: Vec<String>,
+    /// Extension of the script's name: letters and digits. A job without one is the same as before there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extension: Option<String>,
     /// Arguments of the script.
     pub args: Vec<String>,
     /// Which interfaces the sandbox may have.
@@ -55,7 +60,7 @@ pub enum Interfaces {
 pub struct JobFiles {
     /// [`JOB_FILE`].
     pub job: Vec<u8>,
-    /// [`SCRIPT_FILE`].
+    /// See [`script_file`].
     pub script: Vec<u8>,
     /// [`INPUT_FILE`].
     pub input: Option<Vec<u8>>,

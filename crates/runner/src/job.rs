@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use paddock_protocol::{INPUT_FILE, JOB_FILE, Job, JobFiles, RefusedReason, SCRIPT_FILE, VERSION};
+use paddock_protocol::{INPUT_FILE, JOB_FILE, Job, JobFiles, RefusedReason, VERSION, script_file};
 
 use crate::report::Refusal;
 
@@ -29,17 +29,23 @@ pub(crate) fn from_folder(folder: &Path) -> Result<LoadedJob, Refusal> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(mismatch(format!("cannot read {INPUT_FILE}: {error}"))),
     };
-    let files = JobFiles { job: read(JOB_FILE)?, script: read(SCRIPT_FILE)?, input };
-    let job: Job = serde_json::from_slice(&files.job).map_err(|error| mismatch(format!("{JOB_FILE} is not a job: {error}")))?;
+    let text = read(JOB_FILE)?;
+    let job: Job = serde_json::from_slice(&text).map_err(|error| mismatch(format!("{JOB_FILE} is not a job: {error}")))?;
     if job.version != VERSION {
         return Err(mismatch(format!("the job is of version {}, this runner speaks {VERSION}", job.version)));
     }
     if job.command.is_empty() {
         return Err(mismatch("the job names no interpreter".into()));
     }
+    // It becomes part of a path.
+    if job.extension.as_ref().is_some_and(|extension| !extension.chars().all(|c| c.is_ascii_alphanumeric())) {
+        return Err(mismatch("the extension of the script is none".into()));
+    }
+    let script = script_file(job.extension.as_deref());
+    let files = JobFiles { job: text, script: read(&script)?, input };
     Ok(LoadedJob {
         digest: files.digest(),
-        script: folder.join(SCRIPT_FILE),
+        script: folder.join(script),
         input: files.input.is_some().then(|| folder.join(INPUT_FILE)),
         job,
     })

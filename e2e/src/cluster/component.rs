@@ -17,14 +17,15 @@ pub struct Component {
     pub name: &'static str,
     programs: &'static [(&'static str, &'static str)],
     link_flags: &'static str,
+    tags: &'static str,
     /// runc links libseccomp; everything else is static.
-    cgo_tags: Option<&'static str>,
+    links_c: bool,
     /// Paths that the checksum database does not know.
     not_in_checksum_database: &'static str,
 }
 
 const fn plain(name: &'static str, programs: &'static [(&'static str, &'static str)]) -> Component {
-    Component { name, programs, link_flags: "", cgo_tags: None, not_in_checksum_database: "" }
+    Component { name, programs, link_flags: "", tags: "", links_c: false, not_in_checksum_database: "" }
 }
 
 /// All components, the quick ones first.
@@ -39,7 +40,7 @@ pub const COMPONENTS: [Component; 8] = [
             ("portmap", "github.com/containernetworking/plugins/plugins/meta/portmap"),
         ],
     ),
-    Component { cgo_tags: Some("seccomp"), ..plain("runc", &[("runc", "github.com/opencontainers/runc")]) },
+    Component { tags: "seccomp", links_c: true, ..plain("runc", &[("runc", "github.com/opencontainers/runc")]) },
     plain(
         "containerd",
         &[
@@ -70,6 +71,13 @@ pub const COMPONENTS: [Component; 8] = [
         ..plain("kube-router", &[("kube-router", "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router")])
     },
 ];
+
+/// Programs that no cluster needs: [`build_one`] builds them for the tests that do.
+const TOOLS: [Component; 1] = [Component {
+    // Without discovery of targets: it checks rules.
+    tags: "remove_all_sd",
+    ..plain("prometheus", &[("promtool", "github.com/prometheus/prometheus/cmd/promtool")])
+}];
 
 /// Built programs, by name.
 pub struct Programs {
@@ -117,12 +125,14 @@ pub fn build(layout: &Layout, say: &dyn Fn(&str)) -> Result<Programs> {
 pub fn build_one(layout: &Layout, program: &str) -> Result<PathBuf> {
     let component = COMPONENTS
         .iter()
+        .chain(&TOOLS)
         .find(|component| component.programs.iter().any(|(name, _)| *name == program))
         .with_context(|| format!("no component gives the program {program}"))?;
-    if !component.folder(layout)?.join(".complete").exists() {
+    let folder = component.folder(layout)?;
+    if !folder.join(".complete").exists() {
         component.build(layout)?;
     }
-    built(layout)?.path(program)
+    Ok(folder.join(program))
 }
 
 impl Component {
@@ -173,7 +183,7 @@ impl Component {
 
     fn go(&self, folder: &Path) -> Command {
         let mut command = Command::new("go");
-        command.current_dir(folder).env("GOWORK", "off").env("CGO_ENABLED", if self.cgo_tags.is_some() { "1" } else { "0" });
+        command.current_dir(folder).env("GOWORK", "off").env("CGO_ENABLED", if self.links_c { "1" } else { "0" });
         if !self.not_in_checksum_database.is_empty() {
             command.env("GONOSUMDB", self.not_in_checksum_database);
         }
@@ -182,7 +192,7 @@ impl Component {
 
     fn go_build(&self, folder: &Path, output: &Path, package: &str) -> Command {
         let mut command = self.go(folder);
-        command.args(["build", "-trimpath", "-tags", self.cgo_tags.unwrap_or_default()]);
+        command.args(["build", "-trimpath", "-tags", self.tags]);
         command.args(["-ldflags", &format!("-s -w {}", self.link_flags)]).arg("-o").arg(output).arg(package);
         command
     }

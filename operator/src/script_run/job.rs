@@ -26,6 +26,7 @@ pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant
         version: VERSION,
         run: run.metadata.uid.clone().unwrap_or_default(),
         command: grant.runtime.command.clone(),
+        extension: grant.runtime.extension.clone(),
         args: run.spec.script.args.clone(),
         interfaces: Interfaces::LoopbackOnly,
         start_budget_seconds: fixed.start_budget_seconds,

@@ -164,7 +164,7 @@ pub(crate) fn outcome_of_refusal(reason: RefusedReason) -> Outcome {
             Outcome::plain(Phase::StartFailed, Reason::JobMismatch, "what was mounted is not what was admitted; the script was not started")
         }
         RefusedReason::SpawnFailed => {
-            let message = "the interpreter of the runtime is not in its image, or cannot be executed";
+            let message = "the interpreter of the runtime is not in its image, cannot be executed, or is made for another machine";
             Outcome::plain(Phase::StartFailed, Reason::InterpreterUnavailable, message)
         }
         RefusedReason::NotStarted | RefusedReason::Stopped => {
@@ -193,7 +193,7 @@ pub(crate) fn before_the_start(status: &ScriptRunStatus, reason: &Reason) -> Out
         Reason::UnexpectedInterface => outcome_of_refusal(RefusedReason::UnexpectedInterface),
         Reason::UnexpectedToken => outcome_of_refusal(RefusedReason::UnexpectedToken),
         Reason::JobMismatch => outcome_of_refusal(RefusedReason::JobMismatch),
-        Reason::ImageUnavailable => failed("the image of the runtime or of the runner cannot be had; the events of the pod tell which"),
+        Reason::ImageUnavailable => failed(told.map_or("the node cannot have an image of the pod", |condition| &condition.message)),
         Reason::RuntimeClassUnavailable => failed("the RuntimeClass of the sandbox does not exist"),
         Reason::QuotaExceeded => failed("the quota of the sandbox namespace has no room for this run"),
         Reason::NameTaken => failed("an object with the name of this run's pod exists and is not this run's"),

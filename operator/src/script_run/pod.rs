@@ -6,7 +6,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::ObjectMeta;
 use paddock_crds::script_run::quantity_of_bytes;
-use paddock_protocol::{INPUT_FILE, JOB_FILE, SCRIPT_FILE};
+use paddock_protocol::{INPUT_FILE, JOB_FILE, script_file};
 use serde_json::{Value, json};
 
 use super::validate::ValidRun;
@@ -46,7 +46,7 @@ fn metadata(run: &ValidRun) -> ObjectMeta {
 pub(crate) fn render_job(run: &ValidRun, pod_uid: &str) -> ConfigMap {
     let mut data = BTreeMap::from([
         (JOB_FILE.to_owned(), ByteString(run.files.job.clone())),
-        (SCRIPT_FILE.to_owned(), ByteString(run.files.script.clone())),
+        (script_file(run.grant.runtime.extension.as_deref()), ByteString(run.files.script.clone())),
     ]);
     if let Some(input) = &run.files.input {
         data.insert(INPUT_FILE.to_owned(), ByteString(input.clone()));

@@ -45,8 +45,8 @@ pub(crate) enum WaitsFor {
     Node,
     /// The node, which creates sandbox and containers.
     Creation,
-    /// What the kubelet calls by this name: `ImagePullBackOff`, `CreateContainerError`, …
-    Named(String),
+    /// What the kubelet calls by this reason (`ImagePullBackOff`, `CreateContainerError`, …) and explains.
+    Named { reason: String, message: String },
 }
 
 /// How the pod ended, by the kubelet's word.
@@ -128,9 +128,10 @@ fn waits_for(status: &PodStatus, containers: &[(String, ContainerState)]) -> Wai
     }
     containers
         .iter()
-        .filter_map(|(_, state)| state.waiting.as_ref()?.reason.clone())
-        .find(|reason| !matches!(reason.as_str(), "PodInitializing" | "ContainerCreating" | ""))
-        .map_or(WaitsFor::Creation, WaitsFor::Named)
+        .filter_map(|(_, state)| state.waiting.as_ref())
+        .filter_map(|waiting| Some((waiting.reason.clone()?, waiting.message.clone().unwrap_or_default())))
+        .find(|(reason, _)| !matches!(reason.as_str(), "PodInitializing" | "ContainerCreating" | ""))
+        .map_or(WaitsFor::Creation, |(reason, message)| WaitsFor::Named { reason, message })
 }
 
 #[cfg(test)]
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     fn pending(condition: &str, waiting: &str) -> PodLife {
-        let container = json!({ "name": CONTAINER, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": { "waiting": { "reason": waiting } } });
+        let container = json!({ "name": CONTAINER, "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": { "waiting": { "reason": waiting, "message": "why" } } });
         life_of(
             &json!({ "phase": "Pending", "conditions": [{ "type": "PodScheduled", "status": condition }], "containerStatuses": [container] }),
         )
@@ -154,7 +155,7 @@ mod tests {
     #[rstest]
     #[case::no_node("False", "", WaitsFor::Node)]
     #[case::being_made("True", "ContainerCreating", WaitsFor::Creation)]
-    #[case::image("True", "ImagePullBackOff", WaitsFor::Named("ImagePullBackOff".into()))]
+    #[case::image("True", "ImagePullBackOff", WaitsFor::Named { reason: "ImagePullBackOff".into(), message: "why".into() })]
     fn a_pending_pod_tells_what_it_waits_for(#[case] condition: &str, #[case] waiting: &str, #[case] expected: WaitsFor) {
         assert_eq!(pending(condition, waiting), PodLife::Pending(expected));
     }

@@ -16,7 +16,7 @@ use super::pod_facts::{PodLife, PodSeen, WaitsFor};
 use super::queue::Admission;
 use super::result::{partial_result, produced, signed, with_stored};
 use super::step::{Seen, Step};
-use super::text::cut;
+use super::text::{cut, visible};
 use super::validate::{ValidRun, requester};
 use crate::names::sandbox_namespace;
 
@@ -45,6 +45,14 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
     let excess = status.audit.len().saturating_sub(AUDIT_EVENTS);
     status.audit.drain(..excess);
     (status != before).then_some(status)
+}
+
+/// The status of a run whose script runs and whose result nobody will read.
+pub(crate) fn lost(run: &ScriptRun, message: &str, now: Timestamp) -> ScriptRunStatus {
+    let mut report = Report { status: run.status.clone().unwrap_or_default(), generation: run.metadata.generation, now };
+    report.end(&Outcome::plain(Phase::Lost, Reason::Lost, message));
+    report.status.conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
+    report.status
 }
 
 /// The same without what the script produced: for an API server that refuses the whole.
@@ -226,8 +234,13 @@ impl Report {
     }
 
     fn stopped(&mut self, reason: &Reason, seen: &Seen) {
-        if *reason == Reason::StartTimedOut {
-            self.condition(ConditionType::Started, false, reason.clone(), why_not_started(&self.status, seen));
+        let why = match reason {
+            Reason::StartTimedOut => Some(why_not_started(&self.status, seen).to_owned()),
+            Reason::ImageUnavailable => why_without_image(seen),
+            _ => None,
+        };
+        if let Some(why) = why {
+            self.condition(ConditionType::Started, false, reason.clone(), &why);
         }
         self.stopping(reason);
     }
@@ -312,6 +325,13 @@ fn why_not_started(status: &ScriptRunStatus, seen: &Seen) -> &'static str {
             PodLife::Ended(_) => "the script did not start within the start budget",
         },
     }
+}
+
+/// What the kubelet says of an image that it cannot have.
+fn why_without_image(seen: &Seen) -> Option<String> {
+    let PodSeen::Present(pod) = &seen.pod else { return None };
+    let PodLife::Pending(WaitsFor::Named { message, .. }) = &pod.life else { return None };
+    Some(format!("the node cannot have an image of the pod: {}", visible(message.as_bytes())))
 }
 
 /// What the status shows of a requester: identity providers give people more groups than an object should carry.

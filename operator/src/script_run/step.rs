@@ -267,7 +267,7 @@ fn start(pod: &PodFacts, stream: &StreamSeen, budget_left: Duration) -> Step {
         PodLife::Ended(_) if !stream.complete => Step::ReadLog,
         PodLife::Ended(ended) if is_not_the_pods_own(ended) => Step::RemovePod,
         PodLife::Ended(_) => Step::RecordStop(Reason::PodRejected),
-        PodLife::Pending(WaitsFor::Named(reason)) if is_hopeless(reason) => Step::RecordStop(Reason::ImageUnavailable),
+        PodLife::Pending(WaitsFor::Named { reason, .. }) if is_hopeless(reason) => Step::RecordStop(Reason::ImageUnavailable),
         _ if !stream.listening => Step::Listen,
         _ => match &stream.transcript.boot {
             Some(boot) => Step::RecordStart { boot: boot.clone() },

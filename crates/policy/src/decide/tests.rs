@@ -4,7 +4,7 @@ use rstest::rstest;
 use super::*;
 
 fn runtime(name: &str, image: Option<&str>) -> Runtime {
-    Runtime { name: name.into(), image: image.map(Into::into), command: image.map(|_| vec!["/usr/bin/python3".into()]) }
+    Runtime { name: name.into(), image: image.map(Into::into), command: image.map(|_| vec!["/usr/bin/python3".into()]), extension: None }
 }
 
 fn policy(kind: PolicyKind, name: &str, runtimes: Vec<Runtime>, limits: Limits) -> Policy {
@@ -47,7 +47,7 @@ fn built_in_values_hold_where_no_policy_says_anything() {
     let grant = decide(&[cluster(Limits::default()), tenant(Limits::default())], &ask()).result.unwrap();
     assert_eq!((grant.memory_bytes, grant.cpu_milli, grant.scratch_bytes), (128 << 20, 500, 16 << 20));
     assert_eq!((grant.timeout_seconds, grant.grace_seconds, grant.max_concurrent, grant.max_queued), (30, 5, 10, 100));
-    assert_eq!(grant.runtime, RuntimeGrant { image: "img".into(), command: vec!["/usr/bin/python3".into()] });
+    assert_eq!(grant.runtime, RuntimeGrant { image: "img".into(), command: vec!["/usr/bin/python3".into()], extension: None });
 }
 
 #[test]
@@ -67,6 +67,25 @@ fn the_smallest_maximum_holds(#[case] asked: &str, #[case] cluster_max: &str, #[
     let outcome = decide(&policies, &Ask { resources: amounts(asked), ..ask() });
     assert_eq!(outcome.result.as_ref().err().map(|refusal| refusal.reason.clone()), refused);
     assert_eq!(outcome.decisions.iter().filter(|decision| decision.permission.starts_with("memory:")).count(), 1);
+}
+
+#[rstest]
+#[case::cluster_alone(Some("ts"), None, Ok(Some("ts")))]
+#[case::both(Some("ts"), Some("ts"), Ok(Some("ts")))]
+#[case::neither(None, None, Ok(None))]
+#[case::another(Some("ts"), Some("js"), Err(Reason::PolicyInvalid))]
+fn policies_agree_on_the_extension(
+    #[case] cluster: Option<&str>,
+    #[case] tenant: Option<&str>,
+    #[case] expected: Result<Option<&str>, Reason>,
+) {
+    let with = |kind, image, extension: Option<&str>| {
+        let runtime = Runtime { extension: extension.map(Into::into), ..runtime("python", image) };
+        policy(kind, "p", vec![runtime], Limits::default())
+    };
+    let policies = [with(PolicyKind::ClusterSandboxPolicy, Some("img"), cluster), with(PolicyKind::SandboxPolicy, None, tenant)];
+    let answer = decide(&policies, &ask()).result.map(|grant| grant.runtime.extension).map_err(|refusal| refusal.reason);
+    assert_eq!(answer, expected.map(|extension| extension.map(Into::into)));
 }
 
 #[test]

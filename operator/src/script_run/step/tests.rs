@@ -84,10 +84,14 @@ fn an_admitted_run_gets_its_pod_and_its_stream() {
     assert_eq!(step(&run, &with_pod(&run, a_stream(|_| ()), |_| ()), 1), Step::RecordStart { boot: BOOT.into() });
 }
 
+fn waiting(reason: &str) -> PodLife {
+    PodLife::Pending(WaitsFor::Named { reason: reason.into(), message: "why".into() })
+}
+
 #[rstest]
 #[case::mutated(|pod: &mut PodFacts| pod.mutated = Some("spec.containers".into()), Reason::PodMutated)]
-#[case::no_image(|pod: &mut PodFacts| pod.life = PodLife::Pending(WaitsFor::Named("ImagePullBackOff".into())), Reason::ImageUnavailable)]
-#[case::never_pull(|pod: &mut PodFacts| pod.life = PodLife::Pending(WaitsFor::Named("ErrImageNeverPull".into())), Reason::ImageUnavailable)]
+#[case::no_image(|pod: &mut PodFacts| pod.life = waiting("ImagePullBackOff"), Reason::ImageUnavailable)]
+#[case::never_pull(|pod: &mut PodFacts| pod.life = waiting("ErrImageNeverPull"), Reason::ImageUnavailable)]
 fn a_pod_that_cannot_start_is_given_up_at_once(#[case] change: fn(&mut PodFacts), #[case] reason: Reason) {
     let run = admitted(0);
     assert_eq!(step(&run, &with_pod(&run, StreamSeen::default(), change), 1), Step::RecordStop(reason));
@@ -100,10 +104,8 @@ fn a_pod_that_cannot_start_is_given_up_at_once(#[case] change: fn(&mut PodFacts)
 #[case::runtime_away_at_start("RunContainerError")]
 fn what_failed_once_may_still_work(#[case] reason: &str) {
     let run = admitted(0);
-    let waiting = with_pod(&run, a_stream(|transcript| transcript.boot = None), |pod| {
-        pod.life = PodLife::Pending(WaitsFor::Named(reason.into()));
-    });
-    assert!(is_rest(&step(&run, &waiting, 1)));
+    let pending = with_pod(&run, a_stream(|transcript| transcript.boot = None), |pod| pod.life = waiting(reason));
+    assert!(is_rest(&step(&run, &pending, 1)));
 }
 
 #[test]

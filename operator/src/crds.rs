@@ -1,0 +1,97 @@
+//! `paddock-operator apply-crds`: what the chart runs before an installation and an upgrade, since Helm never changes a CRD.
+//!
+//! A CRD of a newer version is left as it is. An older schema would prune fields that objects have by now, and the newer one serves the
+//! older operator as well.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Api, Client};
+use paddock_crds::generate::{CRD_VERSION, crds};
+use semver::Version;
+
+/// The argument that makes this program apply the CRDs.
+pub(crate) const ARGUMENT: &str = "apply-crds";
+const FIELD_MANAGER: &str = "paddock-crds";
+/// How long the API server may take to serve what was applied.
+const ESTABLISHED_WITHIN: Duration = Duration::from_secs(30);
+
+/// What becomes of a CRD of the cluster.
+#[derive(Debug, PartialEq, Eq)]
+enum Change {
+    Apply,
+    /// It holds the schema of this newer version.
+    Leave(Version),
+}
+
+/// `stored` is what the annotation of the stored CRD says. Without it, it is of a version before there was one.
+fn change(stored: Option<&str>, own: &Version) -> Result<Change> {
+    let Some(stored) = stored else { return Ok(Change::Apply) };
+    let stored = Version::parse(stored).with_context(|| format!("the annotation {CRD_VERSION} is no version: {stored:?}"))?;
+    Ok(if stored > *own { Change::Leave(stored) } else { Change::Apply })
+}
+
+pub(crate) fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.context("cannot start").and_then(|runtime| runtime.block_on(apply())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("paddock-operator {ARGUMENT}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn apply() -> Result<()> {
+    let client = Client::try_default().await.context("cannot find out how to reach the API server")?;
+    let api: Api<CustomResourceDefinition> = Api::all(client);
+    let own = Version::parse(env!("CARGO_PKG_VERSION")).context("the version of this program")?;
+    for (plural, crd) in crds() {
+        let name = format!("{plural}.paddock.dev");
+        let stored = api.get_opt(&name).await.with_context(|| format!("cannot read the CRD {name}"))?;
+        let Some(stored) = stored else {
+            bail!("the CRD {name} is not there: install the chart without --skip-crds, or apply its folder crds first")
+        };
+        let annotations = stored.metadata.annotations.unwrap_or_default();
+        match change(annotations.get(CRD_VERSION).map(String::as_str), &own)? {
+            Change::Leave(newer) => println!("{name}: left as it is: it is of version {newer}, and this is {own}"),
+            Change::Apply => {
+                // Helm and kubectl own the fields that they wrote at the first installation.
+                let parameters = PatchParams::apply(FIELD_MANAGER).force();
+                api.patch(&name, &parameters, &Patch::Apply(&crd)).await.with_context(|| format!("cannot apply the CRD {name}"))?;
+                let established = await_condition(api.clone(), &name, conditions::is_crd_established());
+                let seen = tokio::time::timeout(ESTABLISHED_WITHIN, established).await;
+                ensure!(seen.is_ok_and(|seen| seen.is_ok()), "the API server does not serve the CRD {name}");
+                println!("{name}: version {own}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(None, true)]
+    #[case(Some("0.1.0"), true)]
+    #[case(Some("0.2.0"), true)]
+    #[case(Some("0.3.0-rc.1"), false)]
+    #[case(Some("1.0.0"), false)]
+    fn a_crd_of_a_newer_version_is_left_alone(#[case] stored: Option<&str>, #[case] applied: bool) {
+        let change = change(stored, &Version::new(0, 2, 0)).expect("a version");
+        assert_eq!(change == Change::Apply, applied);
+    }
+
+    #[test]
+    fn what_is_no_version_is_an_error() {
+        change(Some("newest"), &Version::new(0, 2, 0)).expect_err("no version");
+    }
+}

@@ -1,0 +1,225 @@
+//! What the chart runs when it is uninstalled, so that nothing is left that waits for an operator for ever.
+//!
+//! `paddock-operator drain SECONDS`, before anything is deleted, waits for the runs that are active; the operator goes on working meanwhile.
+//! `paddock-operator retire`, when the operator is gone, tells of every script that still runs that it is lost, lets go of all runs, and removes
+//! the sandbox namespaces. Runs that have not started stay as they are: an operator that is installed later takes them up.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client, ResourceExt as _};
+use paddock_crds::{ConditionType, ScriptRunStatus};
+use serde_json::{Value, json};
+
+use crate::error::code;
+use crate::names::{FINALIZER, SANDBOX_OF};
+use crate::script_run::status::lost;
+use crate::script_run::{Guarded, PAGE, Watched};
+
+/// The argument that makes this program wait for active runs.
+pub(crate) const DRAIN: &str = "drain";
+/// The argument that makes this program let go of everything.
+pub(crate) const RETIRE: &str = "retire";
+const MESSAGE: &str = "Paddock was uninstalled while the script ran";
+/// Between two looks at the runs that are waited for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A run may be written by somebody else at the same time.
+const ATTEMPTS: usize = 5;
+
+/// What has to be done with a run, so that nothing waits for an operator any more.
+#[derive(Debug, PartialEq)]
+struct Parting {
+    /// The script runs, and nobody will read its result.
+    lost: Option<Box<ScriptRunStatus>>,
+    /// The finalizers without Paddock's own, if that is among them.
+    finalizers: Option<Vec<String>>,
+}
+
+/// Pure. `None` for a run that nothing has to be done with.
+fn parting(guarded: &Guarded, now: Timestamp) -> Option<Parting> {
+    let metadata = kube::Resource::meta(guarded);
+    let finalizers = metadata.finalizers.clone().unwrap_or_default();
+    let kept: Vec<String> = finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
+    let finalizers = (kept.len() < finalizers.len()).then_some(kept);
+    let lost = guarded.0.as_ref().ok().filter(|watched| is_running(watched)).map(|watched| Box::new(lost(&watched.run, MESSAGE, now)));
+    (lost.is_some() || finalizers.is_some()).then_some(Parting { lost, finalizers })
+}
+
+fn is_running(watched: &Watched) -> bool {
+    holds(watched, &ConditionType::Started) && !holds(watched, &ConditionType::Finished)
+}
+
+fn is_active(watched: &Watched) -> bool {
+    holds(watched, &ConditionType::Admitted) && !holds(watched, &ConditionType::Finished)
+}
+
+fn holds(watched: &Watched, condition: &ConditionType) -> bool {
+    watched.run.status.as_ref().is_some_and(|status| status.is_true(condition))
+}
+
+pub(crate) fn main(argument: &str) -> ExitCode {
+    let seconds = std::env::args().nth(2);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.context("cannot start").and_then(|runtime| {
+        runtime.block_on(async {
+            let client = Client::try_default().await.context("cannot find out how to reach the API server")?;
+            match argument {
+                DRAIN => drain(&client, seconds.as_deref().unwrap_or_default()).await,
+                _ => retire(&client).await,
+            }
+        })
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("paddock-operator {argument}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn drain(client: &Client, seconds: &str) -> Result<()> {
+    let limit = Duration::from_secs(seconds.parse().with_context(|| format!("not a number of seconds: {seconds:?}"))?);
+    let api: Api<Guarded> = Api::all(client.clone());
+    let begin = tokio::time::Instant::now();
+    // Runs that are admitted later are not waited for: others may go on creating some.
+    let mut waited_for = active(&api).await?;
+    while !waited_for.is_empty() && begin.elapsed() < limit {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let still = active(&api).await?;
+        waited_for.retain(|uid| still.contains(uid));
+    }
+    println!("{} active runs are left", waited_for.len());
+    Ok(())
+}
+
+async fn active(api: &Api<Guarded>) -> Result<Vec<String>> {
+    let runs = all(api).await?;
+    Ok(runs
+        .iter()
+        .filter_map(|guarded| guarded.0.as_ref().ok())
+        .filter(|watched| is_active(watched))
+        .filter_map(|watched| watched.run.uid())
+        .collect())
+}
+
+async fn all(api: &Api<Guarded>) -> Result<Vec<Guarded>> {
+    let mut page = ListParams::default().limit(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let runs = api.list(&page).await.context("cannot list the runs")?;
+        all.extend(runs.items);
+        match runs.metadata.continue_.filter(|next| !next.is_empty()) {
+            Some(next) => page = page.continue_token(&next),
+            None => return Ok(all),
+        }
+    }
+}
+
+async fn retire(client: &Client) -> Result<()> {
+    let runs = all(&Api::all(client.clone())).await?;
+    let mut lost = 0;
+    for guarded in runs {
+        let api: Api<Guarded> = Api::namespaced(client.clone(), &guarded.namespace().unwrap_or_default());
+        lost += usize::from(part(&api, guarded).await?);
+    }
+    println!("{lost} scripts were still running");
+    let api: Api<Namespace> = Api::all(client.clone());
+    let sandboxes = api.list(&ListParams::default().labels(SANDBOX_OF)).await.context("cannot list the sandbox namespaces")?;
+    for namespace in &sandboxes.items {
+        let preconditions = Preconditions { uid: namespace.uid(), resource_version: None };
+        let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let name = namespace.name_any();
+        gone_or(api.delete(&name, &parameters).await).with_context(|| format!("cannot delete the sandbox namespace {name}"))?;
+    }
+    println!("{} sandbox namespaces are removed", sandboxes.items.len());
+    Ok(())
+}
+
+/// Returns whether a script was still running.
+async fn part(api: &Api<Guarded>, mut guarded: Guarded) -> Result<bool> {
+    let name = guarded.name_any();
+    for _ in 0..ATTEMPTS {
+        let Some(parting) = parting(&guarded, Timestamp::now()) else { return Ok(false) };
+        let was_running = parting.lost.is_some();
+        match write(api, &guarded, parting).await {
+            Ok(()) => return Ok(was_running),
+            Err(error) if code(&error) == Some(404) => return Ok(false),
+            Err(error) if code(&error) == Some(409) => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot let go of the run {name}")),
+        }
+        let Some(newer) = api.get_opt(&name).await.context("cannot read a run")? else { return Ok(false) };
+        guarded = newer;
+    }
+    anyhow::bail!("the run {name} is changed by somebody else again and again")
+}
+
+async fn write(api: &Api<Guarded>, guarded: &Guarded, parting: Parting) -> Result<(), kube::Error> {
+    let name = guarded.name_any();
+    let mut version = guarded.resource_version();
+    let merge = |version: &Option<String>, field: &str, value: Value| {
+        let mut patch = json!({ "metadata": { "uid": guarded.uid(), "resourceVersion": version } });
+        match field {
+            "status" => patch["status"] = value,
+            _ => patch["metadata"][field] = value,
+        }
+        Patch::Merge(patch)
+    };
+    if let Some(status) = parting.lost {
+        let status = json!(*status);
+        version = api.patch_status(&name, &PatchParams::default(), &merge(&version, "status", status)).await?.resource_version();
+    }
+    if let Some(finalizers) = parting.finalizers {
+        api.patch(&name, &PatchParams::default(), &merge(&version, "finalizers", json!(finalizers))).await?;
+    }
+    Ok(())
+}
+
+fn gone_or<T>(answer: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match answer {
+        Err(error) if !matches!(code(&error), Some(404 | 409)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_crds::{Phase, ScriptRun};
+
+    use super::*;
+    use crate::script_run::Body;
+    use crate::script_run::fixtures::{a_run, admitted};
+
+    fn watched(run: ScriptRun) -> Guarded {
+        Guarded(Ok(Watched { run, input: None, schema: None, body: Body::Left }))
+    }
+
+    #[test]
+    fn a_script_that_runs_is_lost_and_one_that_waits_stays() {
+        let mut waiting = a_run();
+        waiting.metadata.finalizers = Some(vec![FINALIZER.into(), "example.com/other".into()]);
+        let parting_of = |run: ScriptRun| parting(&watched(run), Timestamp::UNIX_EPOCH);
+        let left = parting_of(waiting.clone()).expect("its finalizer goes");
+        assert_eq!(left, Parting { lost: None, finalizers: Some(vec!["example.com/other".into()]) });
+
+        let mut running = admitted(0);
+        running.metadata.finalizers = Some(vec![FINALIZER.into()]);
+        let status = running.status.as_mut().expect("a status");
+        let mut started = status.condition(&ConditionType::Admitted).expect("a condition").clone();
+        started.type_ = ConditionType::Started;
+        status.conditions.push(started);
+        let left = parting_of(running.clone()).expect("it is told");
+        let told = left.lost.expect("a status");
+        assert_eq!((told.phase.as_ref(), told.message.as_deref()), (Some(&Phase::Lost), Some(MESSAGE)));
+        assert!(told.is_true(&ConditionType::Finished) && told.condition(&ConditionType::Reconciling).is_none());
+        assert_eq!(left.finalizers, Some(vec![]));
+
+        running.status = Some(*told);
+        running.metadata.finalizers = None;
+        assert_eq!(parting_of(running), None, "nothing is done twice");
+    }
+}
