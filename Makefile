@@ -45,7 +45,7 @@ unit: ## Tests that need nothing but Rust
 
 # Those that leave the cluster alone, and those that do not: where one of the latter breaks it, the cause stands at the end of the output.
 SUITES := api attacks chart confinement contract economy examples failures leftovers monitoring observed scripts
-DISTURBING := store disruption
+DISTURBING := store disruption lifecycle
 
 .PHONY: e2e
 e2e: export RUST_BACKTRACE = 0
@@ -53,6 +53,7 @@ e2e: cluster ## Tests on the local cluster
 	cargo test --quiet -p paddock-e2e --lib --bins --test devcluster
 	@$(MAKE) --no-print-directory install
 	cargo test --quiet --no-fail-fast -p paddock-e2e $(SUITES:%=--test %) -- --test-threads=4
+	@./hack/previous
 	cargo test --quiet -p paddock-e2e $(DISTURBING:%=--test %) -- --test-threads=4
 	cargo test --quiet -p paddock-e2e --test rights
 

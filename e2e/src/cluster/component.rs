@@ -1,6 +1,6 @@
 //! The programs of the cluster, built from pinned Go modules into a cache keyed by each module's `go.mod` and `go.sum`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -160,9 +160,15 @@ impl Component {
         self.name == "gvisor" && !has_sys_resource()
     }
 
-    /// Built into a folder beside the final one, which appears only when it is whole.
+    /// Built into a folder beside the final one, which appears only when it is whole. Whoever comes while it is built waits for it.
     fn build(&self, layout: &Layout) -> Result<()> {
         let target = self.folder(layout)?;
+        fs::create_dir_all(target.parent().context("a component lies in a folder")?)?;
+        let lock = File::create(target.with_extension("lock"))?;
+        lock.lock()?;
+        if target.join(".complete").exists() {
+            return Ok(());
+        }
         let partial = target.with_extension("partial");
         let _ = fs::remove_dir_all(&partial);
         let _ = fs::remove_dir_all(&target);
