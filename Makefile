@@ -44,7 +44,7 @@ unit: ## Tests that need nothing but Rust
 	cargo test --quiet
 
 # Those that leave the cluster alone, and those that do not: where one of the latter breaks it, the cause stands at the end of the output.
-SUITES := api attacks chart confinement contract economy examples failures leftovers monitoring observed scripts
+SUITES := api attacks chart cli confinement contract economy examples failures images languages leftovers monitoring observed scripts
 DISTURBING := store disruption lifecycle
 
 .PHONY: e2e
@@ -52,6 +52,7 @@ e2e: export RUST_BACKTRACE = 0
 e2e: cluster ## Tests on the local cluster
 	cargo test --quiet -p paddock-e2e --lib --bins --test devcluster
 	@$(MAKE) --no-print-directory install
+	cargo build --quiet -p paddock-cli
 	cargo test --quiet --no-fail-fast -p paddock-e2e $(SUITES:%=--test %) -- --test-threads=4
 	@./hack/previous
 	cargo test --quiet -p paddock-e2e $(DISTURBING:%=--test %) -- --test-threads=4

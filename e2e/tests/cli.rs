@@ -1,0 +1,270 @@
+//! `kubectl paddock` as a user types it: through kubectl, in a shell, and on a terminal.
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use harness::{Tenant, eventually, kubectl, layout, status, tenant};
+use kube::ResourceExt as _;
+use kube::api::ListParams;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use paddock_crds::{ConditionType, Phase};
+use paddock_e2e::cluster::component;
+use serde_json::Value;
+
+/// A folder of one test, with a shell in it that knows kubectl and its plugin.
+struct Desk {
+    folder: PathBuf,
+    namespace: String,
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Desk {
+    fn of(tenant: &Tenant) -> Self {
+        let folder = std::env::temp_dir().join(format!("paddock-{}", tenant.name));
+        std::fs::create_dir_all(&folder).unwrap();
+        Self { folder, namespace: tenant.name.clone() }
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.join(name), text).unwrap();
+    }
+
+    /// A command line in `sh`. `$N` is the namespace.
+    fn command(&self, line: &str) -> Command {
+        let plugin = layout().clone.join("target/debug");
+        let kubectl = component::built(&layout()).unwrap().folder_of("kubectl").unwrap();
+        let path = format!("{}:{}:{}", plugin.display(), kubectl.display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new("sh");
+        command.args(["-c", line]).current_dir(&self.folder).env("PATH", path).env("KUBECONFIG", layout().kubeconfig());
+        command.env("N", &self.namespace).env_remove("NO_COLOR").stdin(Stdio::null());
+        command
+    }
+
+    fn type_(&self, line: &str) -> Typed {
+        Typed::of(line, &self.command(line).output().unwrap())
+    }
+}
+
+/// What came of a command line.
+#[derive(Debug)]
+struct Typed {
+    #[expect(dead_code, reason = "shown where a test fails")]
+    line: String,
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Typed {
+    fn of(line: &str, output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { line: line.to_owned(), code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+
+    fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    fn tells(&self, text: &str) {
+        assert!(self.err.contains(text), "{text} is not in {self:#?}");
+    }
+
+    fn shows(&self, text: &str) {
+        assert!(self.out.contains(text), "{text} is not in {self:#?}");
+    }
+}
+
+const GREET: &str = "import json, os, sys\nname = json.load(open(os.environ['PADDOCK_INPUT']))['name']\nprint('hello', name, *sys.argv[1:])\n\
+                     print('oh', file=sys.stderr)\njson.dump({'greeted': name}, open(os.environ['PADDOCK_RESULT'], 'w'))\nsys.exit(3)\n";
+
+#[tokio::test]
+async fn a_script_is_run_and_looked_at() {
+    tenant("cli", |tenant| async move {
+        let desk = Desk::of(&tenant);
+        desk.write("greet.py", GREET);
+        let run = desk.type_("kubectl paddock run greet.py -n $N --set name=world -a again --name greet").expect(3);
+        assert_eq!(run.out, "hello world again\n{\n  \"greeted\": \"world\"\n}\n");
+        run.tells("oh\n");
+        run.tells("greet Failed: the script ended with exit code 3");
+        assert!(!run.err.contains('\r') && !run.err.contains('\x1b'), "no terminal, no spinner: {run:?}");
+
+        let get = desk.type_("kubectl paddock get -n $N").expect(0);
+        assert_eq!(
+            get.out.lines().next().unwrap().split_whitespace().collect::<Vec<_>>(),
+            ["NAME", "PHASE", "EXIT", "RUNTIME", "TOOK", "AGE"]
+        );
+        get.shows("greet   Failed   3      python");
+        let json: Value = serde_json::from_str(&desk.type_("kubectl paddock get greet -n $N -o json").expect(0).out).unwrap();
+        assert_eq!(json["status"]["result"]["exitCode"], 3);
+        desk.type_("kubectl paddock get greet -n $N -o yaml").expect(0).shows("kind: ScriptRun\n");
+        desk.type_("kubectl paddock get -A").expect(0).shows("NAMESPACE");
+
+        let describe = desk.type_("kubectl paddock describe greet -n $N").expect(0);
+        for told in [
+            "received",
+            "admitted",
+            "started",
+            "result-ready",
+            "finished",
+            "runtime:python",
+            "Granted",
+            "ClusterSandboxPolicy/baseline",
+            "exit code 3",
+        ] {
+            describe.shows(told);
+        }
+        let logs = desk.type_("kubectl paddock logs greet -n $N").expect(0);
+        assert_eq!((logs.out.as_str(), logs.err.as_str()), ("hello world again\n", "oh\n"));
+        desk.type_("kubectl paddock result greet -n $N").expect(0).shows("\"greeted\": \"world\"");
+        desk.type_("kubectl paddock result greet -n $N -o yaml").expect(0).shows("greeted: world\n");
+        desk.type_("kubectl paddock cancel greet -n $N").expect(0).shows("greet is over already");
+
+        desk.type_("echo 'echo $((6 * 7))' | kubectl paddock run - --runtime shell -n $N").expect(0).shows("42\n");
+        desk.type_("kubectl paddock run greet.py -n $N --input '{\"name\": \"x\"}' --dry-run -o yaml")
+            .expect(0)
+            .shows("generateName: greet-");
+        desk.write("secret.sh", "echo AKIA${X}QX7PLM2NVB3RT4WZ\nexit 1");
+        desk.type_("kubectl paddock run secret.sh -n $N").expect(1).shows("[masked:CloudKey]");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_goes_wrong_is_told_with_what_to_do() {
+    tenant("cli-wrong", |tenant| async move {
+        let desk = Desk::of(&tenant);
+        desk.write("greet.py", GREET);
+        desk.write("notes.txt", "x");
+        let cases = [
+            ("kubectl paddock run missing.py -n $N", 1, "cannot read missing.py"),
+            ("kubectl paddock run notes.txt -n $N", 1, "give --runtime"),
+            ("kubectl paddock run greet.py -n $N --input '{'", 1, "--input is no JSON"),
+            ("kubectl paddock run greet.py -n $N --timeout 9000", 120, "ask for less"),
+            ("kubectl paddock run greet.py -n $N --policy nothing", 120, "kubectl get sandboxpolicies"),
+            ("kubectl paddock run greet.py -n $N --runtime cobol", 120, "--runtime"),
+            ("kubectl paddock run greet.py -n default --set name=x", 120, "ask your administrator"),
+            ("kubectl paddock get nothing -n $N", 1, "there is no run nothing in the namespace"),
+            ("kubectl paddock run greet.py -n $N --as nobody", 1, "User \"nobody\" cannot create"),
+            ("kubectl paddock get -n $N --context nowhere", 1, "nowhere"),
+            ("KUBECONFIG=/nonexistent kubectl paddock get", 1, "KUBECONFIG"),
+            ("kubectl paddock rum greet.py", 2, "unrecognized subcommand"),
+            ("kubectl paddock run greet.py --timeout soon", 2, "soon"),
+            ("kubectl paddock init Reports", 1, "small letters"),
+        ];
+        for (line, code, told) in cases {
+            desk.type_(line).expect(code).tells(told);
+        }
+        // The refused one in `default` is nobody's any more.
+        kubectl(&["delete", "scriptruns", "--namespace=default", "--all"], "").unwrap();
+        desk.write("slow.sh", "sleep 30");
+        desk.type_("kubectl paddock run slow.sh -n $N --timeout 1").expect(124).tells("--timeout");
+        desk.write("hungry.py", "x = bytearray(1 << 30)");
+        desk.type_("kubectl paddock run hungry.py -n $N").expect(137).tells("spec.resources.memory");
+        desk.write("killed.sh", "kill -9 $$");
+        desk.type_("kubectl paddock run killed.sh -n $N").expect(137).tells("signal 9");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_the_run() {
+    tenant("cli-interrupt", |tenant| async move {
+        let desk = Desk::of(&tenant);
+        desk.write("slow.sh", "echo begun\nsleep 60");
+        let line = "exec kubectl-paddock run slow.sh -n $N --name slow";
+        let child = desk.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let api = tenant.runs();
+        eventually("the script runs", || async {
+            let run = api.get_opt("slow").await.unwrap();
+            let has_started = run.as_ref().is_some_and(|run| status(run).is_true(&ConditionType::Started));
+            if has_started { Ok(()) } else { Err(run.map(|run| status(&run).message)) }
+        })
+        .await;
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+        let typed = Typed::of(line, &child.wait_with_output().unwrap()).expect(130);
+        typed.tells("ending slow");
+        assert_eq!(status(&api.get("slow").await.unwrap()).phase, Some(Phase::Cancelled));
+
+        desk.type_("kubectl paddock run slow.sh -n $N --name detached --detach").expect(0).shows("scriptrun.paddock.dev/detached");
+        desk.type_("kubectl paddock cancel detached -n $N --wait").expect(130).shows("detached Cancelled");
+    })
+    .await;
+}
+
+/// `script` gives a command a terminal and prints what would be seen on it.
+#[tokio::test]
+async fn a_terminal_shows_colours_and_a_line_that_changes() {
+    tenant("cli-terminal", |tenant| async move {
+        let desk = Desk::of(&tenant);
+        desk.write("quick.sh", "echo done");
+        let run = desk.type_("script --quiet --return --command 'kubectl paddock run quick.sh -n '$N /dev/null").expect(0);
+        run.shows("\r\x1b[K");
+        run.shows("done\r\n");
+        let get = "script --quiet --return --command 'kubectl paddock get -n '$N /dev/null";
+        desk.type_(get).expect(0).shows("\x1b[32mSucceeded\x1b[0m");
+        let plain = desk.type_(&format!("NO_COLOR=1 {get}")).expect(0);
+        assert!(plain.out.contains("Succeeded") && !plain.out.contains('\x1b'), "{plain:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn every_starter_kit_passes_its_own_test() {
+    tenant("cli-kits", |tenant| async move {
+        let desk = Desk::of(&tenant);
+        for language in ["python", "javascript", "typescript", "shell", "bash"] {
+            for purpose in ["transform", "check"] {
+                let kit = format!("{language}-{purpose}");
+                desk.type_(&format!("kubectl paddock init {kit} --language {language} --purpose {purpose}")).expect(0).tells("next: ");
+                desk.type_(&format!("kubectl apply -n $N -f {kit}/policy.yaml")).expect(0);
+                // The operator may see a run before the policy that was made just before it.
+                eventually("the policy is seen", || async {
+                    let typed = desk.type_(&format!("sh {kit}/test.sh -n $N"));
+                    if typed.code == Some(120) { Err(typed) } else { Ok(typed) }
+                })
+                .await
+                .expect(0)
+                .shows("as expected");
+            }
+        }
+        desk.type_("kubectl create -n $N -f python-check/run.yaml").expect(0);
+        desk.type_("kubectl paddock init python-check").expect(1).tells("exists already");
+        assert!(Path::new(&desk.folder).join("python-check/python-check.py").exists());
+        assert!(
+            tenant.runs().list(&ListParams::default()).await.unwrap().items.iter().any(|run| run.name_any().starts_with("python-check-"))
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn versions_and_completions_are_there() {
+    tenant("cli-version", |tenant| async move {
+        let desk = Desk::of(&tenant);
+        let version: Value = serde_json::from_str(&desk.type_("kubectl paddock version -o json").expect(0).out).unwrap();
+        assert_eq!(
+            (&version["client"], &version["server"]["paddock"]),
+            (&env!("CARGO_PKG_VERSION").into(), &env!("CARGO_PKG_VERSION").into())
+        );
+        assert_eq!(version["server"]["newEnough"], true);
+        assert!(version["server"]["runtimeClasses"].to_string().contains("gvisor-nonet"), "{version}");
+        desk.type_("kubectl paddock version --as nobody").expect(0).shows("you may not read it");
+        desk.type_("KUBECONFIG=/nonexistent kubectl paddock version --client").expect(0).shows(env!("CARGO_PKG_VERSION"));
+        for shell in ["bash", "zsh", "fish", "powershell"] {
+            desk.type_(&format!("kubectl paddock completion {shell}")).expect(0).shows("describe");
+        }
+        desk.type_("kubectl paddock completion bash > c.bash && bash -n c.bash").expect(0);
+        desk.type_("kubectl paddock run --help").expect(0).shows("124");
+    })
+    .await;
+}
