@@ -44,7 +44,7 @@ unit: ## Tests that need nothing but Rust
 	cargo test --quiet
 
 # Those that leave the cluster alone, and those that do not: where one of the latter breaks it, the cause stands at the end of the output.
-SUITES := api attacks chart cli confinement contract economy examples failures images languages leftovers monitoring observed scripts
+SUITES := api attacks chart cli confinement contract documents economy examples failures gitops images languages leftovers monitoring observed scripts tutorial
 DISTURBING := store disruption lifecycle
 
 .PHONY: e2e
@@ -57,6 +57,10 @@ e2e: cluster ## Tests on the local cluster
 	@./hack/previous
 	cargo test --quiet -p paddock-e2e $(DISTURBING:%=--test %) -- --test-threads=4
 	cargo test --quiet -p paddock-e2e --test rights
+
+.PHONY: e2e-kind
+e2e-kind: packages binaries ## A part of the suite on a kind cluster with gVisor; needs Docker
+	@./hack/e2e-kind $(BINARIES)
 
 .PHONY: chaos
 chaos: install ## Two hundred runs while what runs them is killed at random; CHAOS_SEED repeats a sequence
@@ -90,6 +94,11 @@ cluster: packages ## Start the local cluster
 .PHONY: binaries
 binaries: ## Build the static binaries of operator and runner
 	@$(STATIC) -p paddock-operator -p paddock-runner
+
+.PHONY: cli
+cli: ## Build kubectl-paddock, a static binary
+	@$(STATIC) -p paddock-cli
+	@echo "$(BINARIES)/kubectl-paddock"
 
 .PHONY: install
 install: cluster binaries ## Install the chart on the local cluster

@@ -6,6 +6,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::Value;
 
+use crate::json_schema::json_schema;
 use crate::{ClusterSandboxPolicy, SandboxPolicy, ScriptRun, reference};
 
 /// A file and what it has to hold.
@@ -62,6 +63,8 @@ pub fn artefacts() -> Vec<Artefact> {
         let yaml = serde_saphyr::to_string(&serde_json::to_value(&crd).expect("a CRD is plain JSON")).expect("JSON is YAML");
         artefacts.push(Artefact { path: Path::new("crds/yaml").join(format!("{plural}.yaml")), content: yaml.clone() });
         // Helm installs what lies in a chart's `crds` before everything else, and never removes it: deleting a CRD deletes its objects.
+        let schema = serde_json::to_string_pretty(&json_schema(&crd)).expect("JSON") + "\n";
+        artefacts.push(Artefact { path: Path::new("manifests/schemas").join(format!("{plural}.json")), content: schema });
         all += &format!("---\n{yaml}");
         artefacts.push(Artefact { path: Path::new("charts/paddock/crds").join(format!("{plural}.yaml")), content: yaml });
     }

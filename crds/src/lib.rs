@@ -4,6 +4,7 @@
 
 pub mod conditions;
 pub mod generate;
+pub mod json_schema;
 mod open_enum;
 pub mod reference;
 pub mod sandbox_policy;

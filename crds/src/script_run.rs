@@ -92,7 +92,8 @@ pub struct ScriptRunSpec {
     /// Ends the run. It cannot be taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel: Option<bool>,
-    /// Seconds after the end until the operator deletes the run. Without it the run stays until somebody deletes it.
+    /// Seconds after the end until the operator deletes the run. Without it the run stays until somebody deletes it. A run that Argo CD, Flux or Helm
+    /// holds is never deleted for it: they would create it anew, and it would run once more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub ttl_seconds_after_finished: Option<i64>,

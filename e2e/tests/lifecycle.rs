@@ -5,6 +5,7 @@ mod harness;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use harness::disturb::leader;
 use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, kubectl, layout, status, stdout, tenant};
@@ -114,6 +115,24 @@ fn helm_test() -> String {
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
     helm.env("KUBECONFIG", layout().kubeconfig());
     run(helm.args(["test", "paddock", "--namespace", OPERATOR_NAMESPACE, "--logs", "--timeout", "180s"])).unwrap()
+}
+
+/// The clock runs from `helm install` on a cluster without anything of Paddock's to the result of a run.
+#[tokio::test]
+async fn a_first_result_comes_soon_after_the_installation() {
+    let (_alone, client) = alone().await;
+    remove_all(&client).await;
+    tenant("first", |tenant| async move {
+        let begin = Instant::now();
+        Release::current().install();
+        let installed = begin.elapsed();
+        let run = tenant.run(Script::python("print('first')")).await;
+        let elapsed = begin.elapsed();
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        println!("installed after {:.1} s, first result after {:.1} s", installed.as_secs_f64(), elapsed.as_secs_f64());
+        assert!(elapsed <= Duration::from_secs(120), "{elapsed:?}");
+    })
+    .await;
 }
 
 /// Helm leaves CRDs as they were at the first installation; the chart does not.
@@ -263,7 +282,7 @@ async fn an_uninstallation_leaves_nothing_that_waits_for_an_operator() {
         let left = kubectl(
             &[
                 "get",
-                "all,serviceaccounts,roles,rolebindings,jobs,networkpolicies,poddisruptionbudgets",
+                "all,serviceaccounts,roles,rolebindings,jobs,networkpolicies,poddisruptionbudgets,secrets,leases",
                 "-n",
                 OPERATOR_NAMESPACE,
                 "-o",

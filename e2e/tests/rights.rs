@@ -14,9 +14,10 @@ use serde_json::Value;
 type Rights = BTreeSet<(String, String)>;
 
 /// The accounts of the chart, each with the roles that it has.
-const ACCOUNTS: [(&str, &[&str]); 4] = [
+const ACCOUNTS: [(&str, &[&str]); 5] = [
     ("paddock-operator", &["paddock-operator", "paddock-sandbox", "paddock-source-reader"]),
     ("paddock-crds", &["paddock-crds"]),
+    ("paddock-admission", &["paddock-admission"]),
     ("paddock-uninstall", &["paddock-uninstall"]),
     ("paddock-try", &["paddock-try"]),
 ];

@@ -1,5 +1,6 @@
 //! `paddock-operator`: reconciles ScriptRuns into single-use gVisor pods.
 
+mod admission;
 mod client;
 mod config;
 mod context;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     match argument.as_deref() {
         Some(input_check::ARGUMENT) => return input_check::main(),
         Some(crds::ARGUMENT) => return crds::main(),
+        Some(admission::ARGUMENT) => return admission::main(),
         Some(trial::ARGUMENT) => return trial::main(),
         Some(argument @ (retire::DRAIN | retire::RETIRE)) => return retire::main(argument),
         _ => {}

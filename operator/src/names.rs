@@ -33,6 +33,11 @@ pub(crate) const REQUESTER_GROUPS: &str = "paddock.dev/requester-groups";
 /// The one container of a sandbox pod that runs the script.
 pub(crate) const CONTAINER: &str = "script";
 
+/// Labels by which Argo CD and Flux know what they hold in Git.
+pub(crate) const GIT_LABELS: [&str; 3] = ["argocd.argoproj.io/instance", "kustomize.toolkit.fluxcd.io/name", "helm.toolkit.fluxcd.io/name"];
+/// Annotations by which Argo CD and Helm know what they hold.
+pub(crate) const GIT_ANNOTATIONS: [&str; 2] = ["argocd.argoproj.io/tracking-id", "meta.helm.sh/release-name"];
+
 const PREFIX: &str = "sbx-";
 const MAX_NAMESPACE: usize = 63;
 

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
-use kube::{Api, Client, ResourceExt as _};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource, ResourceExt as _};
 use paddock_crds::{ConditionType, ScriptRunStatus};
 use serde_json::{Value, json};
 
@@ -19,11 +21,14 @@ use crate::error::code;
 use crate::names::{FINALIZER, SANDBOX_OF};
 use crate::script_run::status::lost;
 use crate::script_run::{Guarded, PAGE, Watched};
+use crate::sealing::SECRET;
 
 /// The argument that makes this program wait for active runs.
 pub(crate) const DRAIN: &str = "drain";
 /// The argument that makes this program let go of everything.
 pub(crate) const RETIRE: &str = "retire";
+/// The chart names the lease so.
+const LEASE: &str = "paddock-operator";
 const MESSAGE: &str = "Paddock was uninstalled while the script ran";
 /// Between two looks at the runs that are waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -137,7 +142,17 @@ async fn retire(client: &Client) -> Result<()> {
         gone_or(api.delete(&name, &parameters).await).with_context(|| format!("cannot delete the sandbox namespace {name}"))?;
     }
     println!("{} sandbox namespaces are removed", sandboxes.items.len());
-    Ok(())
+    remove_own::<Lease>(client, LEASE).await?;
+    remove_own::<Secret>(client, SECRET).await
+}
+
+/// What the operator made for itself in its namespace: it is in no release.
+async fn remove_own<K>(client: &Client, name: &str) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let api: Api<K> = Api::default_namespaced(client.clone());
+    gone_or(api.delete(name, &DeleteParams::default()).await).with_context(|| format!("cannot delete the {} {name}", K::kind(&())))
 }
 
 /// Returns whether a script was still running.

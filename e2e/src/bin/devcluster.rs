@@ -56,6 +56,8 @@ enum Action {
         /// Folder that holds paddock-operator and paddock-runner
         binaries: PathBuf,
     },
+    /// Builds the images of runtimes that are missing, and prints the archive of each with its digest
+    RuntimeImages,
     /// Ends the cluster and removes everything but the build cache
     Reset,
     /// Installs the Debian packages that are missing, and says which
@@ -128,6 +130,11 @@ fn run(arguments: Arguments) -> Result<()> {
         Action::Images { binaries } => {
             for name in images::load_own(&layout, &component::built(&layout)?, &binaries)? {
                 println!("{name}");
+            }
+        }
+        Action::RuntimeImages => {
+            for archive in images::build_base(&layout, &|text| eprintln!("{text}"))? {
+                println!("{} {}", archive.display(), images::digest(&archive)?);
             }
         }
         Action::Packages => requirements::install(&|text| println!("{text}"))?,

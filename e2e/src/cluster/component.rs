@@ -73,11 +73,14 @@ pub const COMPONENTS: [Component; 8] = [
 ];
 
 /// Programs that no cluster needs: [`build_one`] builds them for the tests that do.
-const TOOLS: [Component; 1] = [Component {
-    // Without discovery of targets: it checks rules.
-    tags: "remove_all_sd",
-    ..plain("prometheus", &[("promtool", "github.com/prometheus/prometheus/cmd/promtool")])
-}];
+const TOOLS: [Component; 2] = [
+    plain("kind", &[("kind", "sigs.k8s.io/kind")]),
+    Component {
+        // Without discovery of targets: it checks rules.
+        tags: "remove_all_sd",
+        ..plain("prometheus", &[("promtool", "github.com/prometheus/prometheus/cmd/promtool")])
+    },
+];
 
 /// Built programs, by name.
 pub struct Programs {

@@ -134,6 +134,14 @@ fn buildah() -> Command {
     command
 }
 
+/// Digest of the image in an OCI archive: what a policy names after the `@`.
+pub fn digest(archive: &Path) -> Result<String> {
+    let index = call("tar", &["--extract", "--to-stdout", "--file", &archive.to_string_lossy(), "index.json"])?;
+    let index: serde_json::Value = serde_json::from_str(&index).context("the index of an archive is JSON")?;
+    let digest = index["manifests"][0]["digest"].as_str().context("the index of an archive names a manifest")?;
+    Ok(digest.to_owned())
+}
+
 /// Imports an archive unless this very file was imported before.
 pub fn load(layout: &Layout, programs: &Programs, archive: &Path) -> Result<bool> {
     let content = fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;

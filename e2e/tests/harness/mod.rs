@@ -27,8 +27,13 @@ pub fn layout() -> Layout {
     Layout::new(clone, std::env::var_os("PADDOCK_CACHE").map(PathBuf::from), &home)
 }
 
+/// The local cluster's, or that of another cluster with the chart on it.
+fn kubeconfig() -> PathBuf {
+    std::env::var_os("PADDOCK_E2E_KUBECONFIG").map_or_else(|| layout().kubeconfig(), PathBuf::from)
+}
+
 async fn config() -> Config {
-    let path = layout().kubeconfig();
+    let path = kubeconfig();
     let kubeconfig = Kubeconfig::read_from(&path).unwrap_or_else(|_| panic!("no cluster: run `make e2e` ({} is missing)", path.display()));
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap()
 }
@@ -247,8 +252,8 @@ fn object(spec: Value) -> ScriptRun {
 
 /// The administrator's kubectl: for what this client cannot read.
 pub fn kubectl(arguments: &[&str], input: &str) -> anyhow::Result<String> {
-    let mut kubectl = std::process::Command::new(component::built(&layout())?.path("kubectl")?);
-    kubectl.arg("--kubeconfig").arg(layout().kubeconfig()).args(arguments);
+    let mut kubectl = std::process::Command::new(component::build_one(&layout(), "kubectl")?);
+    kubectl.arg("--kubeconfig").arg(kubeconfig()).args(arguments);
     paddock_e2e::cluster::command::run_with(&mut kubectl, input.as_bytes())
 }
 

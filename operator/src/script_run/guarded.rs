@@ -15,7 +15,7 @@ use paddock_crds::{ConditionType, ScriptRun};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::names::GROUP;
+use crate::names::{GIT_ANNOTATIONS, GIT_LABELS, GROUP};
 
 /// Longest body that is looked at, in bytes of JSON. The largest job that can run is smaller. With the largest metadata and status the object
 /// is still well below the 1.5 MiB that etcd takes, so that the status of a run that may run can always be stored.
@@ -172,14 +172,23 @@ fn fields<'a>(of: &Fields<'a>, name: &str) -> Result<Fields<'a>, serde_json::Err
     of.get(name).map_or_else(|| Ok(Fields::new()), |raw| serde_json::from_str(raw.get()))
 }
 
-/// Labels, annotations and references of others can be large, and are nothing to the operator.
+/// Labels, annotations and references of others can be large, and are nothing to the operator, but that the marks of who holds a run are there.
 fn slim_metadata(mut metadata: ObjectMeta) -> ObjectMeta {
     metadata.managed_fields = None;
-    metadata.labels = None;
     metadata.owner_references = None;
-    if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|key, _| key.split_once('/').is_some_and(|(group, _)| group == GROUP));
+    if let Some(labels) = &mut metadata.labels {
+        labels.retain(|key, _| GIT_LABELS.contains(&key.as_str()));
     }
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|key, value| {
+            let is_mark = GIT_ANNOTATIONS.contains(&key.as_str());
+            if is_mark {
+                value.clear();
+            }
+            is_mark || key.split_once('/').is_some_and(|(group, _)| group == GROUP)
+        });
+    }
+    metadata.labels = metadata.labels.filter(|labels| !labels.is_empty());
     metadata
 }
 
@@ -305,8 +314,13 @@ mod tests {
         run.metadata.labels = Some((0..1000).map(|number| (number.to_string(), "x".repeat(60))).collect());
         run.metadata.annotations.as_mut().unwrap().insert("kubectl.kubernetes.io/last-applied-configuration".into(), "x".repeat(200_000));
         run.metadata.annotations.as_mut().unwrap().insert("xpaddock.dev/requester".into(), "root".into());
+        run.metadata.annotations.as_mut().unwrap().insert("argocd.argoproj.io/tracking-id".into(), "x".repeat(200_000));
+        run.metadata.labels.as_mut().unwrap().insert("helm.toolkit.fluxcd.io/name".into(), "x".into());
         let kept = watched(&serde_json::to_string(&run).unwrap()).0.unwrap().run;
-        assert_eq!((kept.metadata.labels, kept.metadata.annotations), (None, a_run().metadata.annotations));
+        let mut annotations = a_run().metadata.annotations.unwrap();
+        annotations.insert("argocd.argoproj.io/tracking-id".into(), String::new());
+        let labels = BTreeMap::from([("helm.toolkit.fluxcd.io/name".to_owned(), "x".to_owned())]);
+        assert_eq!((kept.metadata.labels, kept.metadata.annotations), (Some(labels), Some(annotations)));
         assert_eq!((kept.metadata.finalizers, kept.metadata.uid), (a_run().metadata.finalizers, a_run().metadata.uid));
     }
 

@@ -1,5 +1,6 @@
 //! What to do next. Pure: the stored run, what was seen, the settings and the time in; one step out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,7 +13,7 @@ use super::outcome::{Outcome, before_the_start, outcome, outcome_of_refusal};
 use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen, WaitsFor};
 use super::validate::{self, ValidRun};
 use crate::config::Settings;
-use crate::names::{FINALIZER, sandbox_namespace};
+use crate::names::{FINALIZER, GIT_ANNOTATIONS, GIT_LABELS, sandbox_namespace};
 
 /// Everything that a pass has read.
 #[derive(Clone, Debug)]
@@ -154,12 +155,20 @@ fn after_the_end(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     if status.phase == Some(Phase::Refused) && has_finalizer(run) {
         return Step::Release;
     }
-    let Some(ttl) = run.spec.ttl_seconds_after_finished else { return Step::Leave };
+    let Some(ttl) = run.spec.ttl_seconds_after_finished.filter(|_| !is_held_by_others(run)) else { return Step::Leave };
     let finished = status.clocks.as_ref().and_then(|clocks| clocks.finished.clone()).map_or(now, |time| time.0);
     match remaining(&finished, ttl, now) {
         Some(wait) => Step::Rest { wake: Some(wait) },
         None => Step::DeleteRun,
     }
+}
+
+/// Whoever holds the run in Git would create it anew as soon as it was deleted, and so have it run once more.
+fn is_held_by_others(run: &ScriptRun) -> bool {
+    let has = |marks: &[&str], names: Option<&BTreeMap<String, String>>| {
+        names.is_some_and(|names| marks.iter().any(|mark| names.contains_key(*mark)))
+    };
+    has(&GIT_LABELS, run.metadata.labels.as_ref()) || has(&GIT_ANNOTATIONS, run.metadata.annotations.as_ref())
 }
 
 /// Deleted before its end: nobody will read a result, but the pod must be gone before its slot is.
