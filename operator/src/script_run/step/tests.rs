@@ -254,11 +254,10 @@ fn a_finished_run_loses_its_pod_and_after_its_time_itself() {
     run.spec.ttl_seconds_after_finished = Some(10);
     assert_eq!(step(&run, &seen(&run), 6), Step::Rest { wake: Some(Duration::from_secs(9)) });
     assert_eq!(step(&run, &seen(&run), 15), Step::DeleteRun);
-    let mark = |name: &str| Some(std::collections::BTreeMap::from([(name.to_owned(), String::new())]));
-    run.metadata.labels = mark("kustomize.toolkit.fluxcd.io/name");
+    run.metadata.labels.get_or_insert_default().insert("kustomize.toolkit.fluxcd.io/name".into(), String::new());
     assert_eq!(step(&run, &seen(&run), 15), Step::Leave, "Flux would create it anew");
     run.metadata.labels = None;
-    run.metadata.annotations = mark("argocd.argoproj.io/tracking-id");
+    run.metadata.annotations.get_or_insert_default().insert("argocd.argoproj.io/tracking-id".into(), String::new());
     assert_eq!(step(&run, &seen(&run), 15), Step::Leave, "Argo CD would create it anew");
 }
 
