@@ -45,7 +45,7 @@ fn change(values: &[&str]) -> String {
 
 #[test]
 fn each_switch_changes_what_it_says() {
-    let switches: [(&str, &[&str]); 18] = [
+    let switches: [(&str, &[&str]); 19] = [
         ("image", &[r#"image={"repository":"registry.example/operator","tag":"1","pullPolicy":"Always"}"#]),
         ("pull_secrets", &[r#"imagePullSecrets=[{"name":"registry"}]"#]),
         ("no_crds", &["crds.upgrade=false"]),
@@ -79,6 +79,7 @@ fn each_switch_changes_what_it_says() {
         ),
         ("sandbox", &[r#"sandbox={"runtimeClass":"gvisor","imagePullPolicy":"always"}"#]),
         ("result_store", &[r#"resultStore={"url":"s3://bucket/prefix","secretName":"keys"}"#]),
+        ("traces", &[r#"traces.endpoint="http://collector:4318""#]),
         ("no_drain", &["uninstall.drainSeconds=0"]),
         ("no_baseline", &["baseline.create=false"]),
         ("baseline_for_all", &["baseline.namespaceSelector.matchLabels=null"]),

@@ -7,16 +7,15 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
-use harness::disturb::{kill_operator, leader};
+use harness::disturb::{kill_operator, leader, listen};
 use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, layout, status, tenant};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
-use nix::sched::{CloneFlags, setns};
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun};
-use paddock_e2e::cluster::layout::{Layout, NODE_ADDRESS};
+use paddock_e2e::cluster::layout::NODE_ADDRESS;
 use paddock_e2e::cluster::{command, component};
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -25,19 +24,6 @@ use sha2::{Digest as _, Sha256};
 use tokio::task::JoinHandle;
 
 const SECRET: &str = "result-store";
-
-/// A socket in the network namespace of the cluster, where pods reach it.
-fn listen(port: u16) -> TcpListener {
-    let bind = move || {
-        let namespace = std::fs::File::open(Layout::network_namespace()).unwrap();
-        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-        let listener = TcpListener::bind((NODE_ADDRESS, port)).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        listener
-    };
-    // Only this thread enters the namespace; the socket stays in it.
-    std::thread::spawn(bind).join().unwrap()
-}
 
 /// An S3 server that keeps its buckets in a folder.
 struct Bucket {

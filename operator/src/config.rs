@@ -49,6 +49,9 @@ pub(crate) struct Config {
     /// Where results go that are too large for a status, if policies have them stored: file:///FOLDER or s3://BUCKET/PREFIX
     #[arg(long)]
     pub(crate) result_store: Option<String>,
+    /// Where a trace of each run is sent when it is over: base URL of an OTLP receiver over HTTP, such as http://collector:4318
+    #[arg(long)]
+    pub(crate) traces_endpoint: Option<String>,
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, default_value = "0.0.0.0:8080")]
     pub(crate) listen: SocketAddr,
@@ -145,8 +148,8 @@ impl Config {
         std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
     }
 
-    /// Authorities that may sign the certificate of the result store's server, beside the public ones.
-    pub(crate) fn store_authorities() -> Option<String> {
+    /// Authorities that may sign the certificates of the servers of results and traces, beside the public ones.
+    pub(crate) fn authorities() -> Option<String> {
         std::env::var(AUTHORITIES).ok().filter(|pem| !pem.is_empty())
     }
 

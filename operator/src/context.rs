@@ -27,6 +27,7 @@ use crate::script_run::queue::{Turn, Usage, heads};
 use crate::script_run::session::Sessions;
 use crate::script_run::{Guarded, RunRef, Watched};
 use crate::store::ResultStore;
+use crate::traces::Traces;
 
 /// Passes at once that hold a body of more than 4 KiB. Each holds a few copies of up to a megabyte.
 const LARGE_AT_ONCE: usize = 4;
@@ -56,6 +57,7 @@ pub(crate) struct Parts {
     pub(crate) metrics: Metrics,
     pub(crate) recorder: Recorder,
     pub(crate) caches: Caches,
+    pub(crate) traces: Option<Traces>,
     pub(crate) wake: mpsc::UnboundedSender<RunRef>,
 }
 
@@ -69,6 +71,7 @@ pub(crate) struct Context {
     pub(crate) metrics: Metrics,
     pub(crate) recorder: Recorder,
     pub(crate) caches: Caches,
+    pub(crate) traces: Option<Traces>,
     pub(crate) pods: PodCache,
     pub(crate) prepared: Prepared,
     pub(crate) ledger: Ledger,
@@ -90,7 +93,7 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { client, fence, settings, results, metrics, recorder, caches, wake } = parts;
+        let Parts { client, fence, settings, results, metrics, recorder, caches, traces, wake } = parts;
         Self {
             pods: PodCache::new(client.clone(), wake.clone()),
             client,
@@ -100,6 +103,7 @@ impl Context {
             metrics,
             recorder,
             caches,
+            traces,
             prepared: Prepared::default(),
             ledger: Ledger::default(),
             sessions: Sessions::default(),

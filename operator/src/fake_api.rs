@@ -101,5 +101,18 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
     let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });
     let metrics = Metrics::new(&mut Registry::default(), 100);
     let results = Results { sealing_key: sealing_key(), store: None };
-    (Arc::new(Context::new(Parts { client, fence: Fence::new(), settings: settings(), results, metrics, recorder, caches, wake })), fake)
+    (
+        Arc::new(Context::new(Parts {
+            client,
+            fence: Fence::new(),
+            settings: settings(),
+            results,
+            metrics,
+            recorder,
+            caches,
+            traces: None,
+            wake,
+        })),
+        fake,
+    )
 }

@@ -22,6 +22,7 @@ mod server;
 mod store;
 mod telemetry;
 mod tenancy;
+mod traces;
 mod trial;
 
 use std::process::ExitCode;

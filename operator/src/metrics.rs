@@ -90,6 +90,7 @@ pub(crate) struct Metrics {
     pass_seconds: Histogram,
     answers: Family<Code, Counter>,
     unanswered: Counter,
+    traces_dropped: Counter,
     finished: Family<Reason, Counter>,
     refused: Family<Reason, Counter>,
     errors: Family<Category, Counter>,
@@ -113,6 +114,7 @@ impl Metrics {
             pass_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 8)),
             answers: Family::default(),
             unanswered: Counter::default(),
+            traces_dropped: Counter::default(),
             finished: Family::default(),
             refused: Family::default(),
             errors: Family::default(),
@@ -129,6 +131,7 @@ impl Metrics {
         registry.register("reconcile_seconds", "Time that a pass over a run took", metrics.pass_seconds.clone());
         registry.register("api_answers", "Answers of the API server, by HTTP status", metrics.answers.clone());
         registry.register("api_unanswered", "Requests that the API server did not answer", metrics.unanswered.clone());
+        registry.register("traces_dropped", "Traces that could not be sent", metrics.traces_dropped.clone());
         registry.register("runs_finished", "Runs that ended, by the reason of their Finished condition", metrics.finished.clone());
         registry.register("runs_refused", "Runs that were refused, by the reason of their Accepted condition", metrics.refused.clone());
         registry.register("reconcile_errors", "Passes over a run that ended in an error", metrics.errors.clone());
@@ -186,6 +189,10 @@ impl Metrics {
 
     pub(crate) fn answered(&self, code: u16) {
         self.answers.get_or_create(&Code { code }).inc();
+    }
+
+    pub(crate) fn trace_dropped(&self) {
+        self.traces_dropped.inc();
     }
 
     pub(crate) fn unanswered(&self) {

@@ -26,6 +26,7 @@ use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
 use crate::metrics::Metrics;
 use crate::store::ResultStore;
+use crate::traces::Traces;
 use crate::{script_run, sealing, tenancy};
 
 /// How long passes that are under way may take to end after TERM. It is shorter than the pod's grace period.
@@ -56,8 +57,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let store = config
         .result_store
         .as_ref()
-        .map(|url| ResultStore::open(url, &Config::store_options(), Config::store_authorities().as_deref()))
+        .map(|url| ResultStore::open(url, &Config::store_options(), Config::authorities().as_deref()))
         .transpose()?;
+    let traces = config.traces_endpoint.as_ref();
+    let traces = traces.map(|endpoint| Traces::open(endpoint, Config::authorities().as_deref(), metrics.clone())).transpose()?;
     let image_volume = config.settings(minor).runner_by_image_volume;
     tracing::info!(server = minor, image_volume, runtime_class = config.runtime_class, "starting");
     readiness.set(true);
@@ -96,7 +99,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
     let caches = Caches { namespaces, policies, cluster_policies };
-    let context = Arc::new(Context::new(Parts { client, fence, settings, results, metrics, recorder, caches, wake }));
+    let context = Arc::new(Context::new(Parts { client, fence, settings, results, metrics, recorder, caches, traces, wake }));
     let counted = context.clone();
     context.metrics.count_by(move || counted.census(counted.now()));
     tenancy::watch_all(&context);

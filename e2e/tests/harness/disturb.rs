@@ -1,11 +1,15 @@
-//! Killing what runs the cluster, and waiting until it is back.
+//! Killing what runs the cluster, and waiting until it is back; servers in its network.
+
+use std::net::TcpListener;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use paddock_e2e::cluster::layout::{Layout, NODE_ADDRESS};
 use paddock_e2e::cluster::{component, lifecycle, process};
 use serde_json::json;
 
@@ -119,4 +123,17 @@ pub async fn with_arguments(client: &Client, changed: &[&str]) {
     })
     .await;
     leader(client).await;
+}
+
+/// A socket in the network namespace of the cluster, where pods reach it.
+pub fn listen(port: u16) -> TcpListener {
+    let bind = move || {
+        let namespace = std::fs::File::open(Layout::network_namespace()).unwrap();
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        let listener = TcpListener::bind((NODE_ADDRESS, port)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        listener
+    };
+    // Only this thread enters the namespace; the socket stays in it.
+    std::thread::spawn(bind).join().unwrap()
 }

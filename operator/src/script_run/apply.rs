@@ -471,6 +471,9 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
         if let Some(refusal) = refusal {
             context.metrics.refused(refusal);
         }
+        if let Some(traces) = &context.traces {
+            traces.send(after);
+        }
         context.ledger.forget(&after.namespace().unwrap_or_default(), &after.uid().unwrap_or_default());
         context.ended(after);
         context.sessions.close(&after.uid().unwrap_or_default());
