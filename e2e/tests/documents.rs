@@ -8,6 +8,7 @@ use std::process::Command;
 use harness::layout;
 use paddock_crds::Reason;
 use paddock_e2e::cluster::component;
+use serde_json::Value;
 
 fn page(path: &str) -> String {
     std::fs::read_to_string(layout().clone.join(path)).unwrap()
@@ -77,4 +78,32 @@ fn kind_reads_its_configuration() {
     std::fs::remove_file(wrong).unwrap();
     assert!(bad.contains("extraMount") && !good.contains("extraMount"), "good: {good}\nbad: {bad}");
     assert!(good.contains("docker") || good.contains("provider") || good.contains("engine"), "it got as far as the engine: {good}");
+}
+
+/// What an editor is told of an example is that it is right, and of one with a slip of the pen that it is not.
+#[test]
+fn the_schemas_for_editors_take_every_example() {
+    let clone = layout().clone;
+    let schemas = ["scriptruns", "sandboxpolicies", "clustersandboxpolicies"].map(|plural| {
+        let schema: Value = serde_json::from_str(&page(&format!("manifests/schemas/{plural}.json"))).unwrap();
+        (schema["title"].as_str().unwrap().to_owned(), jsonschema::validator_for(&schema).unwrap())
+    });
+    let mut seen = 0;
+    for entry in std::fs::read_dir(clone.join("manifests/examples")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        for document in text.split("\n---\n") {
+            let object: Value = serde_saphyr::from_str(document).unwrap();
+            let Some((_, schema)) = schemas.iter().find(|(kind, _)| object["kind"] == *kind) else { continue };
+            assert!(
+                schema.is_valid(&object),
+                "{:?}\n{document}",
+                schema.iter_errors(&object).map(|error| error.to_string()).collect::<Vec<_>>()
+            );
+            let mut slipped = object.clone();
+            slipped["spec"]["timoutSeconds"] = 5.into();
+            assert!(!schema.is_valid(&slipped));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 6, "{seen}");
 }

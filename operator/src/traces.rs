@@ -244,11 +244,11 @@ mod tests {
 
     #[test]
     fn the_steps_of_a_run_follow_each_other_and_say_nothing_of_its_script() {
-        let mut run = started(1);
+        let run = started(1);
+        let finish = Step::Finish(Outcome::plain(Phase::Failed, paddock_crds::Reason::Failed, "hush"));
+        let mut run = after(&run, &seen(&run), &finish, &Done::Yes, 5);
         run.metadata.uid = Some("11111111-2222-3333-4444-555555555555".into());
         run.spec.script.source.inline = Some("print('hush')".into());
-        let finish = Step::Finish(Outcome::plain(Phase::Failed, paddock_crds::Reason::Failed, "hush"));
-        let run = after(&run, &seen(&run), &finish, &Done::Yes, 5);
         let trace = trace_of(&run).expect("a trace");
         let spans = &trace.resource_spans[0].scope_spans[0].spans;
         let names: Vec<&str> = spans.iter().map(|span| span.name.as_str()).collect();
