@@ -81,6 +81,10 @@ bench-run: install ## Cold runs beside bare pods, as one JSON line
 bench-burst: install ## A hundred runs at once beside a hundred bare pods, as one JSON line
 	@cargo run --quiet -p paddock-e2e --example bench burst
 
+.PHONY: sbom
+sbom: packages ## What is in each binary and each runtime's image, as CycloneDX in target/sbom; needs python3-venv
+	@./hack/sbom
+
 .PHONY: generate
 generate: ## Write the files that are made from the types and the chart
 	cargo run --quiet -p paddock-crds --bin crdgen

@@ -75,7 +75,8 @@ fn runtime(layout: &Layout, image: &RuntimeImage, say: &dyn Fn(&str)) -> Result<
     let folder = layout.clone.join("images").join(image.folder);
     let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     let dockerfile = folder.join("Dockerfile");
-    let mut recipe = read(&dockerfile)? + image.packages;
+    let record = layout.clone.join("images/record-packages");
+    let mut recipe = read(&dockerfile)? + image.packages + &read(&record)?;
     if image.program.is_some() {
         recipe += &read(&folder.join("package-lock.json"))?;
     }
@@ -86,7 +87,14 @@ fn runtime(layout: &Layout, image: &RuntimeImage, say: &dyn Fn(&str)) -> Result<
         let rootfs = context.join("rootfs.tar");
         call(
             "mmdebstrap",
-            &["--variant=extract", "--quiet", &format!("--include={}", image.packages), "bookworm", &rootfs.to_string_lossy()],
+            &[
+                "--variant=extract",
+                "--quiet",
+                &format!("--extract-hook='{}' \"$1\"", record.display()),
+                &format!("--include={}", image.packages),
+                "bookworm",
+                &rootfs.to_string_lossy(),
+            ],
         )?;
         if let Some((program, path)) = image.program {
             for file in ["package.json", "package-lock.json"] {
