@@ -431,7 +431,7 @@ async fn a_script_that_does_not_start_in_time_is_given_up() {
         let node = nodes.list(&ListParams::default()).await.unwrap().items.remove(0).name_any();
         nodes.cordon(&node).await.unwrap();
         let run = tenant.create(Script::shell("echo never")).await;
-        let run = tenant.finished_within(&run, Duration::from_secs(60)).await;
+        let run = tenant.finished_within(&run, Duration::from_secs(120)).await;
         nodes.uncordon(&node).await.unwrap();
         with_arguments(&tenant.client, &[]).await;
         assert_end(&run, &Phase::StartTimedOut, &Reason::StartTimedOut);

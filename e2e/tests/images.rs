@@ -147,3 +147,20 @@ async fn an_image_that_holds_one_program_is_enough() {
     })
     .await;
 }
+
+/// What scanners and makers of SBOMs look for.
+#[test]
+fn the_images_of_runtimes_tell_what_is_in_them() {
+    let archives = images::build_base(&layout(), &|_| {}).unwrap();
+    for (image, package) in [("python_", "python3-minimal"), ("shell_", "bash"), ("node_", "libstdc++6")] {
+        let archive = archives.iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with(image)).unwrap();
+        let read = |path: &str| call("tar", &["--extract", "--to-stdout", "--file", &archive.to_string_lossy(), path]).unwrap();
+        let manifest: serde_json::Value =
+            serde_json::from_str(&read(&format!("blobs/{}", images::digest(archive).unwrap().replace(':', "/")))).unwrap();
+        let layer = manifest["layers"][0]["digest"].as_str().unwrap().replace(':', "/");
+        let line = format!("tar -xOf '{}' 'blobs/{layer}' | tar -xzO --wildcards '*var/lib/dpkg/status'", archive.display());
+        let recorded = call("sh", &["-c", &line]).unwrap();
+        let entry = recorded.split("\n\n").find(|entry| entry.starts_with(&format!("Package: {package}\n"))).unwrap();
+        assert!(entry.contains("\nVersion: ") && entry.contains("\nStatus: install ok installed"), "{entry}");
+    }
+}

@@ -26,7 +26,7 @@ const CRD: &str = "scriptruns.paddock.dev";
 fn helm(arguments: &[&str]) -> anyhow::Result<String> {
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
     helm.env("KUBECONFIG", layout().kubeconfig()).args(arguments);
-    run(helm.args(["--namespace", OPERATOR_NAMESPACE, "--wait", "--timeout", "180s"]))
+    run(helm.args(["--namespace", OPERATOR_NAMESPACE, "--wait", "--timeout", "300s"]))
 }
 
 /// A chart and the images that belong to it.
@@ -114,7 +114,7 @@ async fn the_chart_tests_itself() {
 fn helm_test() -> String {
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
     helm.env("KUBECONFIG", layout().kubeconfig());
-    run(helm.args(["test", "paddock", "--namespace", OPERATOR_NAMESPACE, "--logs", "--timeout", "180s"])).unwrap()
+    run(helm.args(["test", "paddock", "--namespace", OPERATOR_NAMESPACE, "--logs", "--timeout", "300s"])).unwrap()
 }
 
 /// The clock runs from `helm install` on a cluster without anything of Paddock's to the result of a run.

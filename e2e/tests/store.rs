@@ -81,7 +81,7 @@ fn upgrade(url: &str, secret: &str, large_result: &str) {
     let layout = layout();
     let mut helm = Command::new(component::build_one(&layout, "helm").unwrap());
     helm.env("KUBECONFIG", layout.kubeconfig()).args(["upgrade", "paddock"]).arg(layout.clone.join("charts/paddock"));
-    helm.args(["--namespace", OPERATOR_NAMESPACE, "--reuse-values", "--force-conflicts", "--wait", "--timeout", "120s"]);
+    helm.args(["--namespace", OPERATOR_NAMESPACE, "--reuse-values", "--force-conflicts", "--wait", "--timeout", "300s"]);
     helm.args(["--set", &format!("resultStore.url={url}"), "--set", &format!("resultStore.secretName={secret}")]);
     helm.args(["--set", &format!("baseline.output.largeResult={large_result}")]);
     command::run(&mut helm).unwrap();

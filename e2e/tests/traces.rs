@@ -49,7 +49,7 @@ async fn serve(listener: tokio::net::TcpListener, received: Received) {
 fn upgrade(endpoint: &str) {
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
     helm.env("KUBECONFIG", layout().kubeconfig()).args(["upgrade", "paddock"]).arg(layout().clone.join("charts/paddock"));
-    helm.args(["--namespace", OPERATOR_NAMESPACE, "--reuse-values", "--force-conflicts", "--wait", "--timeout", "120s"]);
+    helm.args(["--namespace", OPERATOR_NAMESPACE, "--reuse-values", "--force-conflicts", "--wait", "--timeout", "300s"]);
     command::run(helm.args(["--set", &format!("traces.endpoint={endpoint}")])).unwrap();
 }
 

@@ -163,15 +163,15 @@ pub fn kubectl(layout: &Layout, programs: &Programs, arguments: &[&str]) -> Resu
     run(Command::new(programs.path("kubectl")?).arg("--kubeconfig").arg(layout.kubeconfig()).args(arguments))
 }
 
-/// Waits until `ready` succeeds, at most a minute, and shows the end of the log if it does not or if the process has ended.
+/// Waits until `ready` succeeds, at most two minutes, and shows the end of the log if it does not or if the process has ended.
 pub fn wait(layout: &Layout, name: &str, ready: impl Fn() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         let Err(error) = ready() else { return Ok(()) };
         let ended = process::record(layout, name).is_none_or(|record| !record.is_alive());
         if ended || Instant::now() > deadline {
             let log = fs::read_to_string(layout.log(name)).unwrap_or_default();
-            let what = if ended { "ended" } else { "is not ready after a minute" };
+            let what = if ended { "ended" } else { "is not ready after two minutes" };
             return Err(error.context(format!("{name} {what}; its log ends:\n{}", last_lines(&log, 15))));
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -201,14 +201,14 @@ spec:
 
 /// Runs a pod to its end in gVisor; its output must come from gVisor's kernel.
 fn wait_for_gvisor(layout: &Layout, programs: &Programs) -> Result<()> {
-    wait(layout, "kubelet", || kubectl(layout, programs, &["wait", "node", NAME, "--for=condition=Ready", "--timeout=60s"]).map(drop))?;
+    wait(layout, "kubelet", || kubectl(layout, programs, &["wait", "node", NAME, "--for=condition=Ready", "--timeout=120s"]).map(drop))?;
     let file = layout.config("probe.yaml");
     fs::write(&file, PROBE)?;
     wait(layout, "kube-controller-manager", || kubectl(layout, programs, &["apply", "--filename", &file.to_string_lossy()]).map(drop))?;
     let seen = kubectl(
         layout,
         programs,
-        &["-n", "kube-system", "wait", "pod/devcluster-probe", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s"],
+        &["-n", "kube-system", "wait", "pod/devcluster-probe", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s"],
     );
     if let Err(error) = seen {
         let pod = kubectl(layout, programs, &["-n", "kube-system", "describe", "pod/devcluster-probe"]).unwrap_or_default();

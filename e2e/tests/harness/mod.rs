@@ -18,7 +18,7 @@ use paddock_e2e::cluster::layout::Layout;
 use serde_json::{Value, json};
 
 /// Longest time that anything in these tests may take.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 pub const OPERATOR_NAMESPACE: &str = "paddock-system";
 
 pub fn layout() -> Layout {
