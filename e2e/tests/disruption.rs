@@ -145,7 +145,13 @@ async fn lose_runtime_state(client: &Client, pod: &Pod, reported: Reported) {
             }
         })
         .await;
-        ctr(&["containers", "remove", id]).unwrap();
+        eventually("the container is removed", || async {
+            match ctr(&["containers", "remove", id]) {
+                Err(error) if !error.to_string().contains("not found") => Err(error),
+                _ => Ok(()),
+            }
+        })
+        .await;
         let _ = ctr(&["sandboxes", "remove", id]);
     }
     if reported == Reported::Nothing {
