@@ -2,8 +2,6 @@
 
 use sha2::{Digest as _, Sha256};
 
-/// Group of the API, and prefix of every name of Paddock's own.
-pub(crate) const GROUP: &str = "paddock.dev";
 /// Keeps a ScriptRun until its pod is gone.
 pub(crate) const FINALIZER: &str = "paddock.dev/sandbox";
 /// On a sandbox namespace: the tenant namespace that it belongs to. It is the mark of a namespace that the operator made.
@@ -30,6 +28,10 @@ pub(crate) const REQUESTER: &str = "paddock.dev/requester";
 pub(crate) const REQUESTER_UID: &str = "paddock.dev/requester-uid";
 /// Stamp of the requester's groups, separated by commas; in a group, `%` is `%25` and a comma is `%2C`.
 pub(crate) const REQUESTER_GROUPS: &str = "paddock.dev/requester-groups";
+/// What the cluster stamps on a run.
+pub(crate) const STAMPS: [&str; 3] = [REQUESTER, REQUESTER_UID, REQUESTER_GROUPS];
+/// Annotation by which whoever creates a run makes it part of a trace of their own: W3C `traceparent`.
+pub(crate) const TRACEPARENT: &str = "paddock.dev/traceparent";
 /// The one container of a sandbox pod that runs the script.
 pub(crate) const CONTAINER: &str = "script";
 

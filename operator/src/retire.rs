@@ -15,7 +15,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use paddock_crds::{ConditionType, ScriptRunStatus};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::error::code;
 use crate::names::{FINALIZER, SANDBOX_OF};
@@ -32,8 +32,10 @@ const LEASE: &str = "paddock-operator";
 const MESSAGE: &str = "Paddock was uninstalled while the script ran";
 /// Between two looks at the runs that are waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A run may be written by somebody else at the same time.
+/// A run may be written by somebody else at the same time, so that its status is not taken.
 const ATTEMPTS: usize = 5;
+/// Troubles that are told one by one.
+const TOLD: usize = 5;
 
 /// What has to be done with a run, so that nothing waits for an operator any more.
 #[derive(Debug, PartialEq)]
@@ -73,7 +75,13 @@ pub(crate) fn main(argument: &str) -> ExitCode {
         runtime.block_on(async {
             let client = Client::try_default().await.context("cannot find out how to reach the API server")?;
             match argument {
-                DRAIN => drain(&client, seconds.as_deref().unwrap_or_default()).await,
+                // An uninstallation goes on also where nobody could be waited for.
+                DRAIN => {
+                    if let Err(error) = drain(&client, seconds.as_deref().unwrap_or_default()).await {
+                        eprintln!("paddock-operator {argument}: not waited for: {error:#}");
+                    }
+                    Ok(())
+                }
                 _ => retire(&client).await,
             }
         })
@@ -102,37 +110,50 @@ async fn drain(client: &Client, seconds: &str) -> Result<()> {
     Ok(())
 }
 
+/// UIDs of active runs. Of each page nothing else stays in memory.
 async fn active(api: &Api<Guarded>) -> Result<Vec<String>> {
-    let runs = all(api).await?;
-    Ok(runs
-        .iter()
-        .filter_map(|guarded| guarded.0.as_ref().ok())
-        .filter(|watched| is_active(watched))
-        .filter_map(|watched| watched.run.uid())
-        .collect())
-}
-
-async fn all(api: &Api<Guarded>) -> Result<Vec<Guarded>> {
+    let mut uids = Vec::new();
     let mut page = ListParams::default().limit(PAGE);
-    let mut all = Vec::new();
     loop {
         let runs = api.list(&page).await.context("cannot list the runs")?;
-        all.extend(runs.items);
+        let watched = runs.items.iter().filter_map(|guarded| guarded.0.as_ref().ok());
+        uids.extend(watched.filter(|watched| is_active(watched)).filter_map(|watched| watched.run.uid()));
         match runs.metadata.continue_.filter(|next| !next.is_empty()) {
             Some(next) => page = page.continue_token(&next),
-            None => return Ok(all),
+            None => return Ok(uids),
         }
     }
 }
 
+/// What cannot be done with one thing keeps none of the others from being done.
 async fn retire(client: &Client) -> Result<()> {
-    let runs = all(&Api::all(client.clone())).await?;
-    let mut lost = 0;
-    for guarded in runs {
-        let api: Api<Guarded> = Api::namespaced(client.clone(), &guarded.namespace().unwrap_or_default());
-        lost += usize::from(part(&api, guarded).await?);
+    let api: Api<Guarded> = Api::all(client.clone());
+    let (mut lost, mut troubles) = (0, Vec::new());
+    let mut page = ListParams::default().limit(PAGE);
+    loop {
+        let runs = api.list(&page).await.context("cannot list the runs")?;
+        for guarded in runs.items {
+            let api: Api<Guarded> = Api::namespaced(client.clone(), &guarded.namespace().unwrap_or_default());
+            match part(&api, guarded).await {
+                Ok(was_running) => lost += usize::from(was_running),
+                Err(error) => troubles.push(error),
+            }
+        }
+        match runs.metadata.continue_.filter(|next| !next.is_empty()) {
+            Some(next) => page = page.continue_token(&next),
+            None => break,
+        }
     }
     println!("{lost} scripts were still running");
+    troubles.extend(remove_sandboxes(client).await.err());
+    troubles.extend(remove_own::<Lease>(client, LEASE).await.err());
+    troubles.extend(remove_own::<Secret>(client, SECRET).await.err());
+    let told = troubles.iter().map(|trouble| format!("{trouble:#}")).take(TOLD).collect::<Vec<_>>().join("; ");
+    anyhow::ensure!(troubles.is_empty(), "{} things could not be done: {told}", troubles.len());
+    Ok(())
+}
+
+async fn remove_sandboxes(client: &Client) -> Result<()> {
     let api: Api<Namespace> = Api::all(client.clone());
     let sandboxes = api.list(&ListParams::default().labels(SANDBOX_OF)).await.context("cannot list the sandbox namespaces")?;
     for namespace in &sandboxes.items {
@@ -142,8 +163,7 @@ async fn retire(client: &Client) -> Result<()> {
         gone_or(api.delete(&name, &parameters).await).with_context(|| format!("cannot delete the sandbox namespace {name}"))?;
     }
     println!("{} sandbox namespaces are removed", sandboxes.items.len());
-    remove_own::<Lease>(client, LEASE).await?;
-    remove_own::<Secret>(client, SECRET).await
+    Ok(())
 }
 
 /// What the operator made for itself in its namespace: it is in no release.
@@ -156,42 +176,35 @@ where
 }
 
 /// Returns whether a script was still running.
-async fn part(api: &Api<Guarded>, mut guarded: Guarded) -> Result<bool> {
-    let name = guarded.name_any();
-    for _ in 0..ATTEMPTS {
-        let Some(parting) = parting(&guarded, Timestamp::now()) else { return Ok(false) };
-        let was_running = parting.lost.is_some();
-        match write(api, &guarded, parting).await {
-            Ok(()) => return Ok(was_running),
-            Err(error) if code(&error) == Some(404) => return Ok(false),
-            Err(error) if code(&error) == Some(409) => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot let go of the run {name}")),
-        }
-        let Some(newer) = api.get_opt(&name).await.context("cannot read a run")? else { return Ok(false) };
-        guarded = newer;
+async fn part(api: &Api<Guarded>, guarded: Guarded) -> Result<bool> {
+    let Some(parting) = parting(&guarded, Timestamp::now()) else { return Ok(false) };
+    let was_running = parting.lost.is_some();
+    let told = if was_running { tell(api, &guarded).await } else { Ok(()) };
+    // Also where the status could not be told: whoever writes a run again and again must not keep it.
+    if let Some(finalizers) = parting.finalizers {
+        let name = guarded.name_any();
+        let patch = Patch::Merge(json!({ "metadata": { "uid": guarded.uid(), "finalizers": finalizers } }));
+        gone_or(api.patch(&name, &PatchParams::default(), &patch).await).with_context(|| format!("cannot let go of the run {name}"))?;
     }
-    anyhow::bail!("the run {name} is changed by somebody else again and again")
+    told.map(|()| was_running)
 }
 
-async fn write(api: &Api<Guarded>, guarded: &Guarded, parting: Parting) -> Result<(), kube::Error> {
+/// Stores that a run is lost.
+async fn tell(api: &Api<Guarded>, guarded: &Guarded) -> Result<()> {
     let name = guarded.name_any();
-    let mut version = guarded.resource_version();
-    let merge = |version: &Option<String>, field: &str, value: Value| {
-        let mut patch = json!({ "metadata": { "uid": guarded.uid(), "resourceVersion": version } });
-        match field {
-            "status" => patch["status"] = value,
-            _ => patch["metadata"][field] = value,
+    let mut current = guarded.clone();
+    for _ in 0..ATTEMPTS {
+        let Some(Parting { lost: Some(status), .. }) = parting(&current, Timestamp::now()) else { return Ok(()) };
+        let metadata = json!({ "uid": current.uid(), "resourceVersion": current.resource_version() });
+        let patch = Patch::Merge(json!({ "metadata": metadata, "status": *status }));
+        match api.patch_status(&name, &PatchParams::default(), &patch).await {
+            Err(error) if code(&error) == Some(409) => {}
+            answer => return gone_or(answer).with_context(|| format!("cannot tell that the run {name} is lost")),
         }
-        Patch::Merge(patch)
-    };
-    if let Some(status) = parting.lost {
-        let status = json!(*status);
-        version = api.patch_status(&name, &PatchParams::default(), &merge(&version, "status", status)).await?.resource_version();
+        let Some(newer) = api.get_opt(&name).await.context("cannot read a run")? else { return Ok(()) };
+        current = newer;
     }
-    if let Some(finalizers) = parting.finalizers {
-        api.patch(&name, &PatchParams::default(), &merge(&version, "finalizers", json!(finalizers))).await?;
-    }
-    Ok(())
+    anyhow::bail!("the run {name} is changed by somebody else again and again")
 }
 
 fn gone_or<T>(answer: Result<T, kube::Error>) -> Result<(), kube::Error> {

@@ -24,9 +24,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
+use crate::names::TRACEPARENT;
 
-/// Annotation by which whoever creates a run makes it part of a trace of their own: W3C `traceparent`.
-pub(crate) const TRACEPARENT: &str = "paddock.dev/traceparent";
 /// Longest time that sending one trace may take.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Traces that are being sent at once; one more is dropped.

@@ -15,7 +15,7 @@ Exit status of run, and of logs and cancel when they wait:
   120                      it was refused: nothing was started
   121                      it could not be started, or the sandbox was not what the policy demands
   122                      it was lost: what became of it is not known
-  1                        the cluster could not be asked
+  1                        a file or a value cannot be used, or the cluster could not be asked
   2                        the command line was not understood
 A script can exit with each of these itself; -o json tells the phase.";
 

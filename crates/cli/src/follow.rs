@@ -95,7 +95,10 @@ pub(crate) async fn logs(cluster: &Cluster, name: &str, follow: bool) -> Result<
                 crate::show::put_stream(stream.as_ref(), is_error);
             }
         }
-        None if status.is_true(&ConditionType::Finished) => eprintln!("the run is over, and there is no output of it"),
+        None if status.is_true(&ConditionType::Finished) => {
+            let phase = status.phase.as_ref().map_or("over", Phase::as_str);
+            eprintln!("there is no output, since the run is {phase}: {}", status.message.as_deref().unwrap_or_default());
+        }
         None => eprintln!("there is no output yet: it comes when the script has ended (-f waits for it)"),
     }
     Ok(Exit::Done)
@@ -132,7 +135,6 @@ async fn follow_to_the_end(cluster: &Cluster, name: &str, own: bool, wanted: imp
     let mut progress = Progress::new();
     let mut turns = tokio::time::interval(TURN);
     let mut interrupts = 0;
-    progress.tell(&format!("{name} waiting to be seen"));
     loop {
         let event = tokio::select! {
             event = changes.try_next() => event,

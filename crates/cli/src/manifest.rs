@@ -65,10 +65,38 @@ fn of_manifest(run: &Run, text: &str) -> Result<ScriptRun> {
     let file = run.file.display();
     let value: Value = serde_saphyr::from_str(text).with_context(|| format!("{file} is no YAML"))?;
     let kind = value["kind"].as_str().unwrap_or_default();
-    ensure!(kind == "ScriptRun", "{file} holds {}, not one ScriptRun", if kind.is_empty() { "no object" } else { kind });
-    let mut made: ScriptRun = serde_json::from_value(value).with_context(|| format!("{file} is no ScriptRun"))?;
+    ensure!(kind == "ScriptRun", "{file} must hold one ScriptRun, and holds {}", if kind.is_empty() { "no object" } else { kind });
+    let api_version = format!("{}/{}", paddock_crds::GROUP, paddock_crds::VERSION);
+    let given = value["apiVersion"].as_str().unwrap_or_default();
+    ensure!(given == api_version, "{file} is of apiVersion {given:?}; this program knows {api_version}");
+    let mut made: ScriptRun = serde_json::from_value(value.clone()).with_context(|| format!("{file} is no ScriptRun"))?;
+    if let Some(field) = unknown(&value["spec"], &serde_json::to_value(&made.spec)?, "spec") {
+        bail!("{file}: there is no field {field}");
+    }
     made.status = None;
     Ok(made)
+}
+
+/// The first field of `given` that is not in `kept`, which was made of it. Empty values are not kept, and free-form ones are kept whole.
+fn unknown(given: &Value, kept: &Value, path: &str) -> Option<String> {
+    let (Value::Object(given), Value::Object(kept)) = (given, kept) else { return None };
+    given.iter().find_map(|(name, value)| {
+        let path = format!("{path}.{name}");
+        match kept.get(name) {
+            Some(kept) => unknown(value, kept, &path),
+            None if is_empty(value) => None,
+            None => Some(path),
+        }
+    })
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
 }
 
 fn of_script(run: &Run, text: String) -> Result<ScriptRun> {
@@ -199,7 +227,9 @@ mod tests {
     #[case::set(&["a.py", "--set", "x"], "x", None, "write NAME=VALUE")]
     #[case::set_in_text(&["a.py", "--set", "a=1", "--set", "a.b=2"], "x", None, "there is no object to set b in")]
     #[case::kind_of_policy(&["a.py", "--policy", "role/x"], "x", None, "cluster/NAME")]
-    #[case::kind(&["a.yaml"], "kind: Pod", None, "holds Pod, not one ScriptRun")]
+    #[case::kind(&["a.yaml"], "kind: Pod", None, "and holds Pod")]
+    #[case::slip(&["a.yaml"], "apiVersion: paddock.dev/v1alpha1\nkind: ScriptRun\nmetadata: {}\nspec: {policyRef: {kind: SandboxPolicy, name: p}, script: {runtime: shell, source: {inline: x}}, timoutSeconds: 5}", None, "no field spec.timoutSeconds")]
+    #[case::version(&["a.yaml"], "apiVersion: paddock.dev/v1\nkind: ScriptRun", None, "this program knows paddock.dev/v1alpha1")]
     #[case::nothing(&["a.yaml"], "", None, "holds no object")]
     fn what_cannot_be_is_said_with_what_to_do(#[case] words: &[&str], #[case] file: &str, #[case] input: Option<&str>, #[case] told: &str) {
         let error = format!("{:#}", made(words, file, input).expect_err("an error"));

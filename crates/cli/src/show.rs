@@ -147,6 +147,10 @@ pub(crate) async fn result(cluster: &Cluster, name: &str, output: Document) -> R
         _ if !status.is_true(&ConditionType::Finished) && !status.is_true(&ConditionType::ResultReady) => {
             bail!("there is no result yet: kubectl wait scriptrun/{name} --for=condition=ResultReady");
         }
+        _ if status.phase.as_ref().is_none_or(|phase| !matches!(phase, Phase::Succeeded | Phase::Failed)) => {
+            let phase = status.phase.as_ref().map_or("over", Phase::as_str);
+            bail!("there is no result, since the run is {phase}: {}", status.message.as_deref().unwrap_or_default());
+        }
         _ => bail!("the script gave no result: it writes one JSON value to the file that $PADDOCK_RESULT names"),
     }
     Ok(Exit::Done)

@@ -15,7 +15,7 @@ use paddock_crds::{ConditionType, ScriptRun};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::names::{GIT_ANNOTATIONS, GIT_LABELS, GROUP};
+use crate::names::{GIT_ANNOTATIONS, GIT_LABELS, STAMPS, TRACEPARENT};
 
 /// Longest body that is looked at, in bytes of JSON. The largest job that can run is smaller. With the largest metadata and status the object
 /// is still well below the 1.5 MiB that etcd takes, so that the status of a run that may run can always be stored.
@@ -185,7 +185,9 @@ fn slim_metadata(mut metadata: ObjectMeta) -> ObjectMeta {
             if is_mark {
                 value.clear();
             }
-            is_mark || key.split_once('/').is_some_and(|(group, _)| group == GROUP)
+            // Stamps are the cluster's; the other one is anybody's, and one that is longer is none.
+            let is_read = STAMPS.contains(&key.as_str()) || (key == TRACEPARENT && value.len() <= 64);
+            is_mark || is_read
         });
     }
     metadata.labels = metadata.labels.filter(|labels| !labels.is_empty());
@@ -313,6 +315,8 @@ mod tests {
         let mut run = a_run();
         run.metadata.labels = Some((0..1000).map(|number| (number.to_string(), "x".repeat(60))).collect());
         run.metadata.annotations.as_mut().unwrap().insert("kubectl.kubernetes.io/last-applied-configuration".into(), "x".repeat(200_000));
+        run.metadata.annotations.as_mut().unwrap().insert("paddock.dev/junk".into(), "x".repeat(200_000));
+        run.metadata.annotations.as_mut().unwrap().insert("paddock.dev/traceparent".into(), "x".repeat(200_000));
         run.metadata.annotations.as_mut().unwrap().insert("xpaddock.dev/requester".into(), "root".into());
         run.metadata.annotations.as_mut().unwrap().insert("argocd.argoproj.io/tracking-id".into(), "x".repeat(200_000));
         run.metadata.labels.as_mut().unwrap().insert("helm.toolkit.fluxcd.io/name".into(), "x".into());

@@ -109,7 +109,8 @@ const REST: Step = Step::Rest { wake: None };
 pub(crate) fn next_step(run: &ScriptRun, seen: &Seen, settings: &Settings, now: Timestamp) -> Step {
     let status = run.status.clone().unwrap_or_default();
     if written_by_a_newer_version(&status) {
-        return Step::Leave;
+        // Only a deletion means the same in every version.
+        return if run.metadata.deletion_timestamp.is_some() { when_deleted(seen) } else { Step::Leave };
     }
     if status.is_true(&ConditionType::Finished) {
         return after_the_end(run, &status, seen, now);

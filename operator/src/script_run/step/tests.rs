@@ -268,6 +268,9 @@ fn what_a_newer_version_wrote_is_left_alone() {
     status.phase = Some(Phase::from("Hibernating"));
     run.status = Some(status);
     assert_eq!(step(&run, &seen(&run), 1), Step::Leave);
+    let mut deleted = run.clone();
+    deleted.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(1)));
+    assert_eq!(step(&deleted, &seen(&run), 1), Step::Release, "nothing waits for a version that may never come");
     let mut run = admitted(0);
     let mut status = super::super::fixtures::status(&run);
     let condition = Condition { type_: ConditionType::from("Frozen"), ..status.conditions[0].clone() };
