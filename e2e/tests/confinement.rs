@@ -116,7 +116,9 @@ async fn a_pod_with_an_interface_reaches_nothing() {
         })
         .await;
         assert!(open.starts_with("2\n"), "{open}");
-        let confined = output(&tenant.pods(), prober("confined", &probes)).await;
+        // The controller takes up a pod only when it has an address, moments after it has begun: no script is ever started in such a pod.
+        let taken_up = format!("for i in $(seq 60); do nc.openbsd -z -w 2 {API_SERVICE_ADDRESS} 443 || break; sleep 0.5; done;");
+        let confined = output(&tenant.pods(), prober("confined", &(taken_up + &probes))).await;
         assert_eq!(confined, "2\n", "only the interfaces are to be seen");
         assert!(process::record(&layout(), "kube-router").is_some_and(|record| record.is_alive()));
     })
