@@ -5,10 +5,9 @@ mod harness;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::Command;
 
-use harness::disturb::{kill_operator, leader, listen};
-use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, layout, status, tenant};
+use harness::disturb::{kill_operator, leader, listen, upgrade};
+use harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, status, tenant};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use k8s_openapi::api::core::v1::Secret;
@@ -16,7 +15,6 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun};
 use paddock_e2e::cluster::layout::NODE_ADDRESS;
-use paddock_e2e::cluster::{command, component};
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use serde_json::{Value, json};
@@ -76,15 +74,12 @@ async fn serve(listener: TcpListener, service: S3Service) {
     }
 }
 
-/// Upgrades the release as an administrator would.
-fn upgrade(url: &str, secret: &str, large_result: &str) {
-    let layout = layout();
-    let mut helm = Command::new(component::build_one(&layout, "helm").unwrap());
-    helm.env("KUBECONFIG", layout.kubeconfig()).args(["upgrade", "paddock"]).arg(layout.clone.join("charts/paddock"));
-    helm.args(["--namespace", OPERATOR_NAMESPACE, "--reuse-values", "--force-conflicts", "--wait", "--timeout", "300s"]);
-    helm.args(["--set", &format!("resultStore.url={url}"), "--set", &format!("resultStore.secretName={secret}")]);
-    helm.args(["--set", &format!("baseline.output.largeResult={large_result}")]);
-    command::run(&mut helm).unwrap();
+fn store_at(url: &str, secret: &str, large_result: &str) {
+    upgrade(&[
+        format!("resultStore.url={url}"),
+        format!("resultStore.secretName={secret}"),
+        format!("baseline.output.largeResult={large_result}"),
+    ]);
 }
 
 async fn give_keys(client: &Client, bucket: &Bucket) {
@@ -142,9 +137,9 @@ async fn a_result_too_large_for_a_status_is_in_the_bucket_that_the_status_names(
     let bucket = Bucket::open(folder.clone());
     let client = admin().await;
     // What a test that failed may have left: an operator that has read other keys.
-    upgrade("", "", "Refuse");
+    store_at("", "", "Refuse");
     give_keys(&client, &bucket).await;
-    upgrade("s3://results/runs", SECRET, "Store");
+    store_at("s3://results/runs", SECRET, "Store");
     leader(&client).await;
     tenant("store", |tenant| async move {
         let mut bucket = bucket;
@@ -154,7 +149,7 @@ async fn a_result_too_large_for_a_status_is_in_the_bucket_that_the_status_names(
         a_store_that_is_away_is_waited_for(&tenant, &mut bucket).await;
     })
     .await;
-    upgrade("", "", "Refuse");
+    store_at("", "", "Refuse");
     let secrets: Api<Secret> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
     secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
     leader(&client).await;

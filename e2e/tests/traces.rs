@@ -4,11 +4,10 @@
 mod harness;
 
 use std::convert::Infallible;
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use harness::disturb::{leader, listen};
-use harness::{OPERATOR_NAMESPACE, Script, admin, eventually, layout, tenant};
+use harness::disturb::{leader, listen, upgrade};
+use harness::{Script, admin, eventually, tenant};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -19,7 +18,6 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use paddock_crds::ScriptRun;
 use paddock_e2e::cluster::layout::NODE_ADDRESS;
-use paddock_e2e::cluster::{command, component};
 use prost::Message as _;
 use serde_json::json;
 
@@ -44,13 +42,6 @@ async fn serve(listener: tokio::net::TcpListener, received: Received) {
             let _ = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), take).await;
         });
     }
-}
-
-fn upgrade(endpoint: &str) {
-    let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
-    helm.env("KUBECONFIG", layout().kubeconfig()).args(["upgrade", "paddock"]).arg(layout().clone.join("charts/paddock"));
-    helm.args(["--namespace", OPERATOR_NAMESPACE, "--reuse-values", "--force-conflicts", "--wait", "--timeout", "300s"]);
-    command::run(helm.args(["--set", &format!("traces.endpoint={endpoint}")])).unwrap();
 }
 
 fn text<'a>(span: &'a Span, key: &str) -> Option<&'a str> {
@@ -83,7 +74,7 @@ async fn each_run_is_one_trace() {
     let port = listener.local_addr().unwrap().port();
     let received = Received::default();
     let server = tokio::spawn(serve(tokio::net::TcpListener::from_std(listener).unwrap(), received.clone()));
-    upgrade(&format!("http://{NODE_ADDRESS}:{port}"));
+    upgrade(&[format!("traces.endpoint=http://{NODE_ADDRESS}:{port}")]);
     leader(&client).await;
     tenant("traces", |tenant| async move {
         let run = tenant.run(Script::shell("echo hush; exit 3")).await;
@@ -115,6 +106,6 @@ async fn each_run_is_one_trace() {
         assert_eq!(harness::status(&run).result.unwrap().exit_code, Some(3));
     })
     .await;
-    upgrade("");
+    upgrade(&["traces.endpoint=".to_owned()]);
     leader(&client).await;
 }

@@ -10,6 +10,7 @@ use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{ScriptRun, ScriptRunSpec};
 use serde_json::json;
 
+use crate::errand;
 use crate::error::code;
 use crate::names::REQUESTER;
 
@@ -20,24 +21,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOKS: u32 = 4;
 
 pub(crate) fn main() -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime.context("cannot start").and_then(|runtime| runtime.block_on(wait())) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("paddock-operator {ARGUMENT}: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    errand::run(ARGUMENT, wait)
 }
 
 /// Ends when runs are stamped. How long it may take is the Job's to say.
-async fn wait() -> Result<()> {
-    let client = Client::try_default().await.context("cannot find out how to reach the API server")?;
+async fn wait(client: Client) -> Result<()> {
     let api: Api<ScriptRun> = Api::default_namespaced(client);
     let mut seen = 0;
     let mut said = String::new();
+    let run = a_run()?;
     while seen < LOOKS {
-        match why_not(&api).await {
+        match why_not(&api, &run).await {
             None => seen += 1,
             Some(why) => {
                 seen = 0;
@@ -53,16 +47,21 @@ async fn wait() -> Result<()> {
     Ok(())
 }
 
-/// Why a run that is created now would not be taken. Nothing is stored by this.
-async fn why_not(api: &Api<ScriptRun>) -> Option<String> {
+/// Any run.
+fn a_run() -> Result<ScriptRun> {
     let spec: ScriptRunSpec = serde_json::from_value(json!({
         "policyRef": { "kind": "ClusterSandboxPolicy", "name": "any" },
         "script": { "runtime": "any", "source": { "inline": "any" } },
     }))
-    .ok()?;
+    .context("the run")?;
     let mut run = ScriptRun::new("", spec);
     run.metadata = ObjectMeta { generate_name: Some("await-admission-".into()), ..ObjectMeta::default() };
-    match api.create(&PostParams { dry_run: true, ..PostParams::default() }, &run).await {
+    Ok(run)
+}
+
+/// Why a run that is created now would not be taken. Nothing is stored by this.
+async fn why_not(api: &Api<ScriptRun>, run: &ScriptRun) -> Option<String> {
+    match api.create(&PostParams { dry_run: true, ..PostParams::default() }, run).await {
         Ok(stored) if stored.annotations().contains_key(REQUESTER) => None,
         Ok(_) => Some("runs are not stamped yet".into()),
         Err(error) if code(&error) == Some(404) => Some("the API server does not serve ScriptRuns yet".into()),

@@ -14,6 +14,8 @@ use kube::{Api, Client};
 use paddock_crds::generate::{CRD_VERSION, crds};
 use semver::Version;
 
+use crate::errand;
+
 /// The argument that makes this program apply the CRDs.
 pub(crate) const ARGUMENT: &str = "apply-crds";
 const FIELD_MANAGER: &str = "paddock-crds";
@@ -36,18 +38,10 @@ fn change(stored: Option<&str>, own: &Version) -> Result<Change> {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime.context("cannot start").and_then(|runtime| runtime.block_on(apply())) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("paddock-operator {ARGUMENT}: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    errand::run(ARGUMENT, apply)
 }
 
-async fn apply() -> Result<()> {
-    let client = Client::try_default().await.context("cannot find out how to reach the API server")?;
+async fn apply(client: Client) -> Result<()> {
     let api: Api<CustomResourceDefinition> = Api::all(client);
     let own = Version::parse(env!("CARGO_PKG_VERSION")).context("the version of this program")?;
     for (plural, crd) in crds() {

@@ -5,6 +5,7 @@ mod client;
 mod config;
 mod context;
 mod crds;
+mod errand;
 mod error;
 #[cfg(test)]
 mod fake_api;

@@ -17,6 +17,7 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use paddock_crds::{ConditionType, ScriptRunStatus};
 use serde_json::json;
 
+use crate::errand;
 use crate::error::code;
 use crate::names::{FINALIZER, SANDBOX_OF};
 use crate::script_run::status::lost;
@@ -69,30 +70,17 @@ fn holds(watched: &Watched, condition: &ConditionType) -> bool {
 }
 
 pub(crate) fn main(argument: &str) -> ExitCode {
-    let seconds = std::env::args().nth(2);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let done = runtime.context("cannot start").and_then(|runtime| {
-        runtime.block_on(async {
-            let client = Client::try_default().await.context("cannot find out how to reach the API server")?;
-            match argument {
-                // An uninstallation goes on also where nobody could be waited for.
-                DRAIN => {
-                    if let Err(error) = drain(&client, seconds.as_deref().unwrap_or_default()).await {
-                        eprintln!("paddock-operator {argument}: not waited for: {error:#}");
-                    }
-                    Ok(())
-                }
-                _ => retire(&client).await,
-            }
-        })
-    });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("paddock-operator {argument}: {error:#}");
-            ExitCode::FAILURE
+    let seconds = std::env::args().nth(2).unwrap_or_default();
+    errand::run(argument, async |client| {
+        if argument == RETIRE {
+            return retire(&client).await;
         }
-    }
+        // An uninstallation goes on also where nobody could be waited for.
+        if let Err(error) = drain(&client, &seconds).await {
+            eprintln!("paddock-operator {argument}: not waited for: {error:#}");
+        }
+        Ok(())
+    })
 }
 
 async fn drain(client: &Client, seconds: &str) -> Result<()> {

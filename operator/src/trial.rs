@@ -10,6 +10,8 @@ use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{ConditionType, Phase, ScriptRun, ScriptRunSpec};
 use serde_json::json;
 
+use crate::errand;
+
 /// The argument that makes this program try a run.
 pub(crate) const ARGUMENT: &str = "try";
 /// Start budget, time limit and some.
@@ -17,19 +19,11 @@ const WITHIN: Duration = Duration::from_secs(120);
 
 pub(crate) fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(2).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime.context("cannot start").and_then(|runtime| runtime.block_on(attempt(&arguments))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("paddock-operator {ARGUMENT}: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    errand::run(ARGUMENT, async |client| attempt(client, &arguments).await)
 }
 
-async fn attempt(arguments: &[String]) -> Result<()> {
+async fn attempt(client: Client, arguments: &[String]) -> Result<()> {
     let [namespace, policy, runtime] = arguments else { bail!("give a namespace, a ClusterSandboxPolicy and a runtime") };
-    let client = Client::try_default().await.context("cannot find out how to reach the API server")?;
     let api: Api<ScriptRun> = Api::namespaced(client, namespace);
     let spec: ScriptRunSpec = serde_json::from_value(json!({
         "policyRef": { "kind": "ClusterSandboxPolicy", "name": policy },

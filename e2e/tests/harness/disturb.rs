@@ -79,6 +79,15 @@ pub async fn begin_what_has_ended() {
     eventually("the API server answers", || async { kubectl(&["get", "--raw", "/readyz"], "") }).await;
 }
 
+/// Upgrades the release as an administrator would, with these values changed.
+pub fn upgrade(values: &[String]) {
+    let mut helm = std::process::Command::new(component::build_one(&layout(), "helm").unwrap());
+    helm.env("KUBECONFIG", layout().kubeconfig()).args(["upgrade", "paddock"]).arg(layout().clone.join("charts/paddock"));
+    helm.args(["--namespace", OPERATOR_NAMESPACE, "--reuse-values", "--force-conflicts", "--wait", "--timeout", "300s"]);
+    helm.args(values.iter().flat_map(|value| ["--set", value]));
+    paddock_e2e::cluster::command::run(&mut helm).unwrap();
+}
+
 /// Runs containerd's own client.
 pub fn ctr(arguments: &[&str]) -> anyhow::Result<String> {
     let layout = layout();
