@@ -26,7 +26,19 @@ const CRD: &str = "scriptruns.paddock.dev";
 fn helm(arguments: &[&str]) -> anyhow::Result<String> {
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
     helm.env("KUBECONFIG", layout().kubeconfig()).args(arguments);
-    run(helm.args(["--namespace", OPERATOR_NAMESPACE, "--wait", "--timeout", "300s"]))
+    run(helm.args(["--namespace", OPERATOR_NAMESPACE, "--wait", "--timeout", "300s"])).map_err(|error| error.context(errands()))
+}
+
+/// What the Jobs of the chart said: Helm tells of a failed one only that it failed.
+fn errands() -> String {
+    let mut told = String::new();
+    for job in ["paddock-crds", "paddock-admission", "paddock-uninstall"] {
+        let selector = format!("--selector=job-name={job}");
+        for words in [["get", "pods", "--output=wide"], ["logs", "--prefix", "--tail=20"]] {
+            told += &kubectl(&[&["--namespace", OPERATOR_NAMESPACE, &selector], &words[..]].concat(), "").unwrap_or_else(|error| format!("{error:#}\n"));
+        }
+    }
+    told
 }
 
 /// A chart and the images that belong to it.
@@ -63,7 +75,7 @@ impl Release {
         for value in ["image.pullPolicy=Never", "sandbox.imagePullPolicy=never", &operator, &runner] {
             arguments.extend(["--set", value]);
         }
-        helm(&arguments).unwrap();
+        helm(&arguments).unwrap_or_else(|error| panic!("{error:#}"));
     }
 }
 
