@@ -85,10 +85,13 @@ open_enum! {
         Unstamped,
         /// Accepted=False: the spec is not valid in a way that the schema cannot express.
         InvalidSpec,
-        /// Accepted=False: no ClusterSandboxPolicy selects this namespace, so nothing may run in it.
+        /// Accepted=False: no ClusterSandboxPolicy that allows anything selects this namespace, so nothing may run in it.
         NoClusterPolicy,
         /// Accepted=False: the policy that `spec.policyRef` names does not exist, or does not select this namespace.
         PolicyNotFound,
+        /// Accepted=False: a ClusterSandboxPolicy by which runs of this namespace were admitted does not select it any more. Nothing runs here until it
+        /// does, or until an administrator has it forgotten.
+        PolicyGone,
         /// Accepted=False: a policy that takes part cannot be used as it stands.
         PolicyInvalid,
         /// Accepted=False: a policy that takes part does not offer the runtime.

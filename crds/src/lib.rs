@@ -13,7 +13,7 @@ pub mod script_run;
 
 pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
 pub use sandbox_policy::{
-    ClusterSandboxPolicy, ClusterSandboxPolicySpec, Detector, InputRules, LargeResult, Limits, MaskRule, MaskRules, OutputRules,
+    ClusterSandboxPolicy, ClusterSandboxPolicySpec, Detector, Effect, InputRules, LargeResult, Limits, MaskRule, MaskRules, OutputRules,
     PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema,
 };
 pub use script_run::{

@@ -58,18 +58,41 @@ pub struct SandboxPolicySpec {
 pub struct ClusterSandboxPolicySpec {
     /// The namespaces that it applies to. An empty selector selects all of them.
     pub namespace_selector: LabelSelector,
+    /// What its silence means.
+    #[serde(default, skip_serializing_if = "Effect::is_allow")]
+    pub effect: Effect,
     /// The rules.
     #[serde(flatten)]
     pub rules: PolicyRules,
+}
+
+/// What it means where a policy says nothing. Whichever it is, one policy more never allows more.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Effect {
+    /// It speaks of everything: where it is silent, it says the built-in value, and without `runtimes` it offers none. A namespace may run nothing
+    /// unless at least one such policy selects it.
+    #[default]
+    Allow,
+    /// It only narrows what others allow: where it is silent, it says nothing. Every SandboxPolicy is of this kind.
+    Restrict,
+}
+
+impl Effect {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+    fn is_allow(&self) -> bool {
+        *self == Self::Allow
+    }
 }
 
 /// Rules, the same for both kinds.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRules {
-    /// The runtimes that may be used. A runtime must be offered by every policy that applies.
+    /// The runtimes that may be used. A runtime must be offered by every policy that applies and names any; an empty list offers none. Without the
+    /// list a policy that only restricts leaves them to the others, and one that allows offers none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "runtimes_schema")]
-    pub runtimes: Vec<Runtime>,
+    pub runtimes: Option<Vec<Runtime>>,
     /// Defaults and maxima. Of several policies the smallest value holds.
     #[serde(default)]
     pub limits: Limits,
@@ -115,18 +138,17 @@ pub struct ScriptSchema {
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct OutputRules {
-    /// Bytes kept of each of standard output and standard error, half of the beginning and half of the end: of several policies the smallest,
-    /// 16384 where none says anything.
+    /// Bytes kept of each of standard output and standard error, half of the beginning and half of the end: of several policies the smallest.
+    /// Built-in: 16384.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 256, max = 32768))]
     pub max_stream_bytes: Option<i64>,
-    /// Largest result that goes into the status, in bytes as JSON: of several policies the smallest, 32768 where none says anything.
+    /// Largest result that goes into the status, in bytes as JSON: of several policies the smallest. Built-in: 32768.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 256, max = 65536))]
     pub max_result_bytes: Option<i64>,
     /// What becomes of a larger result: `Refuse` (`outputError` says why there is none), `Truncate` (its beginning is in `outputText`) or `Store`
-    /// (`ref` names it). Of several policies the first in this order. A SandboxPolicy can only be stricter: where no ClusterSandboxPolicy says
-    /// anything it is `Refuse`.
+    /// (`ref` names it). Of several policies the first in this order. Built-in: `Refuse`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub large_result: Option<LargeResult>,
     /// What is covered before anything is stored.
@@ -233,36 +255,35 @@ pub struct Runtime {
     pub extension: Option<String>,
 }
 
-/// Defaults and maxima. Where no policy says anything, a run gets 128Mi of memory, 500m of CPU, 16Mi of scratch, 30 s and a grace of 5 s, and a
-/// namespace 10 active and 100 waiting runs. Without a maximum nobody may ask for more than the default.
+/// Defaults and maxima. The built-in values, which a policy that allows says where it is silent: 128Mi of memory, 500m of CPU, 16Mi of scratch,
+/// 30 s and a grace of 5 s, 10 active and 100 waiting runs. Without a maximum nobody may ask for more than the default.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// What a run gets that does not ask: of several policies the smallest. Where none says anything, 128Mi of memory, 500m of CPU and 16Mi of
-    /// scratch.
+    /// What a run gets that does not ask: of several policies the smallest. Built-in: 128Mi of memory, 500m of CPU and 16Mi of scratch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<ResourceAmounts>,
-    /// What a run may ask for at most: of several policies the smallest. Where none says anything, no more than the default.
+    /// What a run may ask for at most: of several policies the smallest. Built-in: no more than the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<ResourceAmounts>,
-    /// `timeoutSeconds` of a run that does not ask: of several policies the smallest, 30 where none says anything.
+    /// `timeoutSeconds` of a run that does not ask: of several policies the smallest. Built-in: 30.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub default_timeout_seconds: Option<i64>,
-    /// Largest `timeoutSeconds` that a run may ask for: of several policies the smallest, the default where none says anything.
+    /// Largest `timeoutSeconds` that a run may ask for: of several policies the smallest. Built-in: the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub max_timeout_seconds: Option<i64>,
-    /// Largest `gracePeriodSeconds` that a run may ask for: of several policies the smallest, 5 where none says anything.
+    /// Largest `gracePeriodSeconds` that a run may ask for: of several policies the smallest. Built-in: 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 300))]
     pub max_grace_period_seconds: Option<i64>,
-    /// Runs that may be active at once in a namespace, whichever policies they name: of several policies the smallest, 10 where none says
-    /// anything. With 0 a run waits until that changes.
+    /// Runs that may be active at once in a namespace, whichever policies they name: of several policies the smallest. Built-in: 10. With 0 a run
+    /// waits until that changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10000))]
     pub max_concurrent: Option<i64>,
-    /// Runs that may wait at once in a namespace; one more is refused. Of several policies the smallest, 100 where none says anything.
+    /// Runs that may wait at once in a namespace; one more is refused. Of several policies the smallest. Built-in: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100_000))]
     pub max_queued: Option<i64>,

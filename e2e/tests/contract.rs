@@ -6,35 +6,17 @@ mod harness;
 use std::path::Path;
 
 use harness::{
-    OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, assert_refused, eventually, kubectl, layout, operators, status, stderr, stdout,
-    tenant,
+    OPERATOR_NAMESPACE, Script, admin, assert_end, assert_refused, eventually, kubectl, layout, namespace, operators, status, stderr,
+    stdout, tenant,
 };
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, LogParams, Patch, PatchParams};
+use kube::api::LogParams;
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ClusterSandboxPolicy, Phase, Reason, ScriptRun};
+use paddock_crds::{Phase, Reason, ScriptRun};
 use serde_json::{Value, json};
 
 fn limited(script: Script) -> Script {
     script.with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } }))
-}
-
-/// A cluster policy for one namespace, beside the baseline, for as long as a test needs it.
-async fn with_cluster_policy<T: Future<Output = ()>>(tenant: &Tenant, rules: Value, body: T) {
-    let api: Api<ClusterSandboxPolicy> = Api::all(tenant.client.clone());
-    let mut policy = json!({
-        "apiVersion": "paddock.dev/v1alpha1", "kind": "ClusterSandboxPolicy", "metadata": { "name": tenant.name },
-        "spec": {
-            "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": tenant.name } },
-            "runtimes": [{ "name": "python" }, { "name": "shell" }],
-        },
-    });
-    for (key, value) in rules.as_object().unwrap() {
-        policy["spec"][key] = value.clone();
-    }
-    api.patch(&tenant.name, &PatchParams::apply("e2e").force(), &Patch::Apply(&policy)).await.unwrap();
-    body.await;
-    api.delete(&tenant.name, &DeleteParams::default()).await.unwrap();
 }
 
 fn message(run: &ScriptRun) -> String {
@@ -174,20 +156,23 @@ async fn a_large_result_is_refused_or_truncated_as_the_policies_have_it() {
         let refused = tenant.run(Script::python(text)).await;
         assert_end(&refused, &Phase::Succeeded, &Reason::Succeeded);
         assert_eq!(status(&refused).result.unwrap().output_error.as_deref(), Some("the result has 50025 bytes; at most 32768 are allowed"));
-        let rules = json!({ "output": { "largeResult": "Truncate", "maxResultBytes": 1000, "maxStreamBytes": 256 } });
-        with_cluster_policy(&tenant, rules, async {
-            let truncated = eventually("the policy is known", || async {
-                let run = tenant.run(Script::python(text)).await;
-                status(&run).result.and_then(|result| result.output_text).ok_or(run.status)
-            })
-            .await;
-            assert!(truncated.text.starts_with("[\"[masked:CloudKey] xxxx"), "{}", &truncated.text[..50]);
-            assert_eq!((truncated.bytes, truncated.truncated_bytes), (50025, Some(49025)));
-            let run = tenant.run(Script::python("print('y' * 5000)")).await;
-            let stream = status(&run).result.unwrap().stdout.unwrap();
-            assert_eq!((stream.text.len(), stream.tail.unwrap().len(), stream.truncated_bytes), (128, 128, Some(5001 - 256)));
+    })
+    .await;
+    namespace("larger", json!({}), |tenant| async move {
+        let text = "import os\nopen(os.environ['PADDOCK_RESULT'], 'w').write('[\"' + 'AKIA' + 'Q3EGRZ2XK7LMN4OP ' + 'x' * 50000 + '\"]')\n";
+        tenant.cluster_policy(json!({ "output": { "largeResult": "Truncate", "maxResultBytes": 1000, "maxStreamBytes": 256 } })).await;
+        let own = |text: &str| Script::python(text).with(json!({ "policyRef": { "name": tenant.name } }));
+        let truncated = eventually("the policy is known", || async {
+            let run = tenant.run(own(text)).await;
+            status(&run).result.and_then(|result| result.output_text).ok_or(run.status)
         })
         .await;
+        assert!(truncated.text.starts_with("[\"[masked:CloudKey] xxxx"), "{}", &truncated.text[..50]);
+        assert_eq!((truncated.bytes, truncated.truncated_bytes), (50025, Some(49025)));
+        let run = tenant.run(own("print('y' * 5000)")).await;
+        let stream = status(&run).result.unwrap().stdout.unwrap();
+        assert_eq!((stream.text.len(), stream.tail.unwrap().len(), stream.truncated_bytes), (128, 128, Some(5001 - 256)));
+        tenant.no_cluster_policy().await;
     })
     .await;
 }

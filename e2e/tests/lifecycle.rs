@@ -35,7 +35,8 @@ fn errands() -> String {
     for job in ["paddock-crds", "paddock-admission", "paddock-uninstall"] {
         let selector = format!("--selector=job-name={job}");
         for words in [["get", "pods", "--output=wide"], ["logs", "--prefix", "--tail=20"]] {
-            told += &kubectl(&[&["--namespace", OPERATOR_NAMESPACE, &selector], &words[..]].concat(), "").unwrap_or_else(|error| format!("{error:#}\n"));
+            told += &kubectl(&[&["--namespace", OPERATOR_NAMESPACE, &selector], &words[..]].concat(), "")
+                .unwrap_or_else(|error| format!("{error:#}\n"));
         }
     }
     told

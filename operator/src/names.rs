@@ -8,6 +8,8 @@ pub(crate) const FINALIZER: &str = "paddock.dev/sandbox";
 pub(crate) const SANDBOX_OF: &str = "paddock.dev/sandbox-of";
 /// On a sandbox namespace: the UID of that tenant namespace.
 pub(crate) const TENANT_UID: &str = "paddock.dev/tenant-uid";
+/// On a sandbox namespace: the names of all ClusterSandboxPolicies by which something was ever admitted in it, separated by commas.
+pub(crate) const CLUSTER_POLICIES: &str = "paddock.dev/cluster-policies";
 /// On pods and ConfigMaps: the UID of their run.
 pub(crate) const RUN_UID: &str = "paddock.dev/run-uid";
 /// On pods: the tenant namespace of their run.

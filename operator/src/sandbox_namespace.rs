@@ -1,6 +1,6 @@
 //! The sandbox namespace of a tenant: rendered here, made and completed by [`prepare`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,15 @@ use serde_json::{Value, json};
 use crate::config::Settings;
 use crate::context::Context;
 use crate::error::{Error, code, within};
-use crate::names::{MANAGED_BY, MANAGER, SANDBOX_OF, TENANT_UID, sandbox_namespace};
+use crate::names::{CLUSTER_POLICIES, MANAGED_BY, MANAGER, SANDBOX_OF, TENANT_UID, sandbox_namespace};
 use crate::script_run::step::SandboxSeen;
 
 /// Name of each object in a sandbox namespace.
 const NAME: &str = "paddock-sandbox";
 /// What was made is looked at again after this long, so that what an administrator removed comes back.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// So long after it was made complete, the cache may still show what was there before.
+const SEEN_WITHIN: Duration = Duration::from_secs(2);
 /// A RoleBinding is not in force at once. So long a refusal is taken for that.
 const RBAC_LAG: Duration = Duration::from_secs(5);
 
@@ -33,6 +35,8 @@ pub(crate) struct Wanted {
     pub(crate) tenant_uid: String,
     /// Pods that may live at once.
     pub(crate) max_pods: u32,
+    /// ClusterSandboxPolicies that select the tenant. They are remembered, so that one that does not do so any more is missed.
+    pub(crate) cluster_policies: BTreeSet<String>,
 }
 
 /// Sandbox namespaces that this process has made complete.
@@ -40,9 +44,11 @@ pub(crate) struct Wanted {
 pub(crate) struct Prepared(Mutex<HashMap<String, (Wanted, Instant)>>);
 
 impl Prepared {
-    fn holds(&self, wanted: &Wanted) -> bool {
+    /// How long ago the namespace was made what is wanted, unless it has to be looked at again.
+    fn age(&self, wanted: &Wanted) -> Option<Duration> {
         let prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        prepared.get(&wanted.tenant).is_some_and(|(known, since)| known == wanted && since.elapsed() < LOOK_AGAIN)
+        let (known, since) = prepared.get(&wanted.tenant)?;
+        Some(since.elapsed()).filter(|age| known == wanted && *age < LOOK_AGAIN)
     }
 
     fn insert(&self, wanted: &Wanted) {
@@ -55,8 +61,8 @@ impl Prepared {
     }
 }
 
-/// What is to be said about the sandbox namespace. Pure.
-pub(crate) fn judge(namespace: Option<&Namespace>, wanted: &Wanted, is_prepared: bool) -> SandboxSeen {
+/// What is to be said about the sandbox namespace that was made complete so long ago. Pure.
+pub(crate) fn judge(namespace: Option<&Namespace>, wanted: &Wanted, prepared: Option<Duration>) -> SandboxSeen {
     let Some(namespace) = namespace else {
         return SandboxSeen::Incomplete;
     };
@@ -69,7 +75,14 @@ pub(crate) fn judge(namespace: Option<&Namespace>, wanted: &Wanted, is_prepared:
     if is_terminating {
         return SandboxSeen::Terminating;
     }
-    if is_prepared { SandboxSeen::Ready } else { SandboxSeen::Incomplete }
+    let remembers = || remembered(Some(namespace)).is_superset(&wanted.cluster_policies);
+    if prepared.is_some_and(|age| age < SEEN_WITHIN || remembers()) { SandboxSeen::Ready } else { SandboxSeen::Incomplete }
+}
+
+/// The ClusterSandboxPolicies by which something was admitted in this namespace, until an administrator removes the annotation.
+pub(crate) fn remembered(namespace: Option<&Namespace>) -> BTreeSet<String> {
+    let names = namespace.and_then(|namespace| namespace.annotations().get(CLUSTER_POLICIES));
+    names.into_iter().flat_map(|names| names.split(',')).filter(|name| !name.is_empty()).map(Into::into).collect()
 }
 
 fn is_marked_for(namespace: &Namespace, wanted: &Wanted) -> bool {
@@ -80,9 +93,9 @@ fn is_marked_for(namespace: &Namespace, wanted: &Wanted) -> bool {
 pub(crate) fn look(wanted: &Wanted, context: &Context) -> SandboxSeen {
     let name = sandbox_namespace(&wanted.tenant);
     let namespace = context.caches.namespaces.get(&kube::runtime::reflector::ObjectRef::new(&name));
-    let is_prepared = context.prepared.holds(wanted);
+    let prepared = context.prepared.age(wanted);
     // What this process has made a moment ago may not be in the cache yet.
-    if namespace.is_none() && is_prepared { SandboxSeen::Ready } else { judge(namespace.as_deref(), wanted, is_prepared) }
+    if namespace.is_none() && prepared.is_some() { SandboxSeen::Ready } else { judge(namespace.as_deref(), wanted, prepared) }
 }
 
 fn metadata(namespace: &str) -> ObjectMeta {
@@ -104,11 +117,18 @@ fn render_namespace(wanted: &Wanted) -> Namespace {
         metadata: ObjectMeta {
             name: Some(sandbox_namespace(&wanted.tenant)),
             labels: Some(labels),
-            annotations: Some(BTreeMap::from([(TENANT_UID.to_owned(), wanted.tenant_uid.clone())])),
+            annotations: Some(BTreeMap::from([
+                (TENANT_UID.to_owned(), wanted.tenant_uid.clone()),
+                (CLUSTER_POLICIES.to_owned(), joined(&wanted.cluster_policies)),
+            ])),
             ..ObjectMeta::default()
         },
         ..Namespace::default()
     }
+}
+
+fn joined(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(",")
 }
 
 fn typed<T: DeserializeOwned>(namespace: &str, fields: Value) -> Option<T> {
@@ -180,7 +200,7 @@ pub(crate) async fn prepare(wanted: &Wanted, context: &Context) -> Result<bool, 
     if !is_marked_for(&stored, wanted) || stored.metadata.deletion_timestamp.is_some() {
         return Ok(false);
     }
-    keep_labels(&namespaces, &stored, wanted).await?;
+    keep_metadata(&namespaces, &stored, wanted).await?;
     // The binding comes first: without it the operator has no rights in here.
     ensure(context, &name, render_binding(&name, &context.settings), "the RoleBinding of the sandbox namespace").await?;
     let begin = Instant::now();
@@ -201,18 +221,26 @@ fn is_forbidden(error: &Error) -> bool {
     matches!(error, Error::Read { source, .. } | Error::Write { source, .. } if code(source) == Some(403))
 }
 
-/// An administrator may add labels; those of Pod Security must stay.
-async fn keep_labels(api: &Api<Namespace>, stored: &Namespace, wanted: &Wanted) -> Result<(), Error> {
+/// An administrator may add labels; those of Pod Security must stay. Of policies that were remembered none is forgotten here.
+async fn keep_metadata(api: &Api<Namespace>, stored: &Namespace, wanted: &Wanted) -> Result<(), Error> {
     let rendered = render_namespace(wanted);
-    if rendered.labels().iter().all(|(key, value)| stored.labels().get(key) == Some(value)) {
+    let known = remembered(Some(stored));
+    let has_labels = rendered.labels().iter().all(|(key, value)| stored.labels().get(key) == Some(value));
+    if has_labels && known.is_superset(&wanted.cluster_policies) {
         return Ok(());
     }
-    let patch = json!({ "metadata": { "labels": rendered.labels() } });
+    let names = known.union(&wanted.cluster_policies).cloned().collect();
+    // The version makes sure that nothing is forgotten which another replica has added meanwhile.
+    let patch = json!({ "metadata": {
+        "resourceVersion": stored.resource_version(),
+        "labels": rendered.labels(),
+        "annotations": { CLUSTER_POLICIES: joined(&names) },
+    } });
     let name = rendered.name_any();
-    within("the sandbox namespace", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)))
-        .await?
-        .map(drop)
-        .map_err(Error::write("the sandbox namespace"))
+    match within("the sandbox namespace", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await? {
+        Err(error) if code(&error) == Some(409) => Err(Error::Conflict),
+        answer => answer.map(drop).map_err(Error::write("the sandbox namespace")),
+    }
 }
 
 /// Creates the object, or replaces it if it is not as it should be.
@@ -258,7 +286,7 @@ mod tests {
     use super::*;
 
     fn wanted() -> Wanted {
-        Wanted { tenant: "team".into(), tenant_uid: "1".into(), max_pods: 3 }
+        Wanted { tenant: "team".into(), tenant_uid: "1".into(), max_pods: 3, cluster_policies: BTreeSet::from(["a".into(), "b".into()]) }
     }
 
     fn namespace(change: impl FnOnce(&mut Namespace)) -> Namespace {
@@ -267,15 +295,24 @@ mod tests {
         namespace
     }
 
+    const LONG: Option<Duration> = Some(Duration::from_secs(30));
+
     #[rstest]
-    #[case::none(None, false, SandboxSeen::Incomplete)]
-    #[case::new(Some(namespace(|_| ())), false, SandboxSeen::Incomplete)]
-    #[case::complete(Some(namespace(|_| ())), true, SandboxSeen::Ready)]
-    #[case::without_the_mark(Some(namespace(|ns| ns.metadata.labels = None)), true, SandboxSeen::Foreign)]
-    #[case::of_another_tenant(Some(namespace(|ns| _ = ns.labels_mut().insert(SANDBOX_OF.into(), "other".into()))), true, SandboxSeen::Foreign)]
-    #[case::of_a_tenant_before(Some(namespace(|ns| _ = ns.annotations_mut().insert(TENANT_UID.into(), "0".into()))), true, SandboxSeen::Terminating)]
-    #[case::going(Some(namespace(|ns| ns.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH)))), true, SandboxSeen::Terminating)]
-    fn a_namespace_is_judged_by_its_mark(#[case] stored: Option<Namespace>, #[case] prepared: bool, #[case] expected: SandboxSeen) {
+    #[case::none(None, None, SandboxSeen::Incomplete)]
+    #[case::new(Some(namespace(|_| ())), None, SandboxSeen::Incomplete)]
+    #[case::complete(Some(namespace(|_| ())), LONG, SandboxSeen::Ready)]
+    #[case::forgetful(Some(namespace(|ns| _ = ns.annotations_mut().insert(CLUSTER_POLICIES.into(), "b".into()))), LONG, SandboxSeen::Incomplete)]
+    #[case::forgetful_in_the_cache(Some(namespace(|ns| _ = ns.annotations_mut().insert(CLUSTER_POLICIES.into(), "b".into()))), Some(Duration::ZERO), SandboxSeen::Ready)]
+    #[case::remembers_more(Some(namespace(|ns| _ = ns.annotations_mut().insert(CLUSTER_POLICIES.into(), "a,b,c".into()))), LONG, SandboxSeen::Ready)]
+    #[case::without_the_mark(Some(namespace(|ns| ns.metadata.labels = None)), LONG, SandboxSeen::Foreign)]
+    #[case::of_another_tenant(Some(namespace(|ns| _ = ns.labels_mut().insert(SANDBOX_OF.into(), "other".into()))), LONG, SandboxSeen::Foreign)]
+    #[case::of_a_tenant_before(Some(namespace(|ns| _ = ns.annotations_mut().insert(TENANT_UID.into(), "0".into()))), LONG, SandboxSeen::Terminating)]
+    #[case::going(Some(namespace(|ns| ns.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH)))), LONG, SandboxSeen::Terminating)]
+    fn a_namespace_is_judged_by_its_mark(
+        #[case] stored: Option<Namespace>,
+        #[case] prepared: Option<Duration>,
+        #[case] expected: SandboxSeen,
+    ) {
         assert_eq!(judge(stored.as_ref(), &wanted(), prepared), expected);
     }
 

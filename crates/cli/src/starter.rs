@@ -127,7 +127,7 @@ mod tests {
                 let content = |name: &str| &files.iter().find(|file| file.name == name).expect("a file").content;
                 let policy: SandboxPolicy = serde_saphyr::from_str(content("policy.yaml")).expect("a policy");
                 let run: ScriptRun = serde_saphyr::from_str(content("run.yaml")).expect("a run");
-                assert_eq!(policy.spec.rules.runtimes[0].name, run.spec.script.runtime);
+                assert_eq!(policy.spec.rules.runtimes.unwrap()[0].name, run.spec.script.runtime);
                 let script = files.iter().find(|file| file.name.starts_with("demo.")).expect("a script");
                 assert_eq!(run.spec.script.source.inline.as_ref(), Some(&script.content));
                 for file in &files {

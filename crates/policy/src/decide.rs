@@ -2,9 +2,10 @@
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Raw;
 use paddock_crds::script_run::quantity_of_bytes;
-use paddock_crds::{Capabilities, Decision, PolicyKind, PolicyRules, Reason, ResourceAmounts, TakenPolicy, Verdict};
+use paddock_crds::{Capabilities, Decision, Effect, PolicyKind, PolicyRules, Reason, ResourceAmounts, TakenPolicy, Verdict};
 use sha2::{Digest as _, Sha256};
 
+use crate::bounds::{Ruled, Said, bounds, smallest};
 use crate::quantity::Quantity;
 
 /// A policy that takes part, with who it is.
@@ -12,6 +13,8 @@ use crate::quantity::Quantity;
 pub struct Policy {
     /// Identity and hash, as they go into the status.
     pub taken: TakenPolicy,
+    /// What its silence means. A SandboxPolicy always restricts.
+    pub effect: Effect,
     /// Its rules.
     pub rules: PolicyRules,
 }
@@ -107,13 +110,15 @@ pub fn hash_of(spec: &serde_json::Value) -> String {
     Sha256::digest(spec.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Decides. `policies` are the one that the run names and every ClusterSandboxPolicy that selects its namespace.
+/// Decides. `policies` are the one that the run names and every ClusterSandboxPolicy that selects its namespace, in any order.
 pub fn decide(policies: &[Policy], ask: &Ask) -> Outcome {
-    let mut deciding = Deciding { policies, decisions: Vec::new(), first_refusal: None };
-    if !policies.iter().any(|policy| policy.taken.kind == PolicyKind::ClusterSandboxPolicy) {
+    let policies = in_order(policies);
+    let cluster_tier: Vec<&Policy> = policies.iter().copied().filter(|policy| is_of_cluster_tier(policy)).collect();
+    let mut deciding = Deciding { policies: &policies, decisions: Vec::new(), first_refusal: None };
+    if !cluster_tier.iter().any(|policy| policy.effect == Effect::Allow) {
         let refusal = Refusal {
             reason: Reason::NoClusterPolicy,
-            message: "no ClusterSandboxPolicy selects this namespace, so nothing may run in it".into(),
+            message: "no ClusterSandboxPolicy that allows anything selects this namespace, so nothing may run in it".into(),
         };
         return Outcome { result: Err(refusal), decisions: Vec::new() };
     }
@@ -144,11 +149,7 @@ pub fn decide(policies: &[Policy], ask: &Ask) -> Outcome {
     deciding.capabilities(&ask.capabilities);
     let is_asked = ask.resources.memory.is_some() || ask.resources.scratch.is_some();
     deciding.memory_holds_scratch(memory, scratch, is_asked);
-    let max_concurrent = deciding.smallest(|rules| rules.limits.max_concurrent).unwrap_or(DEFAULT_CONCURRENT);
-    let max_pods = deciding.smallest_of_cluster_tier(|rules| rules.limits.max_concurrent).unwrap_or(DEFAULT_CONCURRENT);
-    let max_concurrent = max_concurrent.min(max_pods);
-    let cluster_queued = deciding.smallest_of_cluster_tier(|rules| rules.limits.max_queued).unwrap_or(DEFAULT_QUEUED);
-    let max_queued = deciding.smallest(|rules| rules.limits.max_queued).map_or(cluster_queued, |value| value.min(cluster_queued));
+    let max_concurrent = |policy: &Policy| policy.rules.limits.max_concurrent;
 
     let result = match (deciding.refusal(), runtime) {
         (Some(refusal), _) => Err(refusal),
@@ -160,12 +161,23 @@ pub fn decide(policies: &[Policy], ask: &Ask) -> Outcome {
             scratch_bytes: scratch.units(),
             timeout_seconds: clamp(timeout),
             grace_seconds: clamp(grace),
-            max_concurrent: clamp(max_concurrent),
-            max_pods: clamp(max_pods),
-            max_queued: clamp(max_queued),
+            max_concurrent: clamp(smallest(&policies, DEFAULT_CONCURRENT, max_concurrent)),
+            max_pods: clamp(smallest(&cluster_tier, DEFAULT_CONCURRENT, max_concurrent)),
+            max_queued: clamp(smallest(&policies, DEFAULT_QUEUED, |policy| policy.rules.limits.max_queued)),
         }),
     };
     Outcome { result, decisions: deciding.decisions }
+}
+
+/// The cluster tier first, equals by name: what is said must not depend on the order in which policies are found.
+fn in_order(policies: &[Policy]) -> Vec<&Policy> {
+    let mut policies: Vec<&Policy> = policies.iter().collect();
+    policies.sort_by_key(|policy| (!is_of_cluster_tier(policy), policy.taken.name.clone()));
+    policies
+}
+
+fn is_of_cluster_tier(policy: &Policy) -> bool {
+    policy.taken.kind == PolicyKind::ClusterSandboxPolicy
 }
 
 fn milli(value: u64) -> Quantity {
@@ -179,29 +191,8 @@ fn clamp(value: i64) -> u32 {
 /// A field of the rules that holds seconds, with its name.
 type Field = (&'static str, fn(&PolicyRules) -> Option<i64>);
 
-/// What one policy says of one amount, with the rule that says it.
-struct Said<T> {
-    tier: PolicyKind,
-    default: Option<(T, String)>,
-    max: Option<(T, String)>,
-}
-
-/// What a run gets that does not ask, and the most that it may ask for. Every policy bounds by its maximum, or without one by its default. If
-/// no policy of the cluster tier does, the built-in value is the bound of that tier: no namespace can widen it.
-fn bounds<T: Ord + Clone>(said: &[Said<T>], built_in: T, field: &str) -> (T, (T, String)) {
-    let default =
-        said.iter().filter_map(|said| said.default.as_ref()).map(|(value, _)| value.clone()).min().unwrap_or_else(|| built_in.clone());
-    let bound = |said: &Said<T>| said.max.clone().or_else(|| said.default.clone());
-    let cluster_tier = said.iter().filter(|said| said.tier == PolicyKind::ClusterSandboxPolicy).filter_map(bound);
-    let smallest = |bounds: Vec<(T, String)>| bounds.into_iter().min_by(|(one, _), (other, _)| one.cmp(other));
-    let of_the_cluster = smallest(cluster_tier.collect()).unwrap_or_else(|| (built_in, format!("built-in: {field}")));
-    let of_all = said.iter().filter_map(bound).chain([of_the_cluster.clone()]).collect();
-    let ceiling = smallest(of_all).unwrap_or(of_the_cluster);
-    (default.min(ceiling.0.clone()), ceiling)
-}
-
 struct Deciding<'a> {
-    policies: &'a [Policy],
+    policies: &'a [&'a Policy],
     decisions: Vec<Decision>,
     first_refusal: Option<Refusal>,
 }
@@ -220,23 +211,19 @@ impl Deciding<'_> {
         self.first_refusal.get_or_insert(Refusal { reason, message });
     }
 
-    fn smallest(&self, field: impl Fn(&PolicyRules) -> Option<i64>) -> Option<i64> {
-        self.policies.iter().filter_map(|policy| field(&policy.rules)).min()
-    }
-
-    fn smallest_of_cluster_tier(&self, field: impl Fn(&PolicyRules) -> Option<i64>) -> Option<i64> {
-        let tier = self.policies.iter().filter(|policy| policy.taken.kind == PolicyKind::ClusterSandboxPolicy);
-        tier.filter_map(|policy| field(&policy.rules)).min()
-    }
-
-    /// Every policy must offer the runtime; those that say which image it is must agree.
+    /// Every policy that speaks of runtimes must offer it, and one that allows has to; those that say which image it is must agree.
     fn runtime(&mut self, name: &str) -> Option<RuntimeGrant> {
         let permission = format!("runtime:{name}");
         let mut image: Option<(&Policy, &str)> = None;
         let mut command: Option<(&Policy, &[String])> = None;
         let mut extension: Option<&str> = None;
         for policy in self.policies {
-            let Some(runtime) = policy.rules.runtimes.iter().find(|runtime| runtime.name == name) else {
+            let offered = match (&policy.rules.runtimes, policy.effect) {
+                (Some(offered), _) => offered.as_slice(),
+                (None, Effect::Allow) => &[],
+                (None, Effect::Restrict) => continue,
+            };
+            let Some(runtime) = offered.iter().find(|runtime| runtime.name == name) else {
                 let message = format!("{} does not offer the runtime {name}", named(policy, "runtimes").trim_end_matches(": runtimes"));
                 self.refuse(permission, named(policy, "runtimes"), Reason::RuntimeNotAllowed, message);
                 return None;
@@ -291,9 +278,9 @@ impl Deciding<'_> {
         for policy in self.policies {
             let default = self.quantity(field, policy, "default", default_of(&policy.rules));
             let max = self.quantity(field, policy, "max", max_of(&policy.rules));
-            said.push(Said { tier: policy.taken.kind, default, max });
+            said.push(Said { effect: policy.effect, default, max });
         }
-        let (default, (ceiling, rule)) = bounds(&said, built_in, field);
+        let (default, (ceiling, rule)) = bounds(&said, &built_in, field);
         let Some(asked) = asked else {
             return default;
         };
@@ -316,7 +303,7 @@ impl Deciding<'_> {
     }
 
     /// A quantity of a policy, with its rule. One that cannot be read refuses the run.
-    fn quantity(&mut self, field: &str, policy: &Policy, which: &str, raw: Option<Raw>) -> Option<(Quantity, String)> {
+    fn quantity(&mut self, field: &str, policy: &Policy, which: &str, raw: Option<Raw>) -> Option<Ruled<Quantity>> {
         let raw = raw?;
         let rule = named(policy, &format!("limits.{which}.{field}"));
         match Quantity::parse(&raw.0) {
@@ -333,9 +320,9 @@ impl Deciding<'_> {
         let said: Vec<Said<i64>> = self
             .policies
             .iter()
-            .map(|policy| Said { tier: policy.taken.kind, default: of(default_of, policy), max: of(max_of, policy) })
+            .map(|policy| Said { effect: policy.effect, default: of(default_of, policy), max: of(max_of, policy) })
             .collect();
-        let (default, (ceiling, rule)) = bounds(&said, built_in, field);
+        let (default, (ceiling, rule)) = bounds(&said, &built_in, field);
         let Some(asked) = asked else {
             return default;
         };
@@ -391,5 +378,7 @@ fn shown(field: &str, value: Quantity) -> String {
     if field == "cpu" { format!("{}m", value.milli()) } else { quantity_of_bytes(value.units()).0 }
 }
 
+#[cfg(test)]
+mod laws;
 #[cfg(test)]
 mod tests;

@@ -37,7 +37,7 @@ pub fn input_demand(policies: &[Policy], script_hash: &str) -> InputDemand {
 
 #[cfg(test)]
 mod tests {
-    use paddock_crds::{InputRules, PolicyKind, PolicyRules, ScriptSchema, TakenPolicy};
+    use paddock_crds::{Effect, InputRules, PolicyKind, PolicyRules, ScriptSchema, TakenPolicy};
     use serde_json::json;
 
     use super::*;
@@ -45,7 +45,7 @@ mod tests {
     fn policy(name: &str, input: InputRules) -> Policy {
         let kind = PolicyKind::ClusterSandboxPolicy;
         let taken = TakenPolicy { kind, name: name.into(), uid: String::new(), generation: 1, hash: String::new() };
-        Policy { taken, rules: PolicyRules { input, ..PolicyRules::default() } }
+        Policy { taken, effect: Effect::Allow, rules: PolicyRules { input, ..PolicyRules::default() } }
     }
 
     #[test]

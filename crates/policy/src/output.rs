@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use paddock_crds::{LargeResult, OutputRules, PolicyKind};
+use paddock_crds::{Effect, LargeResult, OutputRules};
 use paddock_mask::{Detector, InvalidRule, Masker, Rule};
 
 use crate::Policy;
+use crate::bounds::smallest;
 
 const DEFAULT_STREAM: i64 = 16 * 1024;
 const DEFAULT_RESULT: i64 = 32 * 1024;
@@ -33,10 +34,12 @@ impl OutputGrant {
 }
 
 /// Every policy narrows: the smallest sizes, the strictest way with large results, all patterns, and each detector that not every policy turns off.
+/// A policy turns a detector off by naming it: one that says nothing keeps them all.
 pub fn output_grant(policies: &[Policy]) -> OutputGrant {
     let rules = || policies.iter().map(|policy| &policy.rules.output);
-    let smallest = |field: fn(&OutputRules) -> Option<i64>, default: i64| {
-        u32::try_from(rules().filter_map(field).min().unwrap_or(default)).unwrap_or_default()
+    let all: Vec<&Policy> = policies.iter().collect();
+    let smallest = |field: fn(&OutputRules) -> Option<i64>, built_in: i64| {
+        u32::try_from(smallest(&all, built_in, |policy| field(&policy.rules.output))).unwrap_or_default()
     };
     let is_on =
         |detector: &Detector| !rules().all(|rules| rules.mask.off.iter().any(|off| named(*off) == *detector)) || policies.is_empty();
@@ -50,13 +53,11 @@ pub fn output_grant(policies: &[Policy]) -> OutputGrant {
     }
 }
 
-/// A namespace can be stricter than the cluster tier, and no laxer: where that tier says nothing, it says `Refuse`.
+/// The strictest; a policy that allows and says nothing says `Refuse`.
 fn large_result(policies: &[Policy]) -> LargeResult {
-    let of = |tier: PolicyKind| {
-        policies.iter().filter(move |policy| policy.taken.kind == tier).filter_map(|policy| policy.rules.output.large_result).min()
-    };
-    let cluster = of(PolicyKind::ClusterSandboxPolicy).unwrap_or(LargeResult::Refuse);
-    of(PolicyKind::SandboxPolicy).map_or(cluster, |namespace| namespace.min(cluster))
+    let silence = |policy: &Policy| (policy.effect == Effect::Allow).then_some(LargeResult::Refuse);
+    let said = policies.iter().filter_map(|policy| policy.rules.output.large_result.or_else(|| silence(policy)));
+    said.min().unwrap_or(LargeResult::Refuse)
 }
 
 fn named(detector: paddock_crds::Detector) -> Detector {
@@ -76,7 +77,7 @@ fn named(detector: paddock_crds::Detector) -> Detector {
 
 #[cfg(test)]
 mod tests {
-    use paddock_crds::{MaskRule, MaskRules, PolicyRules, TakenPolicy};
+    use paddock_crds::{MaskRule, MaskRules, PolicyKind, PolicyRules, TakenPolicy};
 
     use super::*;
     use LargeResult::{Refuse, Store, Truncate};
@@ -84,7 +85,8 @@ mod tests {
 
     fn policy(kind: PolicyKind, output: OutputRules) -> Policy {
         let taken = TakenPolicy { kind, name: "p".into(), uid: String::new(), generation: 1, hash: String::new() };
-        Policy { taken, rules: PolicyRules { output, ..PolicyRules::default() } }
+        let effect = if kind == Cluster { Effect::Allow } else { Effect::Restrict };
+        Policy { taken, effect, rules: PolicyRules { output, ..PolicyRules::default() } }
     }
 
     fn off(detectors: &[paddock_crds::Detector]) -> OutputRules {
@@ -128,6 +130,9 @@ mod tests {
         let grant = output_grant(&[policy(Cluster, rules(1000, "a")), policy(Namespace, rules(2000, "b"))]);
         assert_eq!((grant.result_bytes, grant.stream_bytes, grant.rules.len()), (1000, 16384, 2));
         assert!(grant.masker().is_ok());
+        let wide = OutputRules { max_result_bytes: Some(65536), max_stream_bytes: Some(32768), ..OutputRules::default() };
+        let grant = output_grant(&[policy(Cluster, OutputRules::default()), policy(Cluster, wide.clone()), policy(Namespace, wide)]);
+        assert_eq!((grant.result_bytes, grant.stream_bytes), (32768, 16384), "silence is the built-in value");
         let broken = policy(Cluster, rules(1, "a"));
         let mut broken = output_grant(&[broken]);
         broken.rules[0].pattern = "(?=x)".into();

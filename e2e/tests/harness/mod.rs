@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
 use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt as _};
-use paddock_crds::{ConditionType, Phase, Reason, SandboxPolicy, ScriptRun, ScriptRunStatus};
+use paddock_crds::{ClusterSandboxPolicy, ConditionType, Phase, Reason, SandboxPolicy, ScriptRun, ScriptRunStatus};
 use paddock_e2e::cluster::component;
 use paddock_e2e::cluster::layout::Layout;
 use serde_json::{Value, json};
@@ -202,6 +202,26 @@ impl Tenant {
         });
         merge(&mut policy["spec"], rules);
         api.patch("limited", &PatchParams::apply("e2e").force(), &Patch::Apply(&policy)).await.unwrap();
+    }
+
+    /// A ClusterSandboxPolicy for this namespace alone, named like it. One that allows offers what the chart's baseline offers.
+    pub async fn cluster_policy(&self, rules: Value) {
+        let api: Api<ClusterSandboxPolicy> = Api::all(self.client.clone());
+        let mut policy = json!({
+            "apiVersion": "paddock.dev/v1alpha1", "kind": "ClusterSandboxPolicy", "metadata": { "name": self.name },
+            "spec": { "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": self.name } } },
+        });
+        if rules.get("effect").is_none() {
+            policy["spec"]["runtimes"] = serde_json::to_value(api.get("baseline").await.unwrap().spec.rules.runtimes).unwrap();
+        }
+        merge(&mut policy["spec"], rules);
+        api.patch(&self.name, &PatchParams::apply("e2e").force(), &Patch::Apply(&policy)).await.unwrap();
+    }
+
+    /// Deletes it.
+    pub async fn no_cluster_policy(&self) {
+        let api: Api<ClusterSandboxPolicy> = Api::all(self.client.clone());
+        api.delete(&self.name, &DeleteParams::default()).await.unwrap();
     }
 
     /// The pod of a run, once it exists.

@@ -170,7 +170,7 @@ fn gone(run: &ScriptRun, context: &Context) -> Done {
 }
 
 async fn prepare(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
-    let wanted = valid(seen).and_then(|valid| observe::wanted(run, valid.grant.max_pods, context));
+    let wanted = valid(seen).and_then(|valid| observe::wanted(run, valid, context));
     let Some(wanted) = wanted else {
         return Ok(Done::Wait(Duration::from_millis(200)));
     };

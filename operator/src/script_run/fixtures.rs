@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use paddock_crds::{
-    Limits, PolicyKind, PolicyRef, PolicyRules, Runtime, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, TakenPolicy,
+    Effect, Limits, PolicyKind, PolicyRef, PolicyRules, Runtime, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, TakenPolicy,
 };
 use paddock_policy::{Policy, output_grant};
 use paddock_protocol::{Cause, KEY_BYTES, Output, Report, SealingKey, Transcript};
@@ -81,9 +81,12 @@ pub(crate) fn policies() -> PoliciesSeen {
         command: Some(vec!["/usr/bin/python3".into()]),
         extension: None,
     };
-    let rules =
-        PolicyRules { runtimes: vec![runtime], limits: Limits { max_concurrent: Some(2), ..Limits::default() }, ..PolicyRules::default() };
-    PoliciesSeen { taking_part: vec![Policy { taken, rules }], unusable: None }
+    let rules = PolicyRules {
+        runtimes: Some(vec![runtime]),
+        limits: Limits { max_concurrent: Some(2), ..Limits::default() },
+        ..PolicyRules::default()
+    };
+    PoliciesSeen { taking_part: vec![Policy { taken, effect: Effect::Allow, rules }], ..PoliciesSeen::default() }
 }
 
 pub(crate) fn sealing_key() -> SealingKey {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::PostParams;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
-use paddock_crds::{ConditionType, PolicyKind, PolicyRules, Reason, Requester, ScriptRun, TakenPolicy};
+use paddock_crds::{ConditionType, Effect, PolicyKind, PolicyRules, Reason, Requester, ScriptRun, TakenPolicy};
 use paddock_policy::{Policy, hash_of, input_demand, output_grant, selects};
 use paddock_protocol::{Opener, Transcript};
 
@@ -16,7 +16,7 @@ use super::job::{Fixed, hash};
 use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
 use super::step::{SandboxSeen, Seen};
-use super::validate::{InputSeen, PoliciesSeen, SourceSeen, requester, validate};
+use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, requester, validate};
 use super::{Body, Watched};
 use crate::context::Context;
 use crate::error::{Error, code, within};
@@ -84,7 +84,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         Some(decision.map(Box::new).map_err(Box::new))
     };
     let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());
-    let sandbox = match valid.and_then(|valid| wanted(run, valid.grant.max_pods, context)) {
+    let sandbox = match valid.and_then(|valid| wanted(run, valid, context)) {
         Some(wanted) => sandbox_namespace::look(&wanted, context),
         None => SandboxSeen::Incomplete,
     };
@@ -142,10 +142,12 @@ fn take_summary(run: &ScriptRun, facts: &PodFacts, transcript: &mut Transcript, 
 }
 
 /// What the sandbox namespace of a run has to be; `None` while its own namespace is not in the cache.
-pub(crate) fn wanted(run: &ScriptRun, max_pods: u32, context: &Context) -> Option<Wanted> {
+pub(crate) fn wanted(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Option<Wanted> {
     let tenant = run.namespace()?;
     let namespace = context.caches.namespaces.get(&ObjectRef::new(&tenant))?;
-    Some(Wanted { tenant, tenant_uid: namespace.uid()?, max_pods })
+    let of_cluster_tier = valid.policies.iter().filter(|policy| policy.kind == PolicyKind::ClusterSandboxPolicy);
+    let cluster_policies = of_cluster_tier.map(|policy| policy.name.clone()).collect();
+    Some(Wanted { tenant, tenant_uid: namespace.uid()?, max_pods: valid.grant.max_pods, cluster_policies })
 }
 
 async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Error> {
@@ -177,11 +179,18 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Err
 fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
     let namespace = run.namespace().unwrap_or_default();
     let labels = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(&namespace)).map(|namespace| namespace.labels().clone());
-    let mut seen = PoliciesSeen { taking_part: Vec::new(), unusable: None };
+    let sandbox = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(&sandbox_namespace(&namespace)));
+    let mut seen = PoliciesSeen { gone: sandbox_namespace::remembered(sandbox.as_deref()), ..PoliciesSeen::default() };
     for guarded in context.caches.cluster_policies.state() {
         match &guarded.0 {
             Ok(policy) => match selects(&policy.spec.namespace_selector, &labels.clone().unwrap_or_default()) {
-                Ok(true) => seen.taking_part.push(taken(PolicyKind::ClusterSandboxPolicy, policy, &policy.spec, &policy.spec.rules)),
+                Ok(true) => seen.taking_part.push(taken(
+                    PolicyKind::ClusterSandboxPolicy,
+                    policy,
+                    &policy.spec,
+                    &policy.spec.rules,
+                    policy.spec.effect,
+                )),
                 Ok(false) => {}
                 Err(why) => seen.unusable = Some(format!("ClusterSandboxPolicy {}: {why}", policy.name_any())),
             },
@@ -193,10 +202,13 @@ fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
         }
     }
     seen.taking_part.sort_by(|one, other| one.taken.name.cmp(&other.taken.name));
+    seen.gone.retain(|name| !seen.taking_part.iter().any(|policy| policy.taken.name == *name));
     if run.spec.policy_ref.kind == PolicyKind::SandboxPolicy {
         let named = ObjectRef::new(&run.spec.policy_ref.name).within(&namespace);
         match context.caches.policies.get(&named).as_deref().map(|guarded| &guarded.0) {
-            Some(Ok(policy)) => seen.taking_part.push(taken(PolicyKind::SandboxPolicy, policy, &policy.spec, &policy.spec.rules)),
+            Some(Ok(policy)) => {
+                seen.taking_part.push(taken(PolicyKind::SandboxPolicy, policy, &policy.spec, &policy.spec.rules, Effect::Restrict));
+            }
             Some(Err(_)) => seen.unusable = Some(format!("SandboxPolicy {} cannot be read", run.spec.policy_ref.name)),
             None => {}
         }
@@ -212,7 +224,7 @@ fn missing(run: &ScriptRun, policies: &PoliciesSeen) -> Option<String> {
     Some(format!("{:?} {}, by which the run was admitted, is gone", gone.kind, gone.name))
 }
 
-fn taken<K: kube::Resource>(kind: PolicyKind, policy: &K, spec: &impl serde::Serialize, rules: &PolicyRules) -> Policy {
+fn taken<K: kube::Resource>(kind: PolicyKind, policy: &K, spec: &impl serde::Serialize, rules: &PolicyRules, effect: Effect) -> Policy {
     let taken = TakenPolicy {
         kind,
         name: policy.meta().name.clone().unwrap_or_default(),
@@ -220,7 +232,7 @@ fn taken<K: kube::Resource>(kind: PolicyKind, policy: &K, spec: &impl serde::Ser
         generation: policy.meta().generation.unwrap_or(0),
         hash: hash_of(&serde_json::to_value(spec).unwrap_or_default()),
     };
-    Policy { taken, rules: rules.clone() }
+    Policy { taken, effect, rules: rules.clone() }
 }
 
 /// The text of the script. What the requester may not read himself is not read for him.
@@ -289,7 +301,7 @@ mod tests {
     fn a_policy_that_a_run_was_admitted_by_and_that_is_gone_is_missed() {
         let run = admitted(0);
         assert_eq!(missing(&run, &policies()), None);
-        let gone = PoliciesSeen { taking_part: Vec::new(), unusable: None };
+        let gone = PoliciesSeen::default();
         assert!(missing(&run, &gone).is_some_and(|why| why == "ClusterSandboxPolicy baseline, by which the run was admitted, is gone"));
         let mut anew = policies();
         anew.taking_part[0].taken.uid = "another".into();

@@ -220,7 +220,7 @@ const POLICY_LAG_SECONDS: i64 = 2;
 
 fn policy_may_still_come(run: &ScriptRun, reason: &Reason, now: Timestamp) -> Option<Duration> {
     let created = run.metadata.creation_timestamp.as_ref()?.0;
-    let may_come = matches!(reason, Reason::PolicyNotFound | Reason::NoClusterPolicy) && created <= now;
+    let may_come = matches!(reason, Reason::PolicyNotFound | Reason::PolicyGone | Reason::NoClusterPolicy) && created <= now;
     may_come.then(|| remaining(&created, POLICY_LAG_SECONDS, now)).flatten()
 }
 

@@ -1,6 +1,6 @@
 //! Raw run → [`ValidRun`] of checked parts, so that rendering cannot fail. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::ResourceExt as _;
 use paddock_crds::{Decision, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy, Violation};
@@ -26,12 +26,14 @@ pub(crate) enum SourceSeen {
 }
 
 /// The policies that take part.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct PoliciesSeen {
     /// Every ClusterSandboxPolicy that selects the namespace, and the SandboxPolicy that the run names.
     pub(crate) taking_part: Vec<Policy>,
     /// A policy that could not be used, with why.
     pub(crate) unusable: Option<String>,
+    /// ClusterSandboxPolicies by which runs of the namespace were admitted and that do not select it any more.
+    pub(crate) gone: BTreeSet<String>,
 }
 
 /// What is known of the input beside its schemas.
@@ -100,6 +102,9 @@ pub(crate) fn validate(
     if let Some(why) = &policies.unusable {
         return Err(Refused::plain(Reason::PolicyInvalid, why.clone()));
     }
+    if let Some(gone) = policies.gone.first() {
+        return Err(Refused::plain(Reason::PolicyGone, gone_message(gone, &run.namespace().unwrap_or_default())));
+    }
     let taken: Vec<TakenPolicy> = policies.taking_part.iter().map(|policy| policy.taken.clone()).collect();
     let named = &run.spec.policy_ref;
     let has_cluster_tier = taken.iter().any(|policy| policy.kind == PolicyKind::ClusterSandboxPolicy);
@@ -143,6 +148,15 @@ pub(crate) fn validate(
         policies: taken,
         decisions: outcome.decisions,
     })
+}
+
+/// A policy that goes would widen what the others allow, and nobody may have meant that.
+fn gone_message(policy: &str, namespace: &str) -> String {
+    let sandbox = names::sandbox_namespace(namespace);
+    format!(
+        "the ClusterSandboxPolicy {policy}, by which runs of this namespace were admitted, does not select it any more; nothing runs here until          it does, or until an administrator forgets it: kubectl annotate namespace {sandbox} {}-",
+        names::CLUSTER_POLICIES
+    )
 }
 
 fn ask(run: &ScriptRun) -> Ask {

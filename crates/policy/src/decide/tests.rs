@@ -9,7 +9,15 @@ fn runtime(name: &str, image: Option<&str>) -> Runtime {
 
 fn policy(kind: PolicyKind, name: &str, runtimes: Vec<Runtime>, limits: Limits) -> Policy {
     let taken = TakenPolicy { kind, name: name.into(), uid: "u".into(), generation: 1, hash: "h".into() };
-    Policy { taken, rules: PolicyRules { runtimes, limits, ..PolicyRules::default() } }
+    let effect = if kind == PolicyKind::ClusterSandboxPolicy { Effect::Allow } else { Effect::Restrict };
+    Policy { taken, effect, rules: PolicyRules { runtimes: Some(runtimes), limits, ..PolicyRules::default() } }
+}
+
+fn restricting(limits: Limits) -> Policy {
+    let mut policy = policy(PolicyKind::ClusterSandboxPolicy, "narrow", Vec::new(), limits);
+    policy.effect = Effect::Restrict;
+    policy.rules.runtimes = None;
+    policy
 }
 
 fn cluster(limits: Limits) -> Policy {
@@ -205,4 +213,40 @@ fn no_policy_of_a_namespace_widens_the_cluster_tier() {
         let [alone, with] = [decide(&alone, &ask()), decide(&with, &ask())].map(|outcome| outcome.result.unwrap());
         assert_eq!((with.max_concurrent, with.max_queued), (alone.max_concurrent, alone.max_queued));
     }
+}
+
+#[test]
+fn the_silence_of_a_policy_that_allows_is_the_built_in_value() {
+    let wide = cluster(max_memory("4Gi"));
+    let asked = Ask { resources: amounts("1Gi"), ..ask() };
+    assert_eq!(decide(std::slice::from_ref(&wide), &asked).result.unwrap().memory_bytes, 1 << 30);
+    let silent = policy(PolicyKind::ClusterSandboxPolicy, "silent", vec![runtime("python", None)], Limits::default());
+    let refusal = decide(&[wide.clone(), silent], &asked).result.unwrap_err();
+    assert_eq!(refusal.message, "memory 1Gi is more than the 128Mi that is allowed (built-in: memory)");
+    let narrow = restricting(Limits { max_concurrent: Some(3), ..Limits::default() });
+    let grant = decide(&[wide.clone(), narrow], &asked).result.unwrap();
+    assert_eq!((grant.memory_bytes, grant.max_concurrent, grant.max_pods), (1 << 30, 3, 3));
+}
+
+#[test]
+fn what_only_restricts_allows_nothing_by_itself() {
+    assert_eq!(reason(&decide(&[restricting(Limits::default())], &ask())), &Reason::NoClusterPolicy);
+    assert_eq!(reason(&decide(&[restricting(Limits::default()), tenant(Limits::default())], &ask())), &Reason::NoClusterPolicy);
+}
+
+#[rstest]
+#[case::allows_and_is_silent(Effect::Allow, None, false)]
+#[case::allows_none(Effect::Allow, Some(vec![]), false)]
+#[case::restricts_and_is_silent(Effect::Restrict, None, true)]
+#[case::restricts_to_none(Effect::Restrict, Some(vec![]), false)]
+#[case::restricts_to_another(Effect::Restrict, Some(vec![runtime("shell", None)]), false)]
+#[case::restricts_to_this(Effect::Restrict, Some(vec![runtime("python", None)]), true)]
+fn a_list_that_is_empty_is_none_and_one_that_is_missing_is_silence(
+    #[case] effect: Effect,
+    #[case] runtimes: Option<Vec<Runtime>>,
+    #[case] runs: bool,
+) {
+    let mut other = restricting(Limits::default());
+    (other.effect, other.rules.runtimes) = (effect, runtimes);
+    assert_eq!(decide(&[cluster(Limits::default()), other], &ask()).result.is_ok(), runs);
 }

@@ -66,7 +66,7 @@ fn a_refused_run_is_let_go_at_once() {
 fn a_policy_that_was_made_just_before_the_run_is_waited_for() {
     let run = a_run();
     let lacking = |reason| Seen { decision: Some(Err(Box::new(validate::Refused::plain(reason, "no")))), ..seen(&run) };
-    for reason in [Reason::NoClusterPolicy, Reason::PolicyNotFound] {
+    for reason in [Reason::NoClusterPolicy, Reason::PolicyNotFound, Reason::PolicyGone] {
         assert_eq!(step(&run, &lacking(reason), 1), Step::Rest { wake: Some(Duration::from_secs(1)) });
     }
     assert!(matches!(step(&run, &lacking(Reason::LimitExceeded), 0), Step::Refuse(_)));

@@ -31,10 +31,12 @@ fn a_stamp_without_one_of_its_parts_is_none(#[case] part: &str) {
 
 #[test]
 fn the_first_thing_that_is_wrong_is_told() {
-    let none = PoliciesSeen { taking_part: Vec::new(), unusable: None };
+    let none = PoliciesSeen::default();
     assert_eq!(refused(&a_run(), &text(), &none), Reason::NoClusterPolicy);
     let broken = PoliciesSeen { unusable: Some("x".into()), ..policies() };
     assert_eq!(refused(&a_run(), &text(), &broken), Reason::PolicyInvalid);
+    let gone = PoliciesSeen { gone: ["strict".into()].into(), ..policies() };
+    assert_eq!(refused(&a_run(), &text(), &gone), Reason::PolicyGone);
     let mut run = a_run();
     run.spec.policy_ref.name = "other".into();
     assert_eq!(refused(&run, &text(), &policies()), Reason::PolicyNotFound);
@@ -80,6 +82,6 @@ fn the_digest_covers_what_was_decided() {
     assert_ne!(same, validate(&a_run(), Some("1"), &text(), &policies(), &fixed(&a_run()), &InputSeen::default()).unwrap().digest);
     assert_ne!(same, digest(|run| run.spec.timeout_seconds = Some(11)));
     let mut other = policies();
-    other.taking_part[0].rules.runtimes[0].image = Some("other".into());
+    other.taking_part[0].rules.runtimes.as_mut().unwrap()[0].image = Some("other".into());
     assert_ne!(same, validate(&a_run(), None, &text(), &other, &fixed(&a_run()), &InputSeen::default()).unwrap().digest);
 }

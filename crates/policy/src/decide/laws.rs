@@ -1,0 +1,148 @@
+//! Laws that hold for every set of policies.
+
+use paddock_crds::{Limits, Runtime};
+use proptest::option::of as maybe;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::*;
+
+const RUNTIMES: [&str; 3] = ["python", "shell", "ruby"];
+
+fn memory() -> impl Strategy<Value = Raw> {
+    select(vec!["16Mi", "64Mi", "128Mi", "256Mi", "1Gi", "nonsense"]).prop_map(|text| Raw(text.into()))
+}
+
+fn cpu() -> impl Strategy<Value = Raw> {
+    select(vec!["100m", "500m", "1", "2"]).prop_map(|text| Raw(text.into()))
+}
+
+fn amounts() -> impl Strategy<Value = ResourceAmounts> {
+    (maybe(memory()), maybe(cpu()), maybe(memory())).prop_map(|(memory, cpu, scratch)| ResourceAmounts { memory, cpu, scratch })
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let seconds = || maybe(1_i64..100);
+    (maybe(amounts()), maybe(amounts()), seconds(), seconds(), maybe(0_i64..20), maybe(0_i64..20), maybe(0_i64..200)).prop_map(
+        |(default, max, default_timeout_seconds, max_timeout_seconds, max_grace_period_seconds, max_concurrent, max_queued)| Limits {
+            default,
+            max,
+            default_timeout_seconds,
+            max_timeout_seconds,
+            max_grace_period_seconds,
+            max_concurrent,
+            max_queued,
+        },
+    )
+}
+
+fn runtimes() -> impl Strategy<Value = Option<Vec<Runtime>>> {
+    let runtime = |name: &str, image: Option<&str>| Runtime {
+        name: name.into(),
+        image: image.map(Into::into),
+        command: image.map(|_| vec!["/bin/x".into()]),
+        extension: None,
+    };
+    let offered = (subsequence(RUNTIMES.to_vec(), 0..=3), maybe(select(vec!["one", "other"])));
+    maybe(offered.prop_map(move |(names, image)| names.into_iter().map(|name| runtime(name, image)).collect()))
+}
+
+fn policies() -> impl Strategy<Value = Policy> {
+    let of = (any::<bool>(), any::<bool>(), 0..1000_u32, runtimes(), limits());
+    of.prop_map(|(is_cluster, allows, number, runtimes, limits)| {
+        let kind = if is_cluster { PolicyKind::ClusterSandboxPolicy } else { PolicyKind::SandboxPolicy };
+        let effect = if is_cluster && allows { Effect::Allow } else { Effect::Restrict };
+        let taken = TakenPolicy { kind, name: format!("p{number}"), uid: number.to_string(), generation: 1, hash: String::new() };
+        Policy { taken, effect, rules: PolicyRules { runtimes, limits, ..PolicyRules::default() } }
+    })
+}
+
+/// One that lets most through, so that grants are not rare.
+fn base() -> Policy {
+    let runtimes = RUNTIMES.map(|name| Runtime {
+        name: name.into(),
+        image: Some("one".into()),
+        command: Some(vec!["/bin/x".into()]),
+        extension: None,
+    });
+    let max = ResourceAmounts { memory: Some(Raw("2Gi".into())), cpu: Some(Raw("4".into())), scratch: Some(Raw("1Gi".into())) };
+    let limits = Limits { max: Some(max), max_timeout_seconds: Some(90), max_grace_period_seconds: Some(15), ..Limits::default() };
+    let taken =
+        TakenPolicy { kind: PolicyKind::ClusterSandboxPolicy, name: "base".into(), uid: "base".into(), generation: 1, hash: String::new() };
+    Policy { taken, effect: Effect::Allow, rules: PolicyRules { runtimes: Some(runtimes.to_vec()), limits, ..PolicyRules::default() } }
+}
+
+fn asks() -> impl Strategy<Value = Ask> {
+    (select(RUNTIMES.to_vec()), amounts(), maybe(1_i64..100), maybe(0_i64..20), any::<bool>()).prop_map(
+        |(runtime, resources, timeout_seconds, grace_period_seconds, subprocess)| Ask {
+            runtime: runtime.into(),
+            resources,
+            timeout_seconds,
+            grace_period_seconds,
+            capabilities: Capabilities { subprocess, ..Capabilities::default() },
+        },
+    )
+}
+
+/// Whether one grant is no wider than the other in anything.
+fn is_within(narrow: &Grant, wide: &Grant) -> bool {
+    narrow.runtime.image == wide.runtime.image
+        && narrow.runtime.command == wide.runtime.command
+        && narrow.memory_bytes <= wide.memory_bytes
+        && narrow.cpu_milli <= wide.cpu_milli
+        && narrow.scratch_bytes <= wide.scratch_bytes
+        && narrow.timeout_seconds <= wide.timeout_seconds
+        && narrow.grace_seconds <= wide.grace_seconds
+        && narrow.max_concurrent <= wide.max_concurrent
+        && narrow.max_pods <= wide.max_pods
+        && narrow.max_queued <= wide.max_queued
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn one_policy_more_never_allows_more(others in prop::collection::vec(policies(), 0..4), more in policies(), ask in asks()) {
+        let mut all = vec![base()];
+        all.extend(others);
+        let before = decide(&all, &ask);
+        let output_before = crate::output_grant(&all);
+        all.push(more);
+        let after = decide(&all, &ask);
+        if let Ok(after) = &after.result {
+            // Only what policies disagree about can be mended by nobody: it stays refused.
+            let before = before.result.as_ref().map_err(|refusal| TestCaseError::fail(format!("{refusal:?} became a grant")))?;
+            prop_assert!(is_within(after, before), "{after:?} is wider than {before:?}");
+        }
+        let output_after = crate::output_grant(&all);
+        prop_assert!(output_after.stream_bytes <= output_before.stream_bytes && output_after.result_bytes <= output_before.result_bytes);
+        prop_assert!(output_after.large_result <= output_before.large_result);
+    }
+
+    #[test]
+    fn the_order_of_policies_does_not_matter(
+        (all, shuffled) in prop::collection::vec(policies(), 0..5).prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
+        ask in asks(),
+    ) {
+        let distinct: std::collections::BTreeSet<_> = all.iter().map(|policy| &policy.taken.name).collect();
+        prop_assume!(distinct.len() == all.len());
+        let of = |policies: Vec<Policy>| decide(&policies.into_iter().chain([base()]).collect::<Vec<_>>(), &ask);
+        prop_assert_eq!(of(all), of(shuffled));
+    }
+
+    #[test]
+    fn nothing_is_granted_without_a_cluster_policy_that_allows(others in prop::collection::vec(policies(), 0..4), ask in asks()) {
+        let restricting: Vec<Policy> = others.into_iter().filter(|policy| policy.effect == Effect::Restrict).collect();
+        prop_assert!(decide(&restricting, &ask).result.is_err());
+    }
+
+    #[test]
+    fn everything_that_was_asked_for_is_answered(others in prop::collection::vec(policies(), 0..4), ask in asks()) {
+        let outcome = decide(&others.into_iter().chain([base()]).collect::<Vec<_>>(), &ask);
+        let answers = |start: &str| outcome.decisions.iter().filter(|decision| decision.permission.starts_with(start)).count();
+        prop_assert_eq!(answers("runtime:"), 1);
+        prop_assert_eq!(answers("subprocess"), usize::from(ask.capabilities.subprocess));
+        prop_assert!(ask.timeout_seconds.is_none() || answers("timeoutSeconds:") == 1);
+        prop_assert_eq!(outcome.result.is_err(), outcome.decisions.iter().any(|decision| decision.verdict == Verdict::Refused));
+    }
+}

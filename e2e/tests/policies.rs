@@ -1,0 +1,105 @@
+//! What several policies allow together.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use harness::{Script, Tenant, admin, assert_end, assert_refused, eventually, kubectl, status, tenant, user};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use paddock_crds::{Phase, Reason, ScriptRun};
+use serde_json::json;
+
+fn ask_for(memory: &str) -> Script {
+    Script::shell("true").with(json!({ "resources": { "memory": memory } }))
+}
+
+/// Runs the script until a change of policies is seen.
+async fn until(tenant: &Tenant, what: &str, script: impl Fn() -> Script, holds: impl Fn(&ScriptRun) -> bool) -> ScriptRun {
+    eventually(what, || async {
+        let run = tenant.run(script()).await;
+        if holds(&run) { Ok(run) } else { Err(run.status) }
+    })
+    .await
+}
+
+fn is_refused(run: &ScriptRun) -> bool {
+    status(run).phase == Some(Phase::Refused)
+}
+
+#[tokio::test]
+async fn a_policy_that_only_restricts_narrows_what_it_mentions() {
+    tenant("restrict", |tenant| async move {
+        assert_end(&tenant.run(ask_for("160Mi")).await, &Phase::Succeeded, &Reason::Succeeded);
+        tenant.cluster_policy(json!({ "effect": "Restrict", "limits": { "max": { "memory": "150Mi" } } })).await;
+        let run = until(&tenant, "the policy is seen", || ask_for("160Mi"), is_refused).await;
+        assert_refused(&run, &Reason::LimitExceeded);
+        let rule = format!("ClusterSandboxPolicy/{}: limits.max.memory", tenant.name);
+        let decisions = status(&run).decisions;
+        assert!(decisions.iter().any(|decision| decision.permission == "memory:160Mi" && decision.rule == rule), "{decisions:?}");
+        // Of what it does not mention, nothing has changed.
+        let run = tenant.run(ask_for("150Mi").with(json!({ "timeoutSeconds": 60 }))).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(status(&run).policies.len(), 2);
+        tenant.no_cluster_policy().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_policy_that_allows_says_the_built_in_value_where_it_is_silent() {
+    tenant("allow", |tenant| async move {
+        tenant.cluster_policy(json!({})).await;
+        let run = until(&tenant, "the policy is seen", || ask_for("160Mi"), is_refused).await;
+        assert_eq!(status(&run).message.as_deref(), Some("memory 160Mi is more than the 128Mi that is allowed (built-in: memory)"));
+        tenant.no_cluster_policy().await;
+    })
+    .await;
+}
+
+/// Deleting a policy must not be a way to widen what the others allow.
+#[tokio::test]
+async fn a_policy_that_goes_is_missed_until_it_is_back_or_forgotten() {
+    tenant("gone", |tenant| async move {
+        let strict = json!({ "effect": "Restrict", "limits": { "max": { "memory": "150Mi" } } });
+        tenant.cluster_policy(strict.clone()).await;
+        until(&tenant, "the policy is seen", || ask_for("160Mi"), is_refused).await;
+        assert_end(&tenant.run(ask_for("150Mi")).await, &Phase::Succeeded, &Reason::Succeeded);
+
+        tenant.no_cluster_policy().await;
+        let is_gone = |run: &ScriptRun| status(run).message.is_some_and(|message| message.contains("does not select it any more"));
+        let run = until(&tenant, "the policy is missed", || ask_for("160Mi"), is_gone).await;
+        assert_refused(&run, &Reason::PolicyGone);
+        tenant.cluster_policy(strict).await;
+        until(&tenant, "the policy is back", || ask_for("150Mi"), |run| !is_refused(run)).await;
+
+        tenant.no_cluster_policy().await;
+        let run = until(&tenant, "the policy is missed", || ask_for("160Mi"), is_gone).await;
+        let message = status(&run).message.unwrap();
+        let command: Vec<&str> = message.split_once("kubectl ").unwrap().1.split(' ').collect();
+        assert_eq!(command, ["annotate", "namespace", &tenant.sandbox(), "paddock.dev/cluster-policies-"]);
+        let namespaces: Api<Namespace> = Api::all(user("somebody").await);
+        let patch = json!({ "metadata": { "annotations": { "paddock.dev/cluster-policies": null } } });
+        let refused = namespaces.patch(&tenant.sandbox(), &PatchParams::default(), &Patch::Merge(&patch)).await;
+        assert!(refused.is_err(), "only who may change namespaces can have a policy forgotten");
+        kubectl(&command, "").unwrap();
+        let run = until(&tenant, "the policy is forgotten", || ask_for("160Mi"), |run| !is_refused(run)).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+
+        // What applies is remembered anew.
+        let namespaces: Api<Namespace> = Api::all(admin().await);
+        eventually("the baseline is remembered", || async {
+            let annotations = namespaces.get(&tenant.sandbox()).await.unwrap().metadata.annotations.unwrap_or_default();
+            let names = annotations.get("paddock.dev/cluster-policies").cloned();
+            if names.as_deref() == Some("baseline") { Ok(()) } else { Err(names) }
+        })
+        .await;
+        // The same where the policy stays and the label by which it selects goes.
+        let unlabel = json!({ "metadata": { "labels": { "paddock.dev/tenant": null } } });
+        namespaces.patch(&tenant.name, &PatchParams::default(), &Patch::Merge(unlabel)).await.unwrap();
+        let run = until(&tenant, "the baseline is missed", || ask_for("150Mi"), is_gone).await;
+        assert_refused(&run, &Reason::PolicyGone);
+    })
+    .await;
+}
