@@ -6,12 +6,14 @@ pub mod conditions;
 pub mod generate;
 pub mod json_schema;
 mod open_enum;
+pub mod policy_status;
 pub mod reference;
 pub mod sandbox_policy;
 pub mod schema;
 pub mod script_run;
 
 pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
+pub use policy_status::{PolicyCondition, PolicyConditionType, PolicyReason, PolicyStatus, Problem};
 pub use sandbox_policy::{
     ClusterSandboxPolicy, ClusterSandboxPolicySpec, Detector, Effect, InputRules, LargeResult, Limits, MaskRule, MaskRules, OutputRules,
     PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema,

@@ -6,6 +6,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{JSONSch
 
 use crate::conditions::{ConditionType, Phase, Reason};
 use crate::generate::crds;
+use crate::policy_status::{PolicyConditionType, PolicyReason};
 
 /// The whole page.
 pub fn markdown() -> String {
@@ -32,6 +33,8 @@ pub fn markdown() -> String {
     words(&mut page, "Phases", Phase::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     words(&mut page, "Conditions", ConditionType::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     words(&mut page, "Reasons", Reason::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
+    words(&mut page, "Conditions of policies", PolicyConditionType::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
+    words(&mut page, "Reasons of these conditions", PolicyReason::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     page
 }
 

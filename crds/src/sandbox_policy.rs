@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use serde_json::Value;
 
+use crate::policy_status::PolicyStatus;
 use crate::schema::{any_json, list_atomic, list_map, list_of_strings, quantity};
 
 list_map!(runtimes_schema, Runtime, "name", 32);
@@ -28,8 +29,10 @@ list_atomic!(detectors_schema, Detector, 16);
     shortname = "sbp",
     category = "paddock",
     namespaced,
+    status = "PolicyStatus",
     derive = "PartialEq",
     doc = "What the runs of a namespace may do that name it. It narrows the ClusterSandboxPolicies that select the namespace and binds no run that names another policy: what nobody may exceed belongs into a ClusterSandboxPolicy.",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Concurrent", type_ = "integer", json_path = ".spec.limits.maxConcurrent"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -49,8 +52,10 @@ pub struct SandboxPolicySpec {
     plural = "clustersandboxpolicies",
     shortname = "csbp",
     category = "paddock",
+    status = "PolicyStatus",
     derive = "PartialEq",
     doc = "What may run in every namespace that it selects. A namespace that none selects may run nothing.",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Concurrent", type_ = "integer", json_path = ".spec.limits.maxConcurrent"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]

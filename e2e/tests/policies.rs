@@ -8,7 +8,7 @@ use harness::{Script, Tenant, admin, assert_end, assert_refused, eventually, kub
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use paddock_crds::{Phase, Reason, ScriptRun};
+use paddock_crds::{ConditionStatus, Phase, PolicyConditionType, PolicyReason, Reason, SandboxPolicy, ScriptRun};
 use serde_json::json;
 
 fn ask_for(memory: &str) -> Script {
@@ -100,6 +100,55 @@ async fn a_policy_that_goes_is_missed_until_it_is_back_or_forgotten() {
         namespaces.patch(&tenant.name, &PatchParams::default(), &Patch::Merge(unlabel)).await.unwrap();
         let run = until(&tenant, "the baseline is missed", || ask_for("150Mi"), is_gone).await;
         assert_refused(&run, &Reason::PolicyGone);
+    })
+    .await;
+}
+
+/// What stands in the condition `Ready` of the policy of the harness, once its newest generation was looked at.
+async fn ready(tenant: &Tenant) -> (ConditionStatus, PolicyReason, Vec<String>) {
+    let api: Api<SandboxPolicy> = Api::namespaced(tenant.client.clone(), &tenant.name);
+    eventually("the policy was looked at", || async {
+        let policy = api.get("limited").await.unwrap();
+        let status = policy.status.unwrap_or_default();
+        if status.observed_generation != policy.metadata.generation {
+            return Err(status);
+        }
+        let ready = status.conditions.iter().find(|condition| condition.type_ == PolicyConditionType::Ready).unwrap();
+        let stalled = status.conditions.iter().find(|condition| condition.type_ == PolicyConditionType::Stalled).unwrap();
+        assert_ne!(ready.status, stalled.status);
+        Ok((ready.status, ready.reason.clone(), status.problems.iter().map(|problem| problem.field.clone()).collect()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_broken_policy_says_what_is_wrong_and_refuses_its_runs() {
+    tenant("broken", |tenant| async move {
+        let limited = || Script::shell("true").with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } }));
+        tenant.policy(json!({})).await;
+        assert_eq!(ready(&tenant).await, (ConditionStatus::True, PolicyReason::Valid, vec![]));
+        assert_end(&tenant.run(limited()).await, &Phase::Succeeded, &Reason::Succeeded);
+        let hash = "0".repeat(64);
+        tenant
+            .policy_with(json!({
+                "limits": { "default": { "memory": "1Gi" }, "max": { "memory": "512Mi" } },
+                "input": { "schemas": [{ "scriptHash": hash, "schema": { "type": "nothing" } }] },
+                "output": { "mask": { "rules": [{ "name": "bad", "pattern": "(?=x)" }] } },
+            }))
+            .await;
+        let problems = ["limits.default.memory".into(), "output.mask.rules[bad]".into(), format!("input.schemas[{hash}]")];
+        assert_eq!(ready(&tenant).await, (ConditionStatus::False, PolicyReason::Invalid, problems.to_vec()));
+        let run = tenant.run(limited()).await;
+        assert_refused(&run, &Reason::PolicyInvalid);
+        assert_eq!(
+            status(&run).message.as_deref(),
+            Some("SandboxPolicy/limited: limits.default.memory: 1Gi is more than limits.max.memory, 512Mi; and 2 more, see its status")
+        );
+        // A run that does not name it is none of its business.
+        assert_end(&tenant.run(Script::shell("true")).await, &Phase::Succeeded, &Reason::Succeeded);
+        tenant.policy(json!({})).await;
+        assert_eq!(ready(&tenant).await.0, ConditionStatus::True);
+        assert_end(&tenant.run(limited()).await, &Phase::Succeeded, &Reason::Succeeded);
     })
     .await;
 }

@@ -21,6 +21,7 @@ use crate::lease::Fence;
 use crate::metrics::{Census, Metrics};
 use crate::names::FINALIZER;
 use crate::pods::PodCache;
+use crate::policies::Policies;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::Ledger;
 use crate::script_run::queue::{Turn, Usage, heads};
@@ -72,6 +73,7 @@ pub(crate) struct Context {
     pub(crate) recorder: Recorder,
     pub(crate) caches: Caches,
     pub(crate) traces: Option<Traces>,
+    pub(crate) policies: Policies,
     pub(crate) pods: PodCache,
     pub(crate) prepared: Prepared,
     pub(crate) ledger: Ledger,
@@ -95,6 +97,7 @@ impl Context {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { client, fence, settings, results, metrics, recorder, caches, traces, wake } = parts;
         Self {
+            policies: Policies::default(),
             pods: PodCache::new(client.clone(), wake.clone()),
             client,
             fence,

@@ -15,6 +15,7 @@ mod lease;
 mod metrics;
 mod names;
 mod pods;
+mod policies;
 mod retire;
 mod sandbox_namespace;
 mod script_run;

@@ -27,7 +27,7 @@ use crate::lease::{self, Fence};
 use crate::metrics::Metrics;
 use crate::store::ResultStore;
 use crate::traces::Traces;
-use crate::{script_run, sealing, tenancy};
+use crate::{policies, script_run, sealing, tenancy};
 
 /// How long passes that are under way may take to end after TERM. It is shorter than the pod's grace period.
 const GRACE: Duration = Duration::from_secs(15);
@@ -84,11 +84,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let (wake, woken) = mpsc::unbounded();
     let (changed, changes) = watch::channel(());
     let namespaces = cache::<Namespace>(&client, &changed);
-    let policies = cache::<DeserializeGuard<SandboxPolicy>>(&client, &changed);
+    let namespaced = cache::<DeserializeGuard<SandboxPolicy>>(&client, &changed);
     let cluster_policies = cache::<DeserializeGuard<ClusterSandboxPolicy>>(&client, &changed);
     let sync = async {
         namespaces.wait_until_ready().await?;
-        policies.wait_until_ready().await?;
+        namespaced.wait_until_ready().await?;
         cluster_policies.wait_until_ready().await
     };
     let reporter = Reporter { controller: "paddock.dev/operator".into(), instance: Some(config.identity.clone()) };
@@ -98,7 +98,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         error = leadership.keep(leads) => return Err(error),
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
-    let caches = Caches { namespaces, policies, cluster_policies };
+    let caches = Caches { namespaces, policies: namespaced, cluster_policies };
     let context = Arc::new(Context::new(Parts { client, fence, settings, results, metrics, recorder, caches, traces, wake }));
     let counted = context.clone();
     context.metrics.count_by(move || counted.census(counted.now()));
@@ -111,6 +111,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     };
     let mut controllers = tokio::spawn(script_run::run(context.clone(), config.concurrency, woken, until_stopped));
     let cleaner = tokio::spawn(tenancy::run(context.clone()));
+    let reporter = tokio::spawn(policies::run(context.clone(), changes.clone()));
     let waker = tokio::spawn(wake_on_change(context.clone(), changes));
 
     let ended = tokio::select! {
@@ -124,6 +125,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     };
     readiness.set(false);
     cleaner.abort();
+    reporter.abort();
     waker.abort();
     if ended.is_ok() {
         tracing::info!("stopping");

@@ -1,15 +1,19 @@
 //! The decision: effective policy × what is asked for → what is granted, with the rule behind each answer.
 
+use std::borrow::Borrow;
+
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Raw;
 use paddock_crds::script_run::quantity_of_bytes;
-use paddock_crds::{Capabilities, Decision, Effect, PolicyKind, PolicyRules, Reason, ResourceAmounts, TakenPolicy, Verdict};
+use paddock_crds::{Capabilities, Decision, Effect, PolicyKind, PolicyRules, Problem, Reason, ResourceAmounts, TakenPolicy, Verdict};
 use sha2::{Digest as _, Sha256};
 
 use crate::bounds::{Ruled, Said, bounds, smallest};
+use crate::check::problems;
 use crate::quantity::Quantity;
 
 /// A policy that takes part, with who it is.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Policy {
     /// Identity and hash, as they go into the status.
     pub taken: TakenPolicy,
@@ -17,6 +21,16 @@ pub struct Policy {
     pub effect: Effect,
     /// Its rules.
     pub rules: PolicyRules,
+    /// What is wrong with them.
+    pub problems: Vec<Problem>,
+}
+
+impl Policy {
+    /// Looks for problems, once for all decisions.
+    pub fn new(taken: TakenPolicy, effect: Effect, rules: PolicyRules) -> Self {
+        let problems = problems(&rules, effect);
+        Self { taken, effect, rules, problems }
+    }
 }
 
 /// What a run asks for.
@@ -87,17 +101,17 @@ pub struct Outcome {
 }
 
 // What holds where no policy says anything.
-const DEFAULT_MEMORY: Bytes = Bytes(128 << 20);
-const DEFAULT_SCRATCH: Bytes = Bytes(16 << 20);
+pub(crate) const DEFAULT_MEMORY: Bytes = Bytes(128 << 20);
+pub(crate) const DEFAULT_SCRATCH: Bytes = Bytes(16 << 20);
 const DEFAULT_CPU_MILLI: u64 = 500;
 const DEFAULT_TIMEOUT: i64 = 30;
 const DEFAULT_GRACE: i64 = 5;
 const DEFAULT_CONCURRENT: i64 = 10;
 const DEFAULT_QUEUED: i64 = 100;
 /// What a sandbox must have beside its scratch space. A floor that was chosen, not measured: an interpreter may need more.
-const LEAST_MEMORY: u64 = 32 << 20;
+pub(crate) const LEAST_MEMORY: u64 = 32 << 20;
 
-struct Bytes(u64);
+pub(crate) struct Bytes(pub(crate) u64);
 
 impl Bytes {
     fn quantity(&self) -> Quantity {
@@ -111,8 +125,11 @@ pub fn hash_of(spec: &serde_json::Value) -> String {
 }
 
 /// Decides. `policies` are the one that the run names and every ClusterSandboxPolicy that selects its namespace, in any order.
-pub fn decide(policies: &[Policy], ask: &Ask) -> Outcome {
+pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
     let policies = in_order(policies);
+    if let Some(refusal) = policies.iter().find_map(|policy| refusal_of_a_broken(policy)) {
+        return Outcome { result: Err(refusal), decisions: Vec::new() };
+    }
     let cluster_tier: Vec<&Policy> = policies.iter().copied().filter(|policy| is_of_cluster_tier(policy)).collect();
     let mut deciding = Deciding { policies: &policies, decisions: Vec::new(), first_refusal: None };
     if !cluster_tier.iter().any(|policy| policy.effect == Effect::Allow) {
@@ -170,10 +187,17 @@ pub fn decide(policies: &[Policy], ask: &Ask) -> Outcome {
 }
 
 /// The cluster tier first, equals by name: what is said must not depend on the order in which policies are found.
-fn in_order(policies: &[Policy]) -> Vec<&Policy> {
-    let mut policies: Vec<&Policy> = policies.iter().collect();
+fn in_order(policies: &[impl Borrow<Policy>]) -> Vec<&Policy> {
+    let mut policies: Vec<&Policy> = policies.iter().map(Borrow::borrow).collect();
     policies.sort_by_key(|policy| (!is_of_cluster_tier(policy), policy.taken.name.clone()));
     policies
+}
+
+fn refusal_of_a_broken(policy: &Policy) -> Option<Refusal> {
+    let first = policy.problems.first()?;
+    let more = policy.problems.len() - 1;
+    let more = if more > 0 { format!("; and {more} more, see its status") } else { String::new() };
+    Some(Refusal { reason: Reason::PolicyInvalid, message: format!("{}{more}", named(policy, &first.to_string())) })
 }
 
 fn is_of_cluster_tier(policy: &Policy) -> bool {

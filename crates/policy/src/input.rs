@@ -1,5 +1,7 @@
 //! What the input of a run must be, by all policies together.
 
+use std::borrow::Borrow;
+
 use serde_json::Value;
 
 use crate::Policy;
@@ -16,9 +18,9 @@ pub struct InputDemand {
 }
 
 /// For the script whose SHA-256 this is.
-pub fn input_demand(policies: &[Policy], script_hash: &str) -> InputDemand {
+pub fn input_demand(policies: &[impl Borrow<Policy>], script_hash: &str) -> InputDemand {
     let mut demand = InputDemand::default();
-    for policy in policies {
+    for policy in policies.iter().map(Borrow::borrow) {
         let rule = |field: &str| format!("{}/{}: input.{field}", policy.taken.kind.as_str(), policy.taken.name);
         let input = &policy.rules.input;
         if let Some(bytes) = input.max_bytes.and_then(|bytes| u64::try_from(bytes).ok())
@@ -45,7 +47,7 @@ mod tests {
     fn policy(name: &str, input: InputRules) -> Policy {
         let kind = PolicyKind::ClusterSandboxPolicy;
         let taken = TakenPolicy { kind, name: name.into(), uid: String::new(), generation: 1, hash: String::new() };
-        Policy { taken, effect: Effect::Allow, rules: PolicyRules { input, ..PolicyRules::default() } }
+        Policy::new(taken, Effect::Allow, PolicyRules { input, ..PolicyRules::default() })
     }
 
     #[test]

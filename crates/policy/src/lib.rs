@@ -1,6 +1,7 @@
 //! What may run. Pure: no clock, no client, no randomness. The same policies and the same ask always give the same decision.
 
 mod bounds;
+mod check;
 mod decide;
 mod input;
 mod output;

@@ -1,5 +1,6 @@
 //! What becomes of what a script puts out, by all policies together.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 
 use paddock_crds::{Effect, LargeResult, OutputRules};
@@ -35,11 +36,12 @@ impl OutputGrant {
 
 /// Every policy narrows: the smallest sizes, the strictest way with large results, all patterns, and each detector that not every policy turns off.
 /// A policy turns a detector off by naming it: one that says nothing keeps them all.
-pub fn output_grant(policies: &[Policy]) -> OutputGrant {
+pub fn output_grant(policies: &[impl Borrow<Policy>]) -> OutputGrant {
+    let all: Vec<&Policy> = policies.iter().map(Borrow::borrow).collect();
+    let policies = all.as_slice();
     let rules = || policies.iter().map(|policy| &policy.rules.output);
-    let all: Vec<&Policy> = policies.iter().collect();
     let smallest = |field: fn(&OutputRules) -> Option<i64>, built_in: i64| {
-        u32::try_from(smallest(&all, built_in, |policy| field(&policy.rules.output))).unwrap_or_default()
+        u32::try_from(smallest(policies, built_in, |policy| field(&policy.rules.output))).unwrap_or_default()
     };
     let is_on =
         |detector: &Detector| !rules().all(|rules| rules.mask.off.iter().any(|off| named(*off) == *detector)) || policies.is_empty();
@@ -54,7 +56,7 @@ pub fn output_grant(policies: &[Policy]) -> OutputGrant {
 }
 
 /// The strictest; a policy that allows and says nothing says `Refuse`.
-fn large_result(policies: &[Policy]) -> LargeResult {
+fn large_result(policies: &[&Policy]) -> LargeResult {
     let silence = |policy: &Policy| (policy.effect == Effect::Allow).then_some(LargeResult::Refuse);
     let said = policies.iter().filter_map(|policy| policy.rules.output.large_result.or_else(|| silence(policy)));
     said.min().unwrap_or(LargeResult::Refuse)
@@ -86,7 +88,7 @@ mod tests {
     fn policy(kind: PolicyKind, output: OutputRules) -> Policy {
         let taken = TakenPolicy { kind, name: "p".into(), uid: String::new(), generation: 1, hash: String::new() };
         let effect = if kind == Cluster { Effect::Allow } else { Effect::Restrict };
-        Policy { taken, effect, rules: PolicyRules { output, ..PolicyRules::default() } }
+        Policy::new(taken, effect, PolicyRules { output, ..PolicyRules::default() })
     }
 
     fn off(detectors: &[paddock_crds::Detector]) -> OutputRules {
@@ -107,7 +109,7 @@ mod tests {
         let both = output_grant(&[policy(Cluster, off(&[Email, Iban])), policy(Namespace, off(&[Email]))]);
         assert!(!both.detectors.contains(&Detector::Email) && both.detectors.contains(&Detector::Iban));
         assert_eq!(output_grant(&[policy(Cluster, off(&[Email])), policy(Cluster, off(&[]))]).detectors.len(), Detector::ALL.len());
-        assert_eq!(output_grant(&[]).detectors.len(), Detector::ALL.len());
+        assert_eq!(output_grant(&[] as &[Policy]).detectors.len(), Detector::ALL.len());
     }
 
     #[test]

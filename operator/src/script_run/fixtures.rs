@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use paddock_crds::{
@@ -86,7 +88,7 @@ pub(crate) fn policies() -> PoliciesSeen {
         limits: Limits { max_concurrent: Some(2), ..Limits::default() },
         ..PolicyRules::default()
     };
-    PoliciesSeen { taking_part: vec![Policy { taken, effect: Effect::Allow, rules }], ..PoliciesSeen::default() }
+    PoliciesSeen { taking_part: vec![Arc::new(Policy::new(taken, Effect::Allow, rules))], ..PoliciesSeen::default() }
 }
 
 pub(crate) fn sealing_key() -> SealingKey {

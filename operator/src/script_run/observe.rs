@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::PostParams;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
-use paddock_crds::{ConditionType, Effect, PolicyKind, PolicyRules, Reason, Requester, ScriptRun, TakenPolicy};
-use paddock_policy::{Policy, hash_of, input_demand, output_grant, selects};
+use paddock_crds::{ConditionType, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy};
+use paddock_policy::{input_demand, output_grant, selects};
 use paddock_protocol::{Opener, Transcript};
 
 use super::guarded::{Unfit, read_whole};
@@ -184,13 +184,7 @@ fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
     for guarded in context.caches.cluster_policies.state() {
         match &guarded.0 {
             Ok(policy) => match selects(&policy.spec.namespace_selector, &labels.clone().unwrap_or_default()) {
-                Ok(true) => seen.taking_part.push(taken(
-                    PolicyKind::ClusterSandboxPolicy,
-                    policy,
-                    &policy.spec,
-                    &policy.spec.rules,
-                    policy.spec.effect,
-                )),
+                Ok(true) => seen.taking_part.push(context.policies.used(policy)),
                 Ok(false) => {}
                 Err(why) => seen.unusable = Some(format!("ClusterSandboxPolicy {}: {why}", policy.name_any())),
             },
@@ -207,7 +201,7 @@ fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
         let named = ObjectRef::new(&run.spec.policy_ref.name).within(&namespace);
         match context.caches.policies.get(&named).as_deref().map(|guarded| &guarded.0) {
             Some(Ok(policy)) => {
-                seen.taking_part.push(taken(PolicyKind::SandboxPolicy, policy, &policy.spec, &policy.spec.rules, Effect::Restrict));
+                seen.taking_part.push(context.policies.used(policy));
             }
             Some(Err(_)) => seen.unusable = Some(format!("SandboxPolicy {} cannot be read", run.spec.policy_ref.name)),
             None => {}
@@ -222,17 +216,6 @@ fn missing(run: &ScriptRun, policies: &PoliciesSeen) -> Option<String> {
     let is_there = |policy: &&TakenPolicy| policies.taking_part.iter().any(|part| part.taken.uid == policy.uid);
     let gone = admitted_by.iter().find(|policy| !is_there(policy))?;
     Some(format!("{:?} {}, by which the run was admitted, is gone", gone.kind, gone.name))
-}
-
-fn taken<K: kube::Resource>(kind: PolicyKind, policy: &K, spec: &impl serde::Serialize, rules: &PolicyRules, effect: Effect) -> Policy {
-    let taken = TakenPolicy {
-        kind,
-        name: policy.meta().name.clone().unwrap_or_default(),
-        uid: policy.meta().uid.clone().unwrap_or_default(),
-        generation: policy.meta().generation.unwrap_or(0),
-        hash: hash_of(&serde_json::to_value(spec).unwrap_or_default()),
-    };
-    Policy { taken, effect, rules: rules.clone() }
 }
 
 /// The text of the script. What the requester may not read himself is not read for him.
@@ -304,7 +287,7 @@ mod tests {
         let gone = PoliciesSeen::default();
         assert!(missing(&run, &gone).is_some_and(|why| why == "ClusterSandboxPolicy baseline, by which the run was admitted, is gone"));
         let mut anew = policies();
-        anew.taking_part[0].taken.uid = "another".into();
+        Arc::make_mut(&mut anew.taking_part[0]).taken.uid = "another".into();
         assert!(missing(&run, &anew).is_some());
     }
 }

@@ -264,7 +264,7 @@ mod tests {
     const KEY: &str = "AKIAQ3EGRZ2XK7LMN4OP";
 
     fn rules(large_result: LargeResult) -> OutputGrant {
-        OutputGrant { stream_bytes: 512, result_bytes: 64, large_result, ..paddock_policy::output_grant(&[]) }
+        OutputGrant { stream_bytes: 512, result_bytes: 64, large_result, ..paddock_policy::output_grant(&[] as &[paddock_policy::Policy]) }
     }
 
     /// What a runner keeps of `written` by these rules.

@@ -1,6 +1,7 @@
 //! Raw run → [`ValidRun`] of checked parts, so that rendering cannot fail. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use kube::ResourceExt as _;
 use paddock_crds::{Decision, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy, Violation};
@@ -29,7 +30,7 @@ pub(crate) enum SourceSeen {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct PoliciesSeen {
     /// Every ClusterSandboxPolicy that selects the namespace, and the SandboxPolicy that the run names.
-    pub(crate) taking_part: Vec<Policy>,
+    pub(crate) taking_part: Vec<Arc<Policy>>,
     /// A policy that could not be used, with why.
     pub(crate) unusable: Option<String>,
     /// ClusterSandboxPolicies by which runs of the namespace were admitted and that do not select it any more.

@@ -49,11 +49,17 @@ fn runtimes() -> impl Strategy<Value = Option<Vec<Runtime>>> {
 
 fn policies() -> impl Strategy<Value = Policy> {
     let of = (any::<bool>(), any::<bool>(), 0..1000_u32, runtimes(), limits());
-    of.prop_map(|(is_cluster, allows, number, runtimes, limits)| {
+    of.prop_map(|(is_cluster, allows, number, runtimes, mut limits)| {
+        // Most policies contradict themselves if their values are left to chance; of some that do, chance keeps the others.
+        if number % 10 > 0 {
+            let max = limits.max_timeout_seconds.unwrap_or(i64::MAX);
+            limits.default_timeout_seconds = limits.default_timeout_seconds.map(|default| default.min(max));
+            limits.default = limits.default.filter(|_| limits.max.is_none());
+        }
         let kind = if is_cluster { PolicyKind::ClusterSandboxPolicy } else { PolicyKind::SandboxPolicy };
         let effect = if is_cluster && allows { Effect::Allow } else { Effect::Restrict };
         let taken = TakenPolicy { kind, name: format!("p{number}"), uid: number.to_string(), generation: 1, hash: String::new() };
-        Policy { taken, effect, rules: PolicyRules { runtimes, limits, ..PolicyRules::default() } }
+        Policy::new(taken, effect, PolicyRules { runtimes, limits, ..PolicyRules::default() })
     })
 }
 
@@ -69,7 +75,7 @@ fn base() -> Policy {
     let limits = Limits { max: Some(max), max_timeout_seconds: Some(90), max_grace_period_seconds: Some(15), ..Limits::default() };
     let taken =
         TakenPolicy { kind: PolicyKind::ClusterSandboxPolicy, name: "base".into(), uid: "base".into(), generation: 1, hash: String::new() };
-    Policy { taken, effect: Effect::Allow, rules: PolicyRules { runtimes: Some(runtimes.to_vec()), limits, ..PolicyRules::default() } }
+    Policy::new(taken, Effect::Allow, PolicyRules { runtimes: Some(runtimes.to_vec()), limits, ..PolicyRules::default() })
 }
 
 fn asks() -> impl Strategy<Value = Ask> {
@@ -138,7 +144,8 @@ proptest! {
 
     #[test]
     fn everything_that_was_asked_for_is_answered(others in prop::collection::vec(policies(), 0..4), ask in asks()) {
-        let outcome = decide(&others.into_iter().chain([base()]).collect::<Vec<_>>(), &ask);
+        let usable: Vec<Policy> = others.into_iter().filter(|policy| policy.problems.is_empty()).chain([base()]).collect();
+        let outcome = decide(&usable, &ask);
         let answers = |start: &str| outcome.decisions.iter().filter(|decision| decision.permission.starts_with(start)).count();
         prop_assert_eq!(answers("runtime:"), 1);
         prop_assert_eq!(answers("subprocess"), usize::from(ask.capabilities.subprocess));

@@ -10,7 +10,7 @@ fn runtime(name: &str, image: Option<&str>) -> Runtime {
 fn policy(kind: PolicyKind, name: &str, runtimes: Vec<Runtime>, limits: Limits) -> Policy {
     let taken = TakenPolicy { kind, name: name.into(), uid: "u".into(), generation: 1, hash: "h".into() };
     let effect = if kind == PolicyKind::ClusterSandboxPolicy { Effect::Allow } else { Effect::Restrict };
-    Policy { taken, effect, rules: PolicyRules { runtimes: Some(runtimes), limits, ..PolicyRules::default() } }
+    Policy::new(taken, effect, PolicyRules { runtimes: Some(runtimes), limits, ..PolicyRules::default() })
 }
 
 fn restricting(limits: Limits) -> Policy {
@@ -61,7 +61,7 @@ fn built_in_values_hold_where_no_policy_says_anything() {
 #[test]
 fn without_a_cluster_policy_nothing_runs() {
     assert_eq!(reason(&decide(&[tenant(Limits::default())], &ask())), &Reason::NoClusterPolicy);
-    assert_eq!(reason(&decide(&[], &ask())), &Reason::NoClusterPolicy);
+    assert_eq!(reason(&decide(&[] as &[Policy], &ask())), &Reason::NoClusterPolicy);
 }
 
 #[rstest]
@@ -183,10 +183,14 @@ fn a_refusal_names_the_limit_its_rule_and_how_many_more_there_are() {
 
 #[test]
 fn policies_that_contradict_themselves_are_not_blamed_on_the_run() {
-    let contradiction = [cluster(max_memory("32Mi"))];
-    assert_eq!(reason(&decide(&contradiction, &ask())), &Reason::PolicyInvalid);
-    let asked = Ask { resources: amounts("32Mi"), ..ask() };
-    assert_eq!(reason(&decide(&contradiction, &asked)), &Reason::InvalidSpec);
+    assert_eq!(reason(&decide(&[cluster(max_memory("32Mi"))], &ask())), &Reason::PolicyInvalid);
+    // Each is right by itself.
+    let scratch = ResourceAmounts { scratch: Some(Raw("64Mi".into())), ..ResourceAmounts::default() };
+    let together = [cluster(Limits { default: Some(scratch), ..Limits::default() }), restricting(max_memory("80Mi"))];
+    assert!(together.iter().all(|policy| policy.problems.is_empty()));
+    assert_eq!(reason(&decide(&together, &ask())), &Reason::PolicyInvalid);
+    let asked = Ask { resources: amounts("80Mi"), ..ask() };
+    assert_eq!(reason(&decide(&together, &asked)), &Reason::InvalidSpec);
 }
 
 #[test]
@@ -249,4 +253,16 @@ fn a_list_that_is_empty_is_none_and_one_that_is_missing_is_silence(
     let mut other = restricting(Limits::default());
     (other.effect, other.rules.runtimes) = (effect, runtimes);
     assert_eq!(decide(&[cluster(Limits::default()), other], &ask()).result.is_ok(), runs);
+}
+
+#[test]
+fn a_policy_with_a_problem_refuses_every_run_and_names_it() {
+    let broken =
+        Limits { default: Some(amounts("2Gi")), default_timeout_seconds: Some(9), max_timeout_seconds: Some(8), ..max_memory("1Gi") };
+    let refusal = decide(&[cluster(Limits::default()), tenant(broken)], &ask()).result.unwrap_err();
+    assert_eq!(refusal.reason, Reason::PolicyInvalid);
+    assert_eq!(
+        refusal.message,
+        "SandboxPolicy/default: limits.default.memory: 2Gi is more than limits.max.memory, 1Gi; and 1 more, see its status"
+    );
 }

@@ -82,6 +82,6 @@ fn the_digest_covers_what_was_decided() {
     assert_ne!(same, validate(&a_run(), Some("1"), &text(), &policies(), &fixed(&a_run()), &InputSeen::default()).unwrap().digest);
     assert_ne!(same, digest(|run| run.spec.timeout_seconds = Some(11)));
     let mut other = policies();
-    other.taking_part[0].rules.runtimes.as_mut().unwrap()[0].image = Some("other".into());
+    Arc::make_mut(&mut other.taking_part[0]).rules.runtimes.as_mut().unwrap()[0].image = Some("other".into());
     assert_ne!(same, validate(&a_run(), None, &text(), &other, &fixed(&a_run()), &InputSeen::default()).unwrap().digest);
 }

@@ -1,0 +1,304 @@
+//! Policies as decisions use them, made once for each generation, and what their status says of them.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Resource, ResourceExt as _};
+use paddock_crds::policy_status::SHOWN_PROBLEMS;
+use paddock_crds::{
+    ClusterSandboxPolicy, ConditionStatus, Effect, PolicyCondition, PolicyConditionType, PolicyKind, PolicyReason, PolicyRules,
+    PolicyStatus, Problem, SandboxPolicy, TakenPolicy,
+};
+use paddock_policy::{Policy, hash_of, selects};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::context::Context;
+use crate::error::{Error, code, within};
+use crate::input_check::{self, Answer, Question, Schema};
+use crate::script_run::text::cut;
+
+/// A status that could not be written is tried again after this long.
+const RETRY: Duration = Duration::from_secs(5);
+/// Longest message of a problem, in characters.
+const LONGEST_MESSAGE: usize = 1024;
+
+/// Both kinds, as far as they are the same.
+pub(crate) trait PolicyObject: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize {
+    const KIND: PolicyKind;
+    fn rules(&self) -> &PolicyRules;
+    fn effect(&self) -> Effect;
+    /// The whole spec, of which the hash is made.
+    fn spec(&self) -> serde_json::Value;
+    fn stored(&self) -> Option<&PolicyStatus>;
+    /// What is wrong beside the rules.
+    fn problems(&self) -> Vec<Problem>;
+}
+
+impl PolicyObject for SandboxPolicy {
+    const KIND: PolicyKind = PolicyKind::SandboxPolicy;
+
+    fn rules(&self) -> &PolicyRules {
+        &self.spec.rules
+    }
+
+    fn effect(&self) -> Effect {
+        Effect::Restrict
+    }
+
+    fn spec(&self) -> serde_json::Value {
+        serde_json::to_value(&self.spec).unwrap_or_default()
+    }
+
+    fn stored(&self) -> Option<&PolicyStatus> {
+        self.status.as_ref()
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
+}
+
+impl PolicyObject for ClusterSandboxPolicy {
+    const KIND: PolicyKind = PolicyKind::ClusterSandboxPolicy;
+
+    fn rules(&self) -> &PolicyRules {
+        &self.spec.rules
+    }
+
+    fn effect(&self) -> Effect {
+        self.spec.effect
+    }
+
+    fn spec(&self) -> serde_json::Value {
+        serde_json::to_value(&self.spec).unwrap_or_default()
+    }
+
+    fn stored(&self) -> Option<&PolicyStatus> {
+        self.status.as_ref()
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let unusable = selects(&self.spec.namespace_selector, &[].into()).err();
+        unusable.into_iter().map(|message| Problem { field: "namespaceSelector".into(), message }).collect()
+    }
+}
+
+/// A policy of this generation.
+struct Entry {
+    policy: Arc<Policy>,
+    /// Its schemas were looked at, which takes a process.
+    has_judged_schemas: bool,
+}
+
+/// All policies that were used, by UID.
+#[derive(Default)]
+pub(crate) struct Policies(Mutex<HashMap<String, Entry>>);
+
+impl Policies {
+    /// The policy for a decision.
+    pub(crate) fn used<P: PolicyObject>(&self, object: &P) -> Arc<Policy> {
+        let uid = object.uid().unwrap_or_default();
+        let generation = object.meta().generation.unwrap_or(0);
+        if let Some(known) = self.lock().get(&uid).filter(|known| known.policy.taken.generation == generation) {
+            return known.policy.clone();
+        }
+        let taken = TakenPolicy { kind: P::KIND, name: object.name_any(), uid: uid.clone(), generation, hash: hash_of(&object.spec()) };
+        let mut policy = Policy::new(taken, object.effect(), object.rules().clone());
+        policy.problems.extend(object.problems());
+        let policy = Arc::new(policy);
+        let entry = Entry { policy: policy.clone(), has_judged_schemas: object.rules().input.schemas.is_empty() };
+        self.lock().insert(uid, entry);
+        policy
+    }
+
+    fn has_judged_schemas(&self, uid: &str) -> bool {
+        self.lock().get(uid).is_some_and(|known| known.has_judged_schemas)
+    }
+
+    /// What was found about the schemas of this very policy.
+    fn judged(&self, policy: &Arc<Policy>, problems: Vec<Problem>) {
+        let mut whole = Policy::clone(policy);
+        whole.problems.extend(problems);
+        let mut known = self.lock();
+        if let Some(entry) = known.get_mut(&policy.taken.uid).filter(|known| Arc::ptr_eq(&known.policy, policy)) {
+            *entry = Entry { policy: Arc::new(whole), has_judged_schemas: true };
+        }
+    }
+
+    fn forget_all_but(&self, present: &HashSet<String>) {
+        self.lock().retain(|uid, _| present.contains(uid));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells on every policy what is wrong with it, until the process stops leading.
+pub(crate) async fn run(context: Arc<Context>, mut changes: watch::Receiver<()>) {
+    loop {
+        changes.mark_unchanged();
+        let is_done = report_all(&context).await;
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY), if !is_done => {}
+        }
+    }
+}
+
+/// Whether nothing is left to be told.
+async fn report_all(context: &Context) -> bool {
+    let mut is_done = true;
+    let mut present = HashSet::new();
+    for guarded in context.caches.policies.state() {
+        if let Ok(policy) = &guarded.0 {
+            present.extend(policy.uid());
+            is_done &=
+                told(&report(policy, Api::namespaced(context.client.clone(), &policy.namespace().unwrap_or_default()), context).await);
+        }
+    }
+    for guarded in context.caches.cluster_policies.state() {
+        if let Ok(policy) = &guarded.0 {
+            present.extend(policy.uid());
+            is_done &= told(&report(policy, Api::all(context.client.clone()), context).await);
+        }
+    }
+    context.policies.forget_all_but(&present);
+    is_done
+}
+
+fn told(result: &Result<(), Error>) -> bool {
+    if let Err(error) = result {
+        tracing::warn!(error = error.chain(), "the status of a policy is tried again");
+    }
+    result.is_ok()
+}
+
+async fn report<P: PolicyObject>(object: &P, api: Api<P>, context: &Context) -> Result<(), Error> {
+    let mut policy = context.policies.used(object);
+    if !context.policies.has_judged_schemas(&policy.taken.uid) {
+        let problems = schema_problems(&policy.rules).await?;
+        context.policies.judged(&policy, problems);
+        policy = context.policies.used(object);
+    }
+    let Some(status) = status_of(object.stored(), &policy, context.now()) else { return Ok(()) };
+    // Of another version nothing is told: the watch brings it, and it is looked at anew.
+    let patch = json!({ "metadata": { "resourceVersion": object.resource_version() }, "status": status });
+    match within("the status of a policy", api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
+        Err(error) if !matches!(code(&error), Some(404 | 409)) => Err(Error::write("the status of a policy")(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Which schemas cannot be used. They are tried on `null`; whether that satisfies them does not matter.
+async fn schema_problems(rules: &PolicyRules) -> Result<Vec<Problem>, Error> {
+    let mut problems = Vec::new();
+    for fixed in &rules.input.schemas {
+        let schema = Schema { whose: "schema".into(), text: fixed.schema.to_string() };
+        let answer = input_check::ask(&Question { schemas: vec![schema], input: "null".into() }).await?;
+        let message = match answer {
+            Answer::Satisfies | Answer::Violates { .. } => continue,
+            Answer::Unusable { why, .. } => why,
+            Answer::TooDeep | Answer::TooCostly => "the schema takes more than a second of CPU, or too much memory".into(),
+        };
+        problems.push(Problem { field: format!("input.schemas[{}]", fixed.script_hash), message });
+    }
+    Ok(problems)
+}
+
+/// The status to write, or `None` if the stored one says it. Pure.
+fn status_of(stored: Option<&PolicyStatus>, policy: &Policy, now: Timestamp) -> Option<PolicyStatus> {
+    let before = stored.cloned().unwrap_or_default();
+    let is_of_a_newer_version = before.conditions.iter().any(|condition| matches!(condition.type_, PolicyConditionType::Unknown(_)));
+    if is_of_a_newer_version {
+        return None;
+    }
+    let is_valid = policy.problems.is_empty();
+    let (reason, message) = match policy.problems.first() {
+        None => (PolicyReason::Valid, "nothing is wrong with this policy by itself".to_owned()),
+        Some(first) if policy.problems.len() == 1 => (PolicyReason::Invalid, format!("runs under it are refused: {first}")),
+        Some(first) => (
+            PolicyReason::Invalid,
+            format!("runs under it are refused: {first}; and {} more, see status.problems", policy.problems.len() - 1),
+        ),
+    };
+    let condition = |type_: PolicyConditionType, holds: bool| {
+        let status = if holds { ConditionStatus::True } else { ConditionStatus::False };
+        let old = before.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == status);
+        let second = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        PolicyCondition {
+            type_,
+            status,
+            reason: reason.clone(),
+            message: cut(&message, LONGEST_MESSAGE).into(),
+            observed_generation: Some(policy.taken.generation),
+            last_transition_time: old.map_or(Time(second), |old| old.last_transition_time.clone()),
+        }
+    };
+    let shown = policy.problems.iter().take(SHOWN_PROBLEMS);
+    let status = PolicyStatus {
+        observed_generation: Some(policy.taken.generation),
+        conditions: vec![condition(PolicyConditionType::Ready, is_valid), condition(PolicyConditionType::Stalled, !is_valid)],
+        problems: shown
+            .map(|problem| Problem { field: problem.field.clone(), message: cut(&problem.message, LONGEST_MESSAGE).into() })
+            .collect(),
+    };
+    (status != before).then_some(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_crds::{Limits, SandboxPolicySpec};
+
+    use super::*;
+
+    fn object(generation: i64, default_timeout: i64) -> SandboxPolicy {
+        let limits = Limits { default_timeout_seconds: Some(default_timeout), max_timeout_seconds: Some(10), ..Limits::default() };
+        let mut policy = SandboxPolicy::new("limited", SandboxPolicySpec { rules: PolicyRules { limits, ..PolicyRules::default() } });
+        policy.metadata.uid = Some("u".into());
+        policy.metadata.generation = Some(generation);
+        policy
+    }
+
+    #[test]
+    fn a_policy_is_made_once_for_each_generation() {
+        let policies = Policies::default();
+        let one = policies.used(&object(1, 5));
+        assert!(Arc::ptr_eq(&one, &policies.used(&object(1, 5))));
+        let two = policies.used(&object(2, 20));
+        assert!(one.problems.is_empty() && two.problems.len() == 1);
+        policies.judged(&two, vec![Problem { field: "x".into(), message: "y".into() }]);
+        assert_eq!(policies.used(&object(2, 20)).problems.len(), 2);
+        // What was found about a generation that is past counts for nothing.
+        policies.judged(&one, vec![Problem { field: "x".into(), message: "y".into() }]);
+        assert_eq!(policies.used(&object(2, 20)).problems.len(), 2);
+        policies.forget_all_but(&HashSet::new());
+        assert!(policies.lock().is_empty());
+    }
+
+    #[test]
+    fn the_status_is_written_when_it_says_something_new() {
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let policies = Policies::default();
+        let good = status_of(None, &policies.used(&object(1, 5)), at(1)).unwrap();
+        assert_eq!(status_of(Some(&good), &policies.used(&object(1, 5)), at(2)), None);
+        let bad = status_of(Some(&good), &policies.used(&object(2, 20)), at(3)).unwrap();
+        assert_eq!(bad.problems[0].to_string(), "limits.defaultTimeoutSeconds: 20 is more than limits.maxTimeoutSeconds, 10");
+        let ready = &bad.conditions[0];
+        assert_eq!((ready.status, &ready.reason, ready.observed_generation), (ConditionStatus::False, &PolicyReason::Invalid, Some(2)));
+        assert_eq!(ready.last_transition_time, Time(at(3)));
+        let other = status_of(Some(&bad), &policies.used(&object(3, 30)), at(4)).unwrap();
+        assert_eq!(other.conditions[0].last_transition_time, Time(at(3)), "it was not ready before");
+        let mut newer = good;
+        newer.conditions[0].type_ = PolicyConditionType::Unknown("Audited".into());
+        assert_eq!(status_of(Some(&newer), &policies.used(&object(4, 30)), at(5)), None);
+    }
+}
