@@ -8,7 +8,7 @@ use harness::{Script, Tenant, admin, assert_refused, status, tenant, user};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::rbac::v1::RoleBinding;
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt as _};
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun};
@@ -249,19 +249,25 @@ async fn metadata_of_a_run_is_bounded() {
             assert!(refused.is_err_and(|error| error.to_string().contains("at most 64 labels")), "{metadata}");
         }
         // Each manager of fields takes room of its own.
-        let applied =
-            futures::future::join_all(
-                (0..70).map(|number| {
-                    let runs: Api<PartialObjectMeta<ScriptRun>> = Api::namespaced(tenant.client.clone(), &tenant.name);
-                    let body = json!({ "apiVersion": "paddock.dev/v1alpha1", "kind": "ScriptRun", "metadata": { "labels": { "a": "b" } } });
-                    let name = run.name_any();
-                    async move {
-                        runs.patch_metadata(&name, &PatchParams::apply(&format!("manager-{number}")), &Patch::Apply(body)).await.is_ok()
-                    }
-                }),
-            )
-            .await;
-        assert!(applied.contains(&true) && applied.contains(&false), "{applied:?}");
+        let run = tenant.finished(&run).await;
+        let runs: Api<PartialObjectMeta<ScriptRun>> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        let mut managers = 0;
+        let refusal = loop {
+            let body = json!({ "apiVersion": "paddock.dev/v1alpha1", "kind": "ScriptRun", "metadata": { "labels": { "a": "b" } } });
+            let params = PatchParams::apply(&format!("manager-{managers}"));
+            match runs.patch_metadata(&run.name_any(), &params, &Patch::Apply(body)).await {
+                Ok(_) => managers += 1,
+                Err(error) => break error.to_string(),
+            }
+            assert!(managers <= 64);
+        };
+        assert!(refusal.contains("64 managers of fields"), "{refusal}");
+        // Also such a run can be let go of.
+        tenant.runs().delete(&run.name_any(), &DeleteParams::default()).await.unwrap();
+        harness::eventually("the run is gone", || async {
+            runs.get_metadata_opt(&run.name_any()).await.unwrap().map_or(Ok(()), |run| Err(run.metadata.finalizers))
+        })
+        .await;
     })
     .await;
 }

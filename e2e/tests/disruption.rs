@@ -456,6 +456,34 @@ async fn set_kinds(api: &Api<CustomResourceDefinition>, kinds: serde_json::Value
     api.replace("scriptruns.paddock.dev", &PostParams::default(), &serde_json::from_value(crd).unwrap()).await.unwrap();
 }
 
+/// A policy and a run that are deeper than a parser goes: in a schema, and in what says who manages which field. Both are anybody's to write.
+async fn deep_objects(tenant: &Tenant) {
+    let deep = |key: &str| format!("{{\"{key}\":").repeat(200) + "{}" + &"}".repeat(200);
+    let policy = json!({
+        "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPolicy", "metadata": { "name": "deep" },
+        "spec": { "input": { "schemas": [{ "scriptHash": "0".repeat(64), "schema": "DEEP" }] } },
+    });
+    let namespaced = |arguments: &[&str], input: &str| kubectl(&[&["--namespace", &tenant.name], arguments].concat(), input);
+    namespaced(&["create", "--filename=-"], &policy.to_string().replace("\"DEEP\"", &deep("a"))).unwrap();
+    let unreadable = "jsonpath={.status.problems[0].message}";
+    eventually("the policy says that it cannot be read", || async {
+        let message = namespaced(&["get", "sandboxpolicy", "deep", "--output", unreadable], "").unwrap();
+        if message.contains("recursion limit") { Ok(()) } else { Err(message) }
+    })
+    .await;
+    let run = tenant.run(Script::shell("true")).await;
+    let mut stored: serde_json::Value =
+        serde_json::from_str(&namespaced(&["get", "scriptrun", &run.name_any(), "--output=json"], "").unwrap()).unwrap();
+    stored["metadata"]["managedFields"] = json!([{
+        "manager": "x", "operation": "Update", "apiVersion": "paddock.dev/v1alpha1", "time": "2026-01-01T00:00:00Z",
+        "fieldsType": "FieldsV1", "fieldsV1": { "f:spec": "DEEP" },
+    }]);
+    stored["metadata"].as_object_mut().unwrap().remove("resourceVersion");
+    namespaced(&["replace", "--filename=-"], &stored.to_string().replace("\"DEEP\"", &deep("f:a"))).unwrap();
+    let kept = namespaced(&["get", "scriptrun", &run.name_any(), "--output=json", "--show-managed-fields"], "").unwrap();
+    assert!(kept.matches("f:a").count() >= 200, "the API server takes it");
+}
+
 #[tokio::test]
 async fn one_run_that_cannot_be_read_does_not_stop_the_others() {
     let _alone = alone().await;
@@ -480,7 +508,8 @@ async fn one_run_that_cannot_be_read_does_not_stop_the_others() {
         eventually("the schema is in force", || async { raw.create(&PostParams::default(), &serde_json::from_value(strange.clone()).unwrap()).await }).await;
         let run = tenant.run(Script::shell("echo all the same")).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
-        // A restart has to read it once more.
+        deep_objects(&tenant).await;
+        // A restart has to read them once more.
         kill_operator(&tenant.client).await;
         let run = tenant.run(Script::shell("echo all the same")).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);

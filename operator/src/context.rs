@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures::channel::mpsc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
@@ -22,6 +21,7 @@ use crate::metrics::{Census, Metrics};
 use crate::names::FINALIZER;
 use crate::pods::PodCache;
 use crate::policies::Policies;
+use crate::readable::Readable;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::Ledger;
 use crate::script_run::queue::{Turn, Usage, heads};
@@ -39,8 +39,8 @@ const CHECKS_AT_ONCE: usize = 2;
 /// Objects that are watched in the whole cluster.
 pub(crate) struct Caches {
     pub(crate) namespaces: Store<Namespace>,
-    pub(crate) policies: Store<DeserializeGuard<SandboxPolicy>>,
-    pub(crate) cluster_policies: Store<DeserializeGuard<ClusterSandboxPolicy>>,
+    pub(crate) policies: Store<Readable<SandboxPolicy>>,
+    pub(crate) cluster_policies: Store<Readable<ClusterSandboxPolicy>>,
 }
 
 /// How results come in, and where large ones go.

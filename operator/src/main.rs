@@ -16,6 +16,7 @@ mod metrics;
 mod names;
 mod pods;
 mod policies;
+mod readable;
 mod retire;
 mod sandbox_namespace;
 mod script_run;

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::input_check::{self, Answer, Question, Schema};
+use crate::readable::Readable;
 use crate::script_run::text::cut;
 
 /// A status that could not be written is tried again after this long.
@@ -158,18 +159,14 @@ pub(crate) async fn run(context: Arc<Context>, mut changes: watch::Receiver<()>)
 async fn report_all(context: &Context) -> bool {
     let mut is_done = true;
     let mut present = HashSet::new();
-    for guarded in context.caches.policies.state() {
-        if let Ok(policy) = &guarded.0 {
-            present.extend(policy.uid());
-            is_done &=
-                told(&report(policy, Api::namespaced(context.client.clone(), &policy.namespace().unwrap_or_default()), context).await);
-        }
+    for policy in context.caches.policies.state() {
+        present.extend(policy.uid());
+        let api = Api::namespaced(context.client.clone(), &policy.namespace().unwrap_or_default());
+        is_done &= told(&report(&policy, api, context).await);
     }
-    for guarded in context.caches.cluster_policies.state() {
-        if let Ok(policy) = &guarded.0 {
-            present.extend(policy.uid());
-            is_done &= told(&report(policy, Api::all(context.client.clone()), context).await);
-        }
+    for policy in context.caches.cluster_policies.state() {
+        present.extend(policy.uid());
+        is_done &= told(&report(&policy, Api::all(context.client.clone()), context).await);
     }
     context.policies.forget_all_but(&present);
     is_done
@@ -182,20 +179,31 @@ fn told(result: &Result<(), Error>) -> bool {
     result.is_ok()
 }
 
-async fn report<P: PolicyObject>(object: &P, api: Api<P>, context: &Context) -> Result<(), Error> {
-    let mut policy = context.policies.used(object);
-    if !context.policies.has_judged_schemas(&policy.taken.uid) {
-        let problems = schema_problems(&policy.rules).await?;
-        context.policies.judged(&policy, problems);
-        policy = context.policies.used(object);
-    }
-    let Some(status) = status_of(object.stored(), &policy, context.now()) else { return Ok(()) };
+async fn report<P: PolicyObject>(policy: &Readable<P>, api: Api<Readable<P>>, context: &Context) -> Result<(), Error> {
+    let (stored, problems) = match &policy.0 {
+        Ok(object) => (object.stored().cloned(), problems_of(object, context).await?),
+        Err(unreadable) => {
+            let problem = Problem { field: "spec".into(), message: format!("it cannot be read: {}", unreadable.why) };
+            (unreadable.status.as_deref().and_then(|status| serde_json::from_str(status).ok()), vec![problem])
+        }
+    };
+    let generation = policy.meta().generation.unwrap_or(0);
+    let Some(status) = status_of(stored.as_ref(), generation, &problems, context.now()) else { return Ok(()) };
     // Of another version nothing is told: the watch brings it, and it is looked at anew.
-    let patch = json!({ "metadata": { "resourceVersion": object.resource_version() }, "status": status });
-    match within("the status of a policy", api.patch_status(&object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
+    let patch = json!({ "metadata": { "resourceVersion": policy.resource_version() }, "status": status });
+    match within("the status of a policy", api.patch_status(&policy.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
         Err(error) if !matches!(code(&error), Some(404 | 409)) => Err(Error::write("the status of a policy")(error)),
         _ => Ok(()),
     }
+}
+
+async fn problems_of<P: PolicyObject>(object: &P, context: &Context) -> Result<Vec<Problem>, Error> {
+    let policy = context.policies.used(object);
+    if !context.policies.has_judged_schemas(&policy.taken.uid) {
+        let problems = schema_problems(&policy.rules).await?;
+        context.policies.judged(&policy, problems);
+    }
+    Ok(context.policies.used(object).problems.clone())
 }
 
 /// Which schemas cannot be used. They are tried on `null`; whether that satisfies them does not matter.
@@ -215,20 +223,19 @@ async fn schema_problems(rules: &PolicyRules) -> Result<Vec<Problem>, Error> {
 }
 
 /// The status to write, or `None` if the stored one says it. Pure.
-fn status_of(stored: Option<&PolicyStatus>, policy: &Policy, now: Timestamp) -> Option<PolicyStatus> {
+fn status_of(stored: Option<&PolicyStatus>, generation: i64, problems: &[Problem], now: Timestamp) -> Option<PolicyStatus> {
     let before = stored.cloned().unwrap_or_default();
     let is_of_a_newer_version = before.conditions.iter().any(|condition| matches!(condition.type_, PolicyConditionType::Unknown(_)));
     if is_of_a_newer_version {
         return None;
     }
-    let is_valid = policy.problems.is_empty();
-    let (reason, message) = match policy.problems.first() {
+    let is_valid = problems.is_empty();
+    let (reason, message) = match problems.first() {
         None => (PolicyReason::Valid, "nothing is wrong with this policy by itself".to_owned()),
-        Some(first) if policy.problems.len() == 1 => (PolicyReason::Invalid, format!("runs under it are refused: {first}")),
-        Some(first) => (
-            PolicyReason::Invalid,
-            format!("runs under it are refused: {first}; and {} more, see status.problems", policy.problems.len() - 1),
-        ),
+        Some(first) if problems.len() == 1 => (PolicyReason::Invalid, format!("runs under it are refused: {first}")),
+        Some(first) => {
+            (PolicyReason::Invalid, format!("runs under it are refused: {first}; and {} more, see status.problems", problems.len() - 1))
+        }
     };
     let condition = |type_: PolicyConditionType, holds: bool| {
         let status = if holds { ConditionStatus::True } else { ConditionStatus::False };
@@ -239,13 +246,13 @@ fn status_of(stored: Option<&PolicyStatus>, policy: &Policy, now: Timestamp) -> 
             status,
             reason: reason.clone(),
             message: cut(&message, LONGEST_MESSAGE).into(),
-            observed_generation: Some(policy.taken.generation),
+            observed_generation: Some(generation),
             last_transition_time: old.map_or(Time(second), |old| old.last_transition_time.clone()),
         }
     };
-    let shown = policy.problems.iter().take(SHOWN_PROBLEMS);
+    let shown = problems.iter().take(SHOWN_PROBLEMS);
     let status = PolicyStatus {
-        observed_generation: Some(policy.taken.generation),
+        observed_generation: Some(generation),
         conditions: vec![condition(PolicyConditionType::Ready, is_valid), condition(PolicyConditionType::Stalled, !is_valid)],
         problems: shown
             .map(|problem| Problem { field: problem.field.clone(), message: cut(&problem.message, LONGEST_MESSAGE).into() })
@@ -288,17 +295,17 @@ mod tests {
     fn the_status_is_written_when_it_says_something_new() {
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
         let policies = Policies::default();
-        let good = status_of(None, &policies.used(&object(1, 5)), at(1)).unwrap();
-        assert_eq!(status_of(Some(&good), &policies.used(&object(1, 5)), at(2)), None);
-        let bad = status_of(Some(&good), &policies.used(&object(2, 20)), at(3)).unwrap();
+        let good = status_of(None, 1, &policies.used(&object(1, 5)).problems, at(1)).unwrap();
+        assert_eq!(status_of(Some(&good), 1, &policies.used(&object(1, 5)).problems, at(2)), None);
+        let bad = status_of(Some(&good), 2, &policies.used(&object(2, 20)).problems, at(3)).unwrap();
         assert_eq!(bad.problems[0].to_string(), "limits.defaultTimeoutSeconds: 20 is more than limits.maxTimeoutSeconds, 10");
         let ready = &bad.conditions[0];
         assert_eq!((ready.status, &ready.reason, ready.observed_generation), (ConditionStatus::False, &PolicyReason::Invalid, Some(2)));
         assert_eq!(ready.last_transition_time, Time(at(3)));
-        let other = status_of(Some(&bad), &policies.used(&object(3, 30)), at(4)).unwrap();
+        let other = status_of(Some(&bad), 3, &policies.used(&object(3, 30)).problems, at(4)).unwrap();
         assert_eq!(other.conditions[0].last_transition_time, Time(at(3)), "it was not ready before");
         let mut newer = good;
         newer.conditions[0].type_ = PolicyConditionType::Unknown("Audited".into());
-        assert_eq!(status_of(Some(&newer), &policies.used(&object(4, 30)), at(5)), None);
+        assert_eq!(status_of(Some(&newer), 4, &policies.used(&object(4, 30)).problems, at(5)), None);
     }
 }

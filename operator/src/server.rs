@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result, bail};
 use futures::TryStreamExt as _;
 use futures::channel::mpsc;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::core::DeserializeGuard;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -25,6 +24,7 @@ use crate::error::within;
 use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
 use crate::metrics::Metrics;
+use crate::readable::Readable;
 use crate::store::ResultStore;
 use crate::traces::Traces;
 use crate::{policies, script_run, sealing, tenancy};
@@ -84,8 +84,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let (wake, woken) = mpsc::unbounded();
     let (changed, changes) = watch::channel(());
     let namespaces = cache::<Namespace>(&client, &changed);
-    let namespaced = cache::<DeserializeGuard<SandboxPolicy>>(&client, &changed);
-    let cluster_policies = cache::<DeserializeGuard<ClusterSandboxPolicy>>(&client, &changed);
+    let namespaced = cache::<Readable<SandboxPolicy>>(&client, &changed);
+    let cluster_policies = cache::<Readable<ClusterSandboxPolicy>>(&client, &changed);
     let sync = async {
         namespaces.wait_until_ready().await?;
         namespaced.wait_until_ready().await?;

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::{DeleteParams, ListParams, Preconditions};
-use kube::{Api, ResourceExt};
+use kube::api::{DeleteParams, ListParams, ObjectList, PartialObjectMeta, Preconditions, Request};
+use kube::{Api, Resource as _, ResourceExt};
 
 use paddock_crds::ScriptRun;
 
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::names::{RUN_UID, SANDBOX_OF, TENANT_UID};
+use crate::readable::Readable;
 
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -67,12 +68,11 @@ async fn clean_up(context: &Context, list_anyway: bool) -> Result<(), Error> {
     if tenants.is_empty() && orphans.is_empty() && !list_anyway {
         return Ok(());
     }
-    let api: Api<ScriptRun> = Api::all(context.client.clone());
     let mut uids = cached;
     let mut tenants_with_runs = HashSet::new();
     let mut page = ListParams::default().limit(PAGE);
     loop {
-        let runs = within("the runs", api.list_metadata(&page)).await?.map_err(Error::read("the runs"))?;
+        let runs = within("the runs", list(&page, context)).await?.map_err(Error::read("the runs"))?;
         uids.extend(runs.items.iter().filter_map(ResourceExt::uid));
         tenants_with_runs.extend(runs.items.iter().filter_map(ResourceExt::namespace));
         match runs.metadata.continue_.filter(|next| !next.is_empty()) {
@@ -91,6 +91,12 @@ async fn clean_up(context: &Context, list_anyway: bool) -> Result<(), Error> {
         report(remove_pod(namespace, &pod, context).await);
     }
     Ok(())
+}
+
+/// What identifies the runs, and nothing else of them.
+async fn list(page: &ListParams, context: &Context) -> Result<ObjectList<Readable<PartialObjectMeta<ScriptRun>>>, kube::Error> {
+    let request = Request::new(ScriptRun::url_path(&(), None)).list_metadata(page).map_err(kube::Error::BuildRequest)?;
+    context.client.request(request).await
 }
 
 fn has_run_among(pod: &Pod, uids: &HashSet<String>) -> bool {

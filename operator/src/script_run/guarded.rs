@@ -5,7 +5,6 @@
 //! left where it is until it is needed, and one that no job can carry is never fetched. Of the metadata only what is the operator's is kept.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -16,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::names::{GIT_ANNOTATIONS, GIT_LABELS, STAMPS, TRACEPARENT};
+use crate::readable::{Fields, Unreadable, fields, identify, metadata};
 
 /// Longest body that is looked at, in bytes of JSON. The largest job that can run is smaller. With the largest metadata and status the object
 /// is still well below the 1.5 MiB that etcd takes, so that the status of a run that may run can always be stored.
@@ -59,13 +59,6 @@ pub(crate) enum Unfit {
     SchemaIsNoObject,
 }
 
-/// A run that is not read, with what identifies it.
-#[derive(Clone, Debug)]
-pub(crate) struct Unreadable {
-    pub(crate) why: String,
-    pub(crate) metadata: ObjectMeta,
-}
-
 impl Watched {
     /// What is kept in memory of it. `body_bytes` is the length of its body.
     fn slimmed(mut self, body_bytes: usize) -> Self {
@@ -106,8 +99,8 @@ impl<'de> Deserialize<'de> for Guarded {
         let guarded = match read_parts(raw.get()) {
             Ok((watched, body_bytes)) => Ok(watched.slimmed(body_bytes)),
             Err(error) => {
-                let Identity { metadata } = serde_json::from_str(raw.get()).map_err(serde::de::Error::custom)?;
-                Err(Unreadable { why: error.to_string(), metadata: slim_metadata(metadata) })
+                let unreadable = identify(raw.get(), &error).map_err(serde::de::Error::custom)?;
+                Err(Unreadable { metadata: slim_metadata(unreadable.metadata), status: None, ..unreadable })
             }
         };
         Ok(Self(guarded))
@@ -124,17 +117,10 @@ impl Serialize for Guarded {
     }
 }
 
-#[derive(Deserialize)]
-struct Identity {
-    metadata: ObjectMeta,
-}
-
 /// A run with its body, from the API server's text.
 pub(crate) fn read_whole(text: &str) -> Result<Watched, serde_json::Error> {
     read_parts(text).map(|(watched, _)| watched)
 }
-
-type Fields<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 /// The run, and the length of its body. Free-form parts are taken as text, which neither recurses nor expands.
 fn read_parts(text: &str) -> Result<(Watched, usize), serde_json::Error> {
@@ -163,18 +149,15 @@ fn read_parts(text: &str) -> Result<(Watched, usize), serde_json::Error> {
     spec.insert("script".into(), &script);
     let spec = serde_json::value::to_raw_value(&spec)?;
     object.insert("spec".into(), &spec);
+    let metadata = metadata(&object)?;
+    object.insert("metadata".into(), &metadata);
     let mut run: ScriptRun = serde_json::from_str(&serde_json::to_string(&object)?)?;
     run.metadata = slim_metadata(run.metadata);
     Ok((Watched { run, input, schema: schema_text, body }, body_bytes))
 }
 
-fn fields<'a>(of: &Fields<'a>, name: &str) -> Result<Fields<'a>, serde_json::Error> {
-    of.get(name).map_or_else(|| Ok(Fields::new()), |raw| serde_json::from_str(raw.get()))
-}
-
 /// Labels, annotations and references of others can be large, and are nothing to the operator, but that the marks of who holds a run are there.
 fn slim_metadata(mut metadata: ObjectMeta) -> ObjectMeta {
-    metadata.managed_fields = None;
     metadata.owner_references = None;
     if let Some(labels) = &mut metadata.labels {
         labels.retain(|key, _| GIT_LABELS.contains(&key.as_str()));
@@ -323,7 +306,7 @@ mod tests {
         let kept = watched(&serde_json::to_string(&run).unwrap()).0.unwrap().run;
         let mut annotations = a_run().metadata.annotations.unwrap();
         annotations.insert("argocd.argoproj.io/tracking-id".into(), String::new());
-        let labels = BTreeMap::from([("helm.toolkit.fluxcd.io/name".to_owned(), "x".to_owned())]);
+        let labels = std::collections::BTreeMap::from([("helm.toolkit.fluxcd.io/name".to_owned(), "x".to_owned())]);
         assert_eq!((kept.metadata.labels, kept.metadata.annotations), (Some(labels), Some(annotations)));
         assert_eq!((kept.metadata.finalizers, kept.metadata.uid), (a_run().metadata.finalizers, a_run().metadata.uid));
     }
