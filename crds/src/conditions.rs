@@ -29,7 +29,7 @@ open_enum! {
         Cancelled,
         /// The sandbox used more memory than it may and was killed.
         OutOfMemory,
-        /// The pod was ended from outside: deleted, evicted or preempted.
+        /// It was ended from outside: its pod deleted, evicted or preempted, or by a policy that denies or suspends what runs.
         Killed,
         /// The runner inside the sandbox ended without reporting a result.
         RunnerKilled,
@@ -94,6 +94,10 @@ open_enum! {
         PolicyGone,
         /// Accepted=False: a policy that takes part cannot be used as it stands.
         PolicyInvalid,
+        /// Accepted=False, Finished: a deny-list of a policy names the script, its image or its requester.
+        Denied,
+        /// Admitted=False: a policy that takes part is suspended; the run waits until that changes. Finished: it was ended for that.
+        Suspended,
         /// Accepted=False: a policy that takes part does not offer the runtime.
         RuntimeNotAllowed,
         /// Accepted=False: the run asks for more memory, CPU, scratch or time than a policy allows.

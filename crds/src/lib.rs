@@ -15,8 +15,8 @@ pub mod script_run;
 pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
 pub use policy_status::{PolicyCondition, PolicyConditionType, PolicyReason, PolicyStatus, Problem};
 pub use sandbox_policy::{
-    ClusterSandboxPolicy, ClusterSandboxPolicySpec, Detector, Effect, InputRules, LargeResult, Limits, MaskRule, MaskRules, OutputRules,
-    PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema,
+    ClusterSandboxPolicy, ClusterSandboxPolicySpec, DeniedSubject, Deny, Detector, Effect, InputRules, LargeResult, Limits, MaskRule,
+    MaskRules, OutputRules, PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SubjectKind, Suspend,
 };
 pub use script_run::{
     AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, OutputStream, PodRef, PolicyKind, PolicyRef, Redaction, Requester,

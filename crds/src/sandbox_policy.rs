@@ -17,6 +17,9 @@ list_map!(runtimes_schema, Runtime, "name", 32);
 list_of_strings!(command_schema, 16, 1024);
 list_map!(script_schemas_schema, ScriptSchema, "scriptHash", 64);
 list_map!(mask_rules_schema, MaskRule, "name", 32);
+list_of_strings!(hashes_schema, 1024, 64, "pattern": "^[0-9a-f]{64}$");
+list_of_strings!(images_schema, 256, 512, "pattern": "^[^\\s*]*[*]?$", "minLength": 1);
+list_atomic!(subjects_schema, DeniedSubject, 256);
 list_atomic!(detectors_schema, Detector, 16);
 
 /// What may run in one namespace.
@@ -107,6 +110,59 @@ pub struct PolicyRules {
     /// What becomes of what a script puts out. They hold as they are when the result arrives.
     #[serde(default)]
     pub output: OutputRules,
+    /// Stops the policy: of several policies the hardest. `Queue` admits nothing more, what is admitted goes on; `Kill` also ends what runs, without
+    /// grace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<Suspend>,
+    /// What never runs, and ends without grace where it runs. The lists of all policies apply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deny: Option<Deny>,
+}
+
+/// How a policy is stopped.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspend {
+    /// Nothing more is admitted; it waits until that changes. What is admitted goes on.
+    Queue,
+    /// Nothing more is admitted, and what is admitted ends, without grace.
+    Kill,
+}
+
+/// What never runs. A script, an image or a requester that one list names is denied.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Deny {
+    /// SHA-256 of the text of scripts, in hexadecimal, as in `status.scriptHash`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "hashes_schema")]
+    pub scripts: Vec<String>,
+    /// Images as policies name them; a `*` at the end stands for whatever follows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "images_schema")]
+    pub images: Vec<String>,
+    /// Who may have nothing run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "subjects_schema")]
+    pub requesters: Vec<DeniedSubject>,
+}
+
+/// A user or all members of a group, as the API server knows them.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct DeniedSubject {
+    /// `User` or `Group`. A ServiceAccount is the user `system:serviceaccount:NAMESPACE:NAME`.
+    pub kind: SubjectKind,
+    /// Its name.
+    #[schemars(length(min = 1, max = 1024))]
+    pub name: String,
+}
+
+/// Kinds of subject.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubjectKind {
+    /// One user.
+    User,
+    /// All members of a group.
+    Group,
 }
 
 /// What the input of a run must be.

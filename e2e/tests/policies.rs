@@ -4,11 +4,13 @@
 
 mod harness;
 
-use harness::{Script, Tenant, admin, assert_end, assert_refused, eventually, kubectl, status, tenant, user};
+use harness::{Script, Tenant, admin, assert_end, assert_refused, eventually, kubectl, status, stdout, tenant, user};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use paddock_crds::{ConditionStatus, Phase, PolicyConditionType, PolicyReason, Reason, SandboxPolicy, ScriptRun};
+use paddock_crds::{
+    ConditionStatus, ConditionType, Phase, PolicyConditionType, PolicyReason, Reason, SandboxPolicy, ScriptRun, ScriptRunStatus,
+};
 use serde_json::json;
 
 fn ask_for(memory: &str) -> Script {
@@ -149,6 +151,95 @@ async fn a_broken_policy_says_what_is_wrong_and_refuses_its_runs() {
         tenant.policy(json!({})).await;
         assert_eq!(ready(&tenant).await.0, ConditionStatus::True);
         assert_end(&tenant.run(limited()).await, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}
+
+fn limited(text: &str) -> Script {
+    Script::shell(text).with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } }))
+}
+
+async fn running(tenant: &Tenant, script: Script) -> ScriptRun {
+    let run = tenant.create(script).await;
+    tenant.until(&run, "Started", |status| status.is_true(&ConditionType::Started)).await
+}
+
+#[tokio::test]
+async fn a_suspended_policy_admits_nothing_and_holds_up_nobody() {
+    tenant("suspend", |tenant| async move {
+        tenant.policy(json!({})).await;
+        let goes_on = running(&tenant, limited("echo begin; sleep 3; echo end")).await;
+        tenant.policy_with(json!({ "suspend": "Queue" })).await;
+        ready(&tenant).await;
+        let waits = tenant.create(limited("echo later")).await;
+        let is_suspended = |status: &ScriptRunStatus| {
+            status.condition(&ConditionType::Admitted).is_some_and(|condition| condition.reason == Reason::Suspended)
+        };
+        tenant.until(&waits, "it waits", is_suspended).await;
+        // The baseline is not suspended, and the younger run is not behind the one that waits.
+        assert_end(&tenant.run(Script::shell("true")).await, &Phase::Succeeded, &Reason::Succeeded);
+        let goes_on = tenant.finished(&goes_on).await;
+        assert_eq!(stdout(&goes_on), "begin\nend\n");
+        tenant.policy(json!({})).await;
+        let run = tenant.finished(&waits).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_policy_ends_what_runs_without_grace() {
+    tenant("kill", |tenant| async move {
+        tenant.policy(json!({ "maxGracePeriodSeconds": 100 })).await;
+        let stubborn = || limited("trap '' TERM; echo begin; while :; do sleep 0.1; done").with(json!({ "gracePeriodSeconds": 5 }));
+        let run = running(&tenant, stubborn()).await;
+        let begin = jiff::Timestamp::now();
+        tenant.policy_with(json!({ "suspend": "Kill" })).await;
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Killed, &Reason::Suspended);
+        assert_eq!(stdout(&run), "begin\n", "what it had put out is kept");
+        let status = status(&run);
+        let asked = status.stopping.unwrap().since.0.duration_since(begin);
+        let ended = status.clocks.unwrap().result_ready.unwrap().0.duration_since(begin);
+        println!("asked to stop {} ms after the policy changed, its result was there after {} ms", asked.as_millis(), ended.as_millis());
+        assert!(asked.as_millis() < 500 && ended.as_millis() < 4000, "{asked:?} {ended:?}: no grace");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_denied_is_refused_and_ends_where_it_runs_or_waits() {
+    tenant("deny", |tenant| async move {
+        tenant.policy(json!({ "maxConcurrent": 1 })).await;
+        let bad = || limited("echo bad; sleep 60; echo end");
+        let runs = running(&tenant, bad()).await;
+        let waits = tenant.create(bad()).await;
+        tenant.until(&waits, "it waits", |status| status.phase == Some(Phase::Queued)).await;
+        let hash = status(&runs).script_hash.unwrap();
+        tenant.cluster_policy(json!({ "effect": "Restrict", "deny": { "scripts": [hash] } })).await;
+        let waits = tenant.finished(&waits).await;
+        assert_refused(&waits, &Reason::Denied);
+        let rule = format!("ClusterSandboxPolicy/{}: deny.scripts", tenant.name);
+        assert_eq!(status(&waits).message, Some(format!("script:{hash} is denied ({rule})")));
+        let decision = status(&waits).decisions.pop().unwrap();
+        assert_eq!((decision.permission, decision.rule), (format!("script:{hash}"), rule));
+        let runs = tenant.finished(&runs).await;
+        assert_end(&runs, &Phase::Killed, &Reason::Denied);
+        assert_eq!(stdout(&runs), "bad\n");
+        assert_end(&tenant.run(limited("echo good")).await, &Phase::Succeeded, &Reason::Succeeded);
+
+        let image = status(&runs).image.unwrap();
+        let family = format!("{}*", &image[..image.len() - 2]);
+        tenant.cluster_policy(json!({ "effect": "Restrict", "deny": { "images": [family] } })).await;
+        let run = until(&tenant, "the image is denied", || limited("echo good"), is_refused).await;
+        assert_eq!(status(&run).message, Some(format!("image:{image} is denied (ClusterSandboxPolicy/{}: deny.images)", tenant.name)));
+
+        let somebody = json!([{ "kind": "User", "name": "jane" }, { "kind": "Group", "name": "system:masters" }]);
+        tenant.cluster_policy(json!({ "effect": "Restrict", "deny": { "requesters": somebody } })).await;
+        let is_denied = |run: &ScriptRun| status(run).message.is_some_and(|message| message.contains("requester:"));
+        let run = until(&tenant, "who creates the runs is denied", || limited("echo good"), is_denied).await;
+        assert_refused(&run, &Reason::Denied);
+        tenant.no_cluster_policy().await;
     })
     .await;
 }

@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
-use paddock_crds::{ClusterSandboxPolicy, ConditionType, Phase, SandboxPolicy, ScriptRun};
+use paddock_crds::{ClusterSandboxPolicy, ConditionType, Phase, PolicyRules, SandboxPolicy, ScriptRun};
+use paddock_policy::{Containment, contains_anything};
 use paddock_protocol::SealingKey;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -24,8 +25,10 @@ use crate::policies::Policies;
 use crate::readable::Readable;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::Ledger;
+use crate::script_run::observe::{contained, policies};
 use crate::script_run::queue::{Turn, Usage, heads};
 use crate::script_run::session::Sessions;
+use crate::script_run::step::is_suspended;
 use crate::script_run::{Guarded, RunRef, Watched};
 use crate::store::ResultStore;
 use crate::traces::Traces;
@@ -215,6 +218,7 @@ impl Context {
     /// free its slot while its pod lives.
     pub(crate) fn usage(&self, namespace: &str) -> Usage {
         let mut usage = Usage::default();
+        let is_any_contained = self.contains_anything();
         for guarded in self.runs() {
             let Ok(Watched { run, .. }) = &guarded.0 else { continue };
             if run.namespace().as_deref() != Some(namespace) {
@@ -230,11 +234,26 @@ impl Context {
             if status.is_true(&ConditionType::Admitted) {
                 usage.active.insert(uid);
             } else if status.condition(&ConditionType::Admitted).is_some() {
-                usage.waiting.insert(turn(run));
+                let is_suspended = is_any_contained && is_suspended(&self.contained(run));
+                let waiting = if is_suspended { &mut usage.suspended } else { &mut usage.waiting };
+                waiting.insert(turn(run));
             }
         }
         usage.active.extend(self.pods.living_runs(&crate::names::sandbox_namespace(namespace)));
         usage
+    }
+
+    /// Whether any policy keeps anything from running.
+    fn contains_anything(&self) -> bool {
+        let is_so = |rules: &PolicyRules| contains_anything(rules);
+        let namespaced = self.caches.policies.state();
+        let cluster = self.caches.cluster_policies.state();
+        namespaced.iter().filter_map(|policy| policy.0.as_ref().ok()).any(|policy| is_so(&policy.spec.rules))
+            || cluster.iter().filter_map(|policy| policy.0.as_ref().ok()).any(|policy| is_so(&policy.spec.rules))
+    }
+
+    fn contained(&self, run: &ScriptRun) -> Containment {
+        contained(run, &policies(run, self))
     }
 
     /// The runs that are not over, as far as can be seen.
@@ -271,16 +290,24 @@ impl Context {
         }
     }
 
-    /// Wakes every run whose script has not started, but of those that wait only the next in line: if it is refused, it wakes the one after.
-    pub(crate) fn wake_unstarted(&self) {
+    /// After a change of policies. Wakes every run whose script has not started, but of those that wait only the next in line: if it is refused, it
+    /// wakes the one after. Of all others those that the policies deny or end.
+    pub(crate) fn wake_concerned(&self) {
         let mut waiting = HashSet::new();
+        let is_any_contained = self.contains_anything();
         for guarded in self.runs() {
             let Ok(Watched { run, .. }) = &guarded.0 else { continue };
             let status = run.status.as_ref();
             let is_past = |type_| status.is_some_and(|status| status.is_true(&type_));
+            if is_past(ConditionType::Finished) {
+                continue;
+            }
+            if is_any_contained && matches!(self.contained(run), Containment::Denied { .. } | Containment::Kill { .. }) {
+                let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
+            }
             if waits(run) {
                 waiting.insert(run.namespace().unwrap_or_default());
-            } else if !is_past(ConditionType::Started) && !is_past(ConditionType::Finished) {
+            } else if !is_past(ConditionType::Started) {
                 let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
             }
         }

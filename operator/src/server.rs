@@ -183,6 +183,6 @@ where
 /// A policy or a namespace that changes reaches every run that has not started.
 async fn wake_on_change(context: Arc<Context>, mut changes: watch::Receiver<()>) {
     while changes.changed().await.is_ok() {
-        context.wake_unstarted();
+        context.wake_concerned();
     }
 }

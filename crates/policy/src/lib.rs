@@ -2,12 +2,14 @@
 
 mod bounds;
 mod check;
+mod containment;
 mod decide;
 mod input;
 mod output;
 mod quantity;
 mod selector;
 
+pub use containment::{Containment, Facts, containment, contains_anything};
 pub use decide::{Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of};
 pub use input::{InputDemand, input_demand};
 pub use output::{OutputGrant, output_grant};

@@ -21,6 +21,8 @@ pub enum ControlMessage {
     },
     /// Ends the script: TERM, the grace period, KILL. Before the start it ends the runner.
     Stop {},
+    /// Ends the script at once: KILL. Before the start it ends the runner.
+    Kill {},
 }
 
 impl ControlMessage {
@@ -41,7 +43,12 @@ mod tests {
 
     #[test]
     fn messages_read_back() {
-        for message in [ControlMessage::Hello {}, ControlMessage::Start { digest: "d".into(), boot: "b".into() }, ControlMessage::Stop {}] {
+        for message in [
+            ControlMessage::Hello {},
+            ControlMessage::Start { digest: "d".into(), boot: "b".into() },
+            ControlMessage::Stop {},
+            ControlMessage::Kill {},
+        ] {
             assert_eq!(ControlMessage::parse(message.to_line().trim_end().as_bytes()), Some(message));
         }
         assert_eq!(ControlMessage::parse(b"start"), None);

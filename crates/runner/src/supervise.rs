@@ -85,7 +85,7 @@ fn wait_for_start<W: Write>(
         for message in control.read(StdinOnce) {
             match message {
                 ControlMessage::Hello {} => reporter.ready(),
-                ControlMessage::Stop {} => {
+                ControlMessage::Stop {} | ControlMessage::Kill {} => {
                     return Err(Refusal::new(RefusedReason::Stopped, "stopped before the start"));
                 }
                 // A message for an earlier runner of this pod: its script may have run, so this one's must not.
@@ -205,7 +205,10 @@ impl Supervision {
                     Source::Signals if took_stop_signal(&self.signals) => self.stop(Cause::Stopped, Instant::now()),
                     Source::Signals => {}
                     Source::Control => {
-                        if self.control.read(StdinOnce).contains(&ControlMessage::Stop {}) {
+                        let messages = self.control.read(StdinOnce);
+                        if messages.contains(&ControlMessage::Kill {}) {
+                            self.kill(Cause::Stopped);
+                        } else if messages.contains(&ControlMessage::Stop {}) {
                             self.stop(Cause::Stopped, Instant::now());
                         }
                     }
@@ -223,9 +226,13 @@ impl Supervision {
         if let Ending::Term { cause, kill_at } = self.ending
             && now >= kill_at
         {
-            system::kill_all(self.leader);
-            self.ending = Ending::Kill { cause };
+            self.kill(cause);
         }
+    }
+
+    fn kill(&mut self, cause: Cause) {
+        system::kill_all(self.leader);
+        self.ending = Ending::Kill { cause };
     }
 
     fn stop(&mut self, cause: Cause, now: Instant) {

@@ -207,7 +207,7 @@ async fn a_stop_counts_only_when_the_deadline_is_set_or_needless(#[case] code: u
     let (context, fake) = context(vec![expect(Method::PATCH, POD, code, answer).holding("\"activeDeadlineSeconds\":1")], &[]);
     // Nobody listens to this pod, so no stop message can be written.
     let seen = Seen { pod: PodSeen::Absent, ..seen(&run) };
-    assert_eq!(apply(&run, &seen, &Step::StopPod, &context).await.is_ok(), is_stopped);
+    assert_eq!(apply(&run, &seen, &Step::StopPod(super::step::Stop::Gracefully), &context).await.is_ok(), is_stopped);
     fake.finished().await;
 }
 

@@ -20,7 +20,7 @@ use super::queue::{Admission, QueueLimits};
 use super::result::{Stored, produced};
 use super::session::{Listening, PodAge};
 use super::status::{least, smaller};
-use super::step::{Seen, Step};
+use super::step::{Seen, Step, Stop, is_suspended};
 use super::validate::ValidRun;
 use super::{Guarded, Watched, events, observe};
 use crate::context::{Context, turn};
@@ -68,7 +68,7 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
             let sent = context.sessions.say(&uid, message, SAY_PATIENCE).await;
             Ok(if sent { Done::Yes } else { Done::Wait(Duration::from_millis(200)) })
         }
-        Step::StopPod => stop(run, seen, context).await,
+        Step::StopPod(how) => stop(run, seen, *how, context).await,
         Step::ReadLog => read_log(run, seen, context).await,
         Step::RemovePod => remove_pod(run, seen, context).await,
         Step::Release => release(run, context).await,
@@ -182,7 +182,8 @@ fn reserve(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
     let Some(valid) = valid(seen) else {
         return Done::Wait(Duration::from_secs(1));
     };
-    let limits = QueueLimits { max_concurrent: valid.grant.max_concurrent, max_queued: valid.grant.max_queued };
+    let max_concurrent = if is_suspended(&seen.containment) { 0 } else { valid.grant.max_concurrent };
+    let limits = QueueLimits { max_concurrent, max_queued: valid.grant.max_queued };
     Done::Queued(context.ledger.reserve(&valid.namespace, limits, &turn(run), || context.usage(&valid.namespace)))
 }
 
@@ -302,12 +303,16 @@ fn listening(run: &ScriptRun, pod_uid: &str, age: PodAge, context: &Context) -> 
 }
 
 /// A stop message is quick; the deadline of the pod is sure. The pod is not deleted: that would take its log along.
-async fn stop(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
+async fn stop(run: &ScriptRun, seen: &Seen, how: Stop, context: &Context) -> Result<Done, Error> {
     let uid = run.uid().unwrap_or_default();
     if let PodSeen::Present(pod) = &seen.pod {
         start_listening(run, &pod.uid, PodAge::Unknown, context);
     }
-    context.sessions.say(&uid, ControlMessage::Stop {}, SAY_PATIENCE).await;
+    let message = match how {
+        Stop::Gracefully => ControlMessage::Stop {},
+        Stop::AtOnce => ControlMessage::Kill {},
+    };
+    context.sessions.say(&uid, message, SAY_PATIENCE).await;
     let (api, _, name) = pods(run, context);
     let patch = json!({ "spec": { "activeDeadlineSeconds": 1 } });
     match within("the deadline of the pod", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await? {
@@ -316,7 +321,7 @@ async fn stop(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, E
         Err(error) if matches!(code(&error), Some(404 | 422)) => {}
         Err(error) => return Err(on_write("the deadline of the pod")(error)),
     }
-    context.sessions.stopped(&uid);
+    context.sessions.stopped(&uid, how);
     Ok(Done::Yes)
 }
 

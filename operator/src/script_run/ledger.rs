@@ -19,6 +19,7 @@ impl Ledger {
         let own = assumed.entry(namespace.to_owned()).or_default();
         usage.active.extend(own.iter().cloned());
         usage.waiting.retain(|turn| !usage.active.contains(&turn.uid));
+        usage.suspended.retain(|turn| !usage.active.contains(&turn.uid));
         let admission = admit(&usage, limits, turn);
         if admission == Admission::Admit {
             own.insert(turn.uid.clone());

@@ -8,7 +8,7 @@ use kube::api::PostParams;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::{ConditionType, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy};
-use paddock_policy::{input_demand, output_grant, selects};
+use paddock_policy::{Containment, Facts, containment, input_demand, output_grant, selects};
 use paddock_protocol::{Opener, Transcript};
 
 use super::guarded::{Unfit, read_whole};
@@ -104,7 +104,8 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     if let (PodSeen::Present(facts), true) = (&pod, stream.complete) {
         take_summary(run, facts, &mut stream.transcript, context);
     }
-    Ok(Seen { decision, sandbox, pod, stream, output, leading_since: context.fence.up_since() })
+    let containment = contained(run, &policies);
+    Ok(Seen { decision, sandbox, pod, stream, containment, output, leading_since: context.fence.up_since() })
 }
 
 /// Asks whether the input satisfies the schema of the run and those of the policies. The answer is kept for as long as none of them changes.
@@ -176,7 +177,7 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Err
     }
 }
 
-fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
+pub(crate) fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
     let namespace = run.namespace().unwrap_or_default();
     let labels = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(&namespace)).map(|namespace| namespace.labels().clone());
     let sandbox = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(&sandbox_namespace(&namespace)));
@@ -208,6 +209,18 @@ fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
         }
     }
     seen
+}
+
+/// What the policies keep of a run from what is stored of it. Of one that was not accepted yet the decision tells.
+pub(crate) fn contained(run: &ScriptRun, policies: &PoliciesSeen) -> Containment {
+    let requester = requester(run.annotations());
+    let status = run.status.as_ref();
+    let facts = Facts {
+        script_hash: status.and_then(|status| status.script_hash.as_deref()),
+        image: status.and_then(|status| status.image.as_deref()),
+        requester: requester.as_ref(),
+    };
+    containment(&policies.taking_part, facts)
 }
 
 /// A policy by which the run was admitted and that is not among those that hold now: what it had masked is not known any more.

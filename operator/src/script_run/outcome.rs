@@ -86,6 +86,10 @@ fn stopped(reason: &Reason) -> Outcome {
     match reason {
         Reason::TimedOut => Outcome::plain(Phase::TimedOut, Reason::TimedOut, "the script took longer than timeoutSeconds and was ended"),
         Reason::Cancelled => Outcome::plain(Phase::Cancelled, Reason::Cancelled, "the run was cancelled"),
+        Reason::Denied => Outcome::plain(Phase::Killed, Reason::Denied, "a policy denies what the run is; it was ended"),
+        Reason::Suspended => {
+            Outcome::plain(Phase::Killed, Reason::Suspended, "a policy that the run was under was suspended; it was ended")
+        }
         Reason::Lost => Outcome::plain(
             Phase::Lost,
             Reason::Lost,
@@ -179,6 +183,7 @@ pub(crate) fn before_the_start(status: &ScriptRunStatus, reason: &Reason) -> Out
     let told = status.condition(&ConditionType::Started).filter(|condition| condition.reason == *reason);
     match reason {
         Reason::Cancelled => Outcome::plain(Phase::Cancelled, Reason::Cancelled, "the run was cancelled before it started"),
+        Reason::Denied | Reason::Suspended => stopped(reason),
         Reason::StartTimedOut => Outcome::plain(
             Phase::StartTimedOut,
             Reason::StartTimedOut,

@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) struct Usage {
     /// UIDs of runs that hold a slot: admitted and not finished, about to be, or with a pod that lives.
     pub(crate) active: BTreeSet<String>,
-    /// Runs that wait, in their order.
+    /// Runs that wait for a slot, in their order.
     pub(crate) waiting: BTreeSet<Turn>,
+    /// Runs that wait because a policy of theirs is suspended: they hold up nobody, and take a place in the queue.
+    pub(crate) suspended: BTreeSet<Turn>,
 }
 
 /// Place in the queue: older first, equals by UID.
@@ -51,8 +53,8 @@ pub(crate) fn admit(usage: &Usage, limits: QueueLimits, turn: &Turn) -> Admissio
     if ahead < free {
         return Admission::Admit;
     }
-    let is_waiting = usage.waiting.contains(turn);
-    if !is_waiting && usage.waiting.len() >= limits.max_queued as usize {
+    let is_waiting = usage.waiting.contains(turn) || usage.suspended.contains(turn);
+    if !is_waiting && usage.waiting.len() + usage.suspended.len() >= limits.max_queued as usize {
         return Admission::Full;
     }
     Admission::Wait { ahead }
@@ -80,7 +82,11 @@ mod tests {
     }
 
     fn usage(active: usize, waiting: &[i64]) -> Usage {
-        Usage { active: (0..active).map(|n| format!("active-{n}")).collect(), waiting: waiting.iter().copied().map(turn).collect() }
+        Usage {
+            active: (0..active).map(|n| format!("active-{n}")).collect(),
+            waiting: waiting.iter().copied().map(turn).collect(),
+            ..Usage::default()
+        }
     }
 
     #[rstest]
@@ -100,6 +106,17 @@ mod tests {
     fn only_the_first_of_each_policy_is_next() {
         let waiting = [("a", 3), ("b", 9), ("a", 1), ("a", 2), ("b", 5)].map(|(policy, created)| (policy, turn(created), created));
         assert_eq!(heads(waiting), [1, 5]);
+    }
+
+    #[test]
+    fn who_waits_for_a_suspended_policy_holds_up_nobody_and_takes_a_place() {
+        let mut usage = usage(1, &[]);
+        usage.suspended = [1, 2, 3].into_iter().map(turn).collect();
+        let limits = QueueLimits { max_concurrent: 2, max_queued: 3 };
+        assert_eq!(admit(&usage, limits, &turn(5)), Admission::Admit);
+        let none_left = QueueLimits { max_concurrent: 1, ..limits };
+        assert_eq!(admit(&usage, none_left, &turn(5)), Admission::Full);
+        assert_eq!(admit(&usage, none_left, &turn(2)), Admission::Wait { ahead: 0 });
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::step::StreamSeen;
+use super::step::{Stop, StreamSeen};
 use crate::error::{Error, within};
 use crate::names::CONTAINER;
 
@@ -51,12 +51,12 @@ struct Shared {
     reader: Reader,
     complete: bool,
     start_sent: bool,
-    stop_sent: bool,
+    stop_sent: Option<Stop>,
 }
 
 impl Shared {
     fn new(key: RunKey) -> Self {
-        Self { reader: Reader::new(key), complete: false, start_sent: false, stop_sent: false }
+        Self { reader: Reader::new(key), complete: false, start_sent: false, stop_sent: None }
     }
 
     fn transcript(&self) -> &Transcript {
@@ -139,19 +139,19 @@ impl Sessions {
             return false;
         };
         let (written, is_written) = oneshot::channel();
-        let stop = message == ControlMessage::Stop {};
+        let starts = matches!(message, ControlMessage::Start { .. });
         let delivered = async { say.send(Said { message, written }).await.is_ok() && is_written.await.is_ok() };
         let delivered = tokio::time::timeout(patience, delivered).await.unwrap_or(false);
-        if !stop {
+        if starts {
             lock(&shared).start_sent |= delivered;
         }
         delivered
     }
 
     /// The pod was told to end, in the way that is sure.
-    pub(crate) fn stopped(&self, run: &str) {
+    pub(crate) fn stopped(&self, run: &str, stop: Stop) {
         if let Some(session) = lock(&self.open).get(run) {
-            lock(&session.shared).stop_sent = true;
+            lock(&session.shared).stop_sent = Some(stop);
         }
     }
 

@@ -15,7 +15,7 @@ use super::outcome::Outcome;
 use super::pod_facts::{PodLife, PodSeen, WaitsFor};
 use super::queue::Admission;
 use super::result::{partial_result, produced, signed, with_stored};
-use super::step::{Seen, Step};
+use super::step::{Seen, Step, is_suspended};
 use super::text::{cut, visible};
 use super::validate::{ValidRun, requester};
 use crate::names::sandbox_namespace;
@@ -31,7 +31,7 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
     match (step, done) {
         (Step::Refuse(refusal), _) => report.refused(run, refusal, seen),
         (Step::Hold(reason, message), _) => report.waits(reason, message),
-        (Step::Admit, Done::Queued(admission)) => report.queued(admission, valid?),
+        (Step::Admit, Done::Queued(admission)) => report.queued(admission, valid?, is_suspended(&seen.containment)),
         (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
         (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
         (Step::RecordStop(reason), _) => report.stopped(reason, seen),
@@ -85,6 +85,7 @@ pub(crate) fn least(status: &ScriptRunStatus) -> ScriptRunStatus {
         clocks: status.clocks.clone(),
         stopping: status.stopping.clone(),
         script_hash: status.script_hash.clone(),
+        image: status.image.clone(),
         job_digest: status.job_digest.clone(),
         timeout_seconds: status.timeout_seconds,
         ..ScriptRunStatus::default()
@@ -156,6 +157,7 @@ impl Report {
         self.status.decisions.clone_from(&valid.decisions);
         self.status.requester = Some(shown(&valid.requester));
         self.status.script_hash = Some(valid.script_hash.clone());
+        self.status.image = Some(valid.grant.runtime.image.clone());
         self.status.timeout_seconds = Some(i64::from(valid.grant.timeout_seconds));
         self.condition(ConditionType::Accepted, true, Reason::PolicyAllows, "the policies allow the run");
     }
@@ -179,7 +181,7 @@ impl Report {
         self.tell(Phase::Queued, message);
     }
 
-    fn queued(&mut self, admission: &Admission, valid: &ValidRun) {
+    fn queued(&mut self, admission: &Admission, valid: &ValidRun, is_suspended: bool) {
         self.accepted(valid);
         match admission {
             Admission::Admit => {
@@ -192,6 +194,9 @@ impl Report {
                 self.condition(ConditionType::Admitted, true, Reason::SlotTaken, "a slot is taken");
                 self.in_progress("the sandbox is being started");
                 self.tell(Phase::Starting, "the sandbox is being started");
+            }
+            Admission::Wait { .. } if is_suspended => {
+                self.waits(&Reason::Suspended, "a policy that the run is under is suspended; the run waits until that changes");
             }
             // The place in the queue is not stored: it would be a write for every run that waits, at every end of another.
             Admission::Wait { .. } => {

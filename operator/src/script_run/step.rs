@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
-use paddock_policy::{OutputGrant, Refusal};
+use paddock_policy::{Containment, OutputGrant, Refusal};
 use paddock_protocol::{Refused, RefusedReason, Transcript};
 
 use super::outcome::{Outcome, before_the_start, outcome, outcome_of_refusal};
@@ -26,6 +26,8 @@ pub(crate) struct Seen {
     pub(crate) pod: PodSeen,
     /// What the runner has said.
     pub(crate) stream: StreamSeen,
+    /// What the policies keep from running.
+    pub(crate) containment: Containment,
     /// What becomes of what the script puts out, or why that cannot be told.
     pub(crate) output: Result<OutputGrant, String>,
     /// Since when this replica may write without a gap.
@@ -56,8 +58,24 @@ pub(crate) struct StreamSeen {
     pub(crate) complete: bool,
     /// A start or stop message was sent by this process.
     pub(crate) start_sent: bool,
-    /// See `start_sent`.
-    pub(crate) stop_sent: bool,
+    /// The hardest stop that was sent by this process.
+    pub(crate) stop_sent: Option<Stop>,
+}
+
+/// How a script is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stop {
+    /// TERM, the grace period, KILL.
+    Gracefully,
+    /// KILL.
+    AtOnce,
+}
+
+impl Stop {
+    /// What a policy ends gets no time to do more of it.
+    fn of(reason: &Reason) -> Self {
+        if matches!(reason, Reason::Denied | Reason::Suspended) { Self::AtOnce } else { Self::Gracefully }
+    }
 }
 
 /// One step.
@@ -88,7 +106,7 @@ pub(crate) enum Step {
     /// Store why the run is being ended.
     RecordStop(Reason),
     /// End the script: stop message, then the deadline of the pod.
-    StopPod,
+    StopPod(Stop),
     /// Read the log to its end.
     ReadLog,
     /// Store the result.
@@ -224,8 +242,25 @@ fn policy_may_still_come(run: &ScriptRun, reason: &Reason, now: Timestamp) -> Op
     may_come.then(|| remaining(&created, POLICY_LAG_SECONDS, now)).flatten()
 }
 
+/// Whether the policies admit nothing more.
+pub(crate) fn is_suspended(containment: &Containment) -> bool {
+    matches!(containment, Containment::Queue { .. } | Containment::Kill { .. })
+}
+
+/// Why the policies end a run that was admitted.
+fn ended_by(containment: &Containment) -> Option<Reason> {
+    match containment {
+        Containment::Denied { .. } => Some(Reason::Denied),
+        Containment::Kill { .. } => Some(Reason::Suspended),
+        Containment::Queue { .. } | Containment::None => None,
+    }
+}
+
 /// Admitted, and the script has not started: nothing that goes wrong here can have run it.
 fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settings: &Settings, now: Timestamp) -> Step {
+    if let Some(reason) = ended_by(&seen.containment) {
+        return Step::RecordStop(reason);
+    }
     if run.spec.cancel == Some(true) {
         return Step::RecordStop(Reason::Cancelled);
     }
@@ -320,8 +355,13 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     if pod.ended().is_some() {
         return if seen.stream.complete { Step::Finish(outcome(status, Some(pod), &seen.stream.transcript)) } else { Step::ReadLog };
     }
-    if status.stopping.is_some() {
-        return if seen.stream.stop_sent { Step::Rest { wake: Some(Duration::from_secs(2)) } } else { Step::StopPod };
+    if let Some(stopping) = &status.stopping {
+        let stop = Stop::of(&stopping.reason);
+        return match ended_by(&seen.containment) {
+            Some(reason) if stop < Stop::of(&reason) => Step::RecordStop(reason),
+            _ if seen.stream.stop_sent < Some(stop) => Step::StopPod(stop),
+            _ => Step::Rest { wake: Some(Duration::from_secs(2)) },
+        };
     }
     if has_result {
         return Step::Rest { wake: Some(Duration::from_secs(5)) };
@@ -329,6 +369,9 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     // The kubelet started the container a second time: this runner waits in vain, and the one that had the script is gone.
     if is_another_runner(status, &seen.stream.transcript) {
         return Step::RecordStop(Reason::Lost);
+    }
+    if let Some(reason) = ended_by(&seen.containment) {
+        return Step::RecordStop(reason);
     }
     if run.spec.cancel == Some(true) {
         return Step::RecordStop(Reason::Cancelled);

@@ -13,7 +13,7 @@ use super::ledger::Ledger;
 use super::pod_facts::{Ended, PodFacts, PodLife};
 use super::queue::{Admission, QueueLimits, Turn, Usage};
 use super::status::compute_status;
-use super::step::{Seen, Step, StreamSeen, next_step};
+use super::step::{Seen, Step, Stop, StreamSeen, next_step};
 
 const RUNS: usize = 4;
 const LIMIT: u32 = 2;
@@ -257,7 +257,7 @@ impl Operator {
             listening: true,
             complete: self.complete.get(uid) == Some(&node.facts.uid),
             start_sent: self.sent.get(uid) == Some(&key),
-            stop_sent: self.stop_sent.get(uid) == Some(&node.facts.uid),
+            stop_sent: (self.stop_sent.get(uid) == Some(&node.facts.uid)).then_some(Stop::Gracefully),
         }
     }
 
@@ -327,7 +327,7 @@ impl Operator {
                 }
                 Done::Yes
             }
-            Step::StopPod => {
+            Step::StopPod(_) => {
                 self.stop_sent.insert(uid.to_owned(), pod_uid);
                 if let Some(node) = world.pods.get_mut(uid) {
                     node.stopped = true;

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kube::ResourceExt as _;
-use paddock_crds::{Decision, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy, Violation};
-use paddock_policy::{Ask, Grant, InputDemand, Policy, Refusal, decide, input_demand, output_grant};
+use paddock_crds::{Decision, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy, Verdict, Violation};
+use paddock_policy::{Ask, Containment, Facts, Grant, InputDemand, Policy, Refusal, containment, decide, input_demand, output_grant};
 use paddock_protocol::JobFiles;
 
 use super::job::{self, Fixed, digest_of};
@@ -129,6 +129,13 @@ pub(crate) fn validate(
     };
     let script_hash = job::hash(&script);
     check_source(run, &script, &script_hash).map_err(refused)?;
+    let facts = Facts { script_hash: Some(&script_hash), image: Some(&grant.runtime.image), requester: Some(&requester) };
+    if let Containment::Denied { what, rule } = containment(&policies.taking_part, facts) {
+        let message = format!("{what} is denied ({rule})");
+        let mut denied = refused(Refusal { reason: Reason::Denied, message });
+        denied.decisions.push(Decision { permission: what, verdict: Verdict::Refused, rule });
+        return Err(denied);
+    }
     let demand = input_demand(&policies.taking_part, &script_hash);
     check_input(input, &demand, checked).map_err(|(refusal, violations)| Refused { violations, ..refused(refusal) })?;
     let output = output_grant(&policies.taking_part);

@@ -223,8 +223,8 @@ fn time_and_cancel_stop_a_running_script_and_stay_stopped() {
     cancelled.spec.cancel = Some(true);
     assert_eq!(step(&cancelled, &running, 2), Step::RecordStop(Reason::Cancelled));
     let stopping = after(&cancelled, &running, &Step::RecordStop(Reason::TimedOut), &super::super::apply::Done::Yes, 12);
-    assert_eq!(step(&stopping, &running, 13), Step::StopPod);
-    let sent = Seen { stream: StreamSeen { stop_sent: true, ..running.stream.clone() }, ..running.clone() };
+    assert_eq!(step(&stopping, &running, 13), Step::StopPod(Stop::Gracefully));
+    let sent = Seen { stream: StreamSeen { stop_sent: Some(Stop::Gracefully), ..running.stream.clone() }, ..running.clone() };
     assert!(is_rest(&step(&stopping, &sent, 13)));
     let over = Seen {
         pod: present(PodFacts { life: ended(143, "Error"), ..a_pod(&run) }),
@@ -232,6 +232,38 @@ fn time_and_cancel_stop_a_running_script_and_stay_stopped() {
         ..running
     };
     assert!(matches!(step(&stopping, &over, 14), Step::Finish(outcome) if outcome.reason == Reason::TimedOut));
+}
+
+#[test]
+fn what_a_policy_ends_is_ended_without_grace() {
+    let denied = Containment::Denied { what: "script:x".into(), rule: "r".into() };
+    for (containment, reason) in [(denied, Reason::Denied), (Containment::Kill { rule: "r".into() }, Reason::Suspended)] {
+        let run = started(10);
+        let contained =
+            Seen { containment, ..with_pod(&run, a_stream(|transcript| transcript.accepted = true), |pod| pod.life = PodLife::Running) };
+        let stop = Step::RecordStop(reason.clone());
+        assert_eq!(step(&run, &contained, 12), stop);
+        let stopping = after(&run, &contained, &stop, &Done::Yes, 12);
+        assert_eq!(step(&stopping, &contained, 12), Step::StopPod(Stop::AtOnce));
+        // Also one that is being ended with grace already.
+        let cancelled = after(&run, &contained, &Step::RecordStop(Reason::Cancelled), &Done::Yes, 11);
+        let sent = Seen { stream: StreamSeen { stop_sent: Some(Stop::Gracefully), ..contained.stream.clone() }, ..contained.clone() };
+        assert_eq!(step(&cancelled, &sent, 12), stop);
+        let harder = after(&cancelled, &sent, &stop, &Done::Yes, 12);
+        assert_eq!(step(&harder, &sent, 12), Step::StopPod(Stop::AtOnce));
+        let said = Seen { stream: StreamSeen { stop_sent: Some(Stop::AtOnce), ..sent.stream }, ..contained };
+        assert!(is_rest(&step(&harder, &said, 12)));
+        // Before the start nothing has run.
+        assert_eq!(step(&admitted(0), &Seen { pod: PodSeen::Absent, ..said }, 1), stop);
+    }
+}
+
+#[test]
+fn a_suspended_policy_lets_go_on_what_is_admitted() {
+    let run = started(10);
+    let queue = Containment::Queue { rule: "r".into() };
+    let seen = with_pod(&run, a_stream(|transcript| transcript.accepted = true), |pod| pod.life = PodLife::Running);
+    assert!(is_rest(&step(&run, &Seen { containment: queue, ..seen }, 12)));
 }
 
 #[test]
