@@ -19,8 +19,9 @@ pub use sandbox_policy::{
     MaskRules, OutputRules, PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SubjectKind, Suspend,
 };
 pub use script_run::{
-    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, OutputStream, PodRef, PolicyKind, PolicyRef, Redaction, Requester,
-    RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, StoredResult, TakenPolicy, Usage, Verdict, Violation,
+    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, OutputStream, PodRef, PolicyKind, PolicyRef, Redaction,
+    Requester, RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, StoredResult, TakenPolicy, Usage, Verdict,
+    Violation,
 };
 
 /// API group of every kind here.

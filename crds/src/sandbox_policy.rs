@@ -140,7 +140,7 @@ pub struct Deny {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "images_schema")]
     pub images: Vec<String>,
-    /// Who may have nothing run.
+    /// Who may have nothing run: who creates it, and for whom.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "subjects_schema")]
     pub requesters: Vec<DeniedSubject>,

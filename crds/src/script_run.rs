@@ -66,6 +66,8 @@ pub const SHOWN_GROUP_LENGTH: usize = 256;
         .message("timeoutSeconds is immutable"),
     validation = Rule::new("has(self.gracePeriodSeconds) == has(oldSelf.gracePeriodSeconds) && (!has(self.gracePeriodSeconds) || self.gracePeriodSeconds == oldSelf.gracePeriodSeconds)")
         .message("gracePeriodSeconds is immutable"),
+    validation = Rule::new("has(self.endUser) == has(oldSelf.endUser) && (!has(self.endUser) || self.endUser == oldSelf.endUser)")
+        .message("endUser is immutable"),
     validation = Rule::new("!has(oldSelf.cancel) || !oldSelf.cancel || (has(self.cancel) && self.cancel)")
         .message("cancel cannot be taken back"),
 )]
@@ -73,6 +75,10 @@ pub const SHOWN_GROUP_LENGTH: usize = 256;
 pub struct ScriptRunSpec {
     /// The policy that the run asks to run under. Every ClusterSandboxPolicy that selects the namespace applies as well.
     pub policy_ref: PolicyRef,
+    /// The person for whom a platform creates the run. Only an account that holds the verb `impersonate-requester` on scriptruns in the namespace
+    /// may set it; whoever creates the run stays its requester.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_user: Option<EndUser>,
     /// What to run.
     pub script: Script,
     /// What the script asks for beyond computing. In this version each entry is refused, and the run with it.
@@ -97,6 +103,19 @@ pub struct ScriptRunSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub ttl_seconds_after_finished: Option<i64>,
+}
+
+/// A person, as the platform knows them. Kubernetes need not.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct EndUser {
+    /// Name.
+    #[schemars(length(min = 1, max = 256))]
+    pub username: String,
+    /// Groups.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "groups_schema")]
+    pub groups: Vec<String>,
 }
 
 /// Names one policy.
@@ -300,6 +319,10 @@ pub struct TakenPolicy {
     /// Its UID.
     #[schemars(length(max = 64))]
     pub uid: String,
+    /// Who wrote its spec, as stamped at admission. Absent for a policy of a version that stamped none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub author: Option<String>,
     /// Its generation.
     pub generation: i64,
     /// SHA-256 of its spec as canonical JSON, in hexadecimal.

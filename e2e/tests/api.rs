@@ -11,7 +11,7 @@ use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::PartialObjectMeta;
 use kube::{Client, ResourceExt as _};
-use paddock_crds::{ConditionType, Phase, Reason, ScriptRun};
+use paddock_crds::{ConditionType, Phase, Reason, SandboxPolicy, ScriptRun};
 use serde_json::{Value, json};
 
 fn kind(kind: &str, plural: &str) -> ApiResource {
@@ -274,18 +274,23 @@ async fn metadata_of_a_run_is_bounded() {
 
 /// Gives `name` the stock role `edit` in the tenant namespace.
 async fn editor(tenant: &Tenant, name: &str) -> Client {
+    let client = bound(tenant, name, "edit").await;
+    harness::eventually("the role is in force", || async { runs(&client, &tenant.name).list(&kube::api::ListParams::default()).await })
+        .await;
+    client
+}
+
+/// Gives `name` a ClusterRole in the tenant namespace.
+async fn bound(tenant: &Tenant, name: &str, role: &str) -> Client {
     let binding: RoleBinding = serde_json::from_value(json!({
-        "metadata": { "name": name },
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "edit" },
+        "metadata": { "generateName": "e2e-" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
         "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name }],
     }))
     .unwrap();
     let api: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
     api.create(&PostParams::default(), &binding).await.unwrap();
-    let client = user(name).await;
-    harness::eventually("the role is in force", || async { runs(&client, &tenant.name).list(&kube::api::ListParams::default()).await })
-        .await;
-    client
+    user(name).await
 }
 
 async fn may(client: &Client, verb: &str, group: &str, resource: &str, subresource: &str, namespace: &str) -> bool {
@@ -482,6 +487,90 @@ async fn a_run_that_no_policy_allows_is_refused_with_the_reason() {
             if status.phase == Some(Phase::Refused) && reason == Some(Reason::NoClusterPolicy) { Ok(()) } else { Err(status.phase) }
         })
         .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_wrote_a_policy_is_stamped_and_nobody_can_say_otherwise() {
+    tenant("api-author", |tenant| async move {
+        let (alice, bob) = (bound(&tenant, "alice", "admin").await, bound(&tenant, "bob", "admin").await);
+        let policies = |client: &Client| -> Api<SandboxPolicy> { Api::namespaced(client.clone(), &tenant.name) };
+        let forged = json!({ "paddock.dev/author": "mallory", "paddock.dev/author-uid": "7" });
+        let policy: SandboxPolicy = serde_json::from_value(json!({
+            "metadata": { "name": "limited", "annotations": forged }, "spec": { "runtimes": [{ "name": "shell" }] },
+        }))
+        .unwrap();
+        harness::eventually("the role is in force", || async { policies(&alice).create(&PostParams::default(), &policy).await }).await;
+        harness::eventually("the role is in force", || async { policies(&bob).get("limited").await }).await;
+        let author = || async {
+            let annotations = policies(&alice).get("limited").await.unwrap().metadata.annotations.unwrap_or_default();
+            ["paddock.dev/author", "paddock.dev/author-uid"].map(|stamp| annotations.get(stamp).cloned())
+        };
+        let stamp = |name: &str| [Some(name.to_owned()), Some(String::new())];
+        assert_eq!(author().await, stamp("alice"));
+        let patch = |client: &Client, patch: Value| {
+            let policies = policies(client);
+            async move { policies.patch("limited", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap() }
+        };
+        // Whoever writes something else is not its author.
+        patch(&bob, json!({ "metadata": { "labels": { "team": "x" }, "annotations": forged } })).await;
+        assert_eq!(author().await, stamp("alice"));
+        patch(&bob, json!({ "metadata": { "annotations": { "paddock.dev/author": null, "paddock.dev/author-uid": null } } })).await;
+        assert_eq!(author().await, stamp("alice"));
+        let mut whole = policies(&bob).get("limited").await.unwrap();
+        whole.metadata.annotations = None;
+        policies(&bob).replace("limited", &PostParams::default(), &whole).await.unwrap();
+        assert_eq!(author().await, stamp("alice"));
+        patch(
+            &bob,
+            json!({ "metadata": { "annotations": { "paddock.dev/author": "alice" } }, "spec": { "limits": { "maxConcurrent": 3 } } }),
+        )
+        .await;
+        assert_eq!(author().await, stamp("bob"));
+        // The status of a run tells who wrote the policies that decided on it.
+        let run = tenant.run(Script::shell("true").with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } }))).await;
+        let authors: Vec<_> =
+            status(&run).policies.into_iter().filter(|policy| policy.name == "limited").map(|policy| policy.author).collect();
+        assert_eq!(authors, [Some("bob".to_owned())]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn only_who_may_says_for_whom_a_run_is() {
+    tenant("api-enduser", |tenant| async move {
+        let editor = editor(&tenant, "an-editor").await;
+        let spec = Script::shell("true").with(json!({ "endUser": { "username": "joe", "groups": ["trial"] } })).0;
+        let create = |client: &Client| {
+            let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &tenant.name, &kind("ScriptRun", "scriptruns"));
+            let run = object("ScriptRun", "for-joe", spec.clone());
+            async move { api.create(&PostParams::default(), &run).await }
+        };
+        let refused = refusal(create(&editor).await);
+        assert!(refused.as_ref().is_err_and(|message| message.contains("impersonate-requester")), "{refused:?}");
+        bound(&tenant, "an-editor", "paddock-impersonate-requester").await;
+        harness::eventually("the role is in force", || create(&editor)).await;
+        let changed = json!({ "spec": { "endUser": { "username": "somebody else" } } });
+        let changed = runs(&editor, &tenant.name).patch("for-joe", &PatchParams::default(), &Patch::Merge(changed)).await;
+        assert!(changed.is_err_and(|error| error.to_string().contains("endUser is immutable")));
+        let run = tenant.runs().get("for-joe").await.unwrap();
+        let run = tenant.finished(&run).await;
+        assert_eq!(run.spec.end_user.as_ref().map(|user| user.username.as_str()), Some("joe"));
+        assert_eq!(status(&run).requester.map(|requester| requester.username).as_deref(), Some("an-editor"));
+
+        tenant.cluster_policy(json!({ "effect": "Restrict", "deny": { "requesters": [{ "kind": "Group", "name": "trial" }] } })).await;
+        let denied = harness::eventually("the list is seen", || async {
+            let api: Api<DynamicObject> = Api::namespaced_with(editor.clone(), &tenant.name, &kind("ScriptRun", "scriptruns"));
+            let mut run = object("ScriptRun", "x", spec.clone());
+            (run.metadata.name, run.metadata.generate_name) = (None, Some("for-joe-".into()));
+            let name = api.create(&PostParams::default(), &run).await.unwrap().metadata.name.unwrap();
+            let run = tenant.finished(&tenant.runs().get(&name).await.unwrap()).await;
+            if status(&run).phase == Some(Phase::Refused) { Ok(run) } else { Err(status(&run).phase) }
+        })
+        .await;
+        assert!(status(&denied).message.is_some_and(|message| message.starts_with("endUser:joe is denied")));
+        tenant.no_cluster_policy().await;
     })
     .await;
 }

@@ -30,6 +30,8 @@ pub(crate) const REQUESTER: &str = "paddock.dev/requester";
 pub(crate) const REQUESTER_UID: &str = "paddock.dev/requester-uid";
 /// Stamp of the requester's groups, separated by commas; in a group, `%` is `%25` and a comma is `%2C`.
 pub(crate) const REQUESTER_GROUPS: &str = "paddock.dev/requester-groups";
+/// On a policy: the user name of who wrote its spec.
+pub(crate) const AUTHOR: &str = "paddock.dev/author";
 /// What the cluster stamps on a run.
 pub(crate) const STAMPS: [&str; 3] = [REQUESTER, REQUESTER_UID, REQUESTER_GROUPS];
 /// Annotation by which whoever creates a run makes it part of a trace of their own: W3C `traceparent`.

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::input_check::{self, Answer, Question, Schema};
+use crate::names::AUTHOR;
 use crate::readable::Readable;
 use crate::script_run::text::cut;
 
@@ -111,7 +112,10 @@ impl Policies {
         if let Some(known) = self.lock().get(&uid).filter(|known| known.policy.taken.generation == generation) {
             return known.policy.clone();
         }
-        let taken = TakenPolicy { kind: P::KIND, name: object.name_any(), uid: uid.clone(), generation, hash: hash_of(&object.spec()) };
+        let author =
+            object.annotations().get(AUTHOR).filter(|author| !author.is_empty()).map(|author| cut(author, LONGEST_MESSAGE).to_owned());
+        let taken =
+            TakenPolicy { kind: P::KIND, name: object.name_any(), uid: uid.clone(), author, generation, hash: hash_of(&object.spec()) };
         let mut policy = Policy::new(taken, object.effect(), object.rules().clone());
         policy.problems.extend(object.problems());
         let policy = Arc::new(policy);

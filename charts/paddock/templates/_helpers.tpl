@@ -61,3 +61,15 @@ capabilities:
 {{- $selector := .Values.baseline.namespaceSelector -}}
 {{- if and .Values.baseline.create (not $selector.matchExpressions) }}true{{ end -}}
 {{- end }}
+
+{{- /* Who wrote the spec of a policy: whoever writes it now, else who is known. */}}
+{{- define "paddock.authorVariables" -}}
+- name: isWritten
+  expression: "request.operation == 'CREATE' || object.spec != oldObject.spec"
+- name: before
+  expression: "oldObject != null && has(oldObject.metadata.annotations) ? oldObject.metadata.annotations : {}"
+- name: author
+  expression: "variables.isWritten ? request.userInfo.username : ('paddock.dev/author' in variables.before ? variables.before['paddock.dev/author'] : '')"
+- name: authorUid
+  expression: "variables.isWritten ? (has(request.userInfo.uid) ? request.userInfo.uid : '') : ('paddock.dev/author-uid' in variables.before ? variables.before['paddock.dev/author-uid'] : '')"
+{{- end }}

@@ -109,6 +109,7 @@ fn of_script(run: &Run, text: String) -> Result<ScriptRun> {
     };
     ensure!(!text.is_empty(), "{} is empty", run.file.display());
     let spec = ScriptRunSpec {
+        end_user: None,
         policy_ref: PolicyRef { kind: PolicyKind::ClusterSandboxPolicy, name: BASELINE.into() },
         script: Script {
             runtime,

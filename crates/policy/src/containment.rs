@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use paddock_crds::{DeniedSubject, Deny, PolicyRules, Requester, SubjectKind, Suspend};
+use paddock_crds::{DeniedSubject, Deny, EndUser, PolicyRules, Requester, SubjectKind, Suspend};
 
 use crate::Policy;
 
@@ -15,6 +15,8 @@ pub struct Facts<'a> {
     pub image: Option<&'a str>,
     /// Who created it.
     pub requester: Option<&'a Requester>,
+    /// For whom.
+    pub end_user: Option<&'a EndUser>,
 }
 
 /// The hardest that a policy demands.
@@ -34,7 +36,7 @@ pub enum Containment {
     },
     /// It never runs; if it runs, it ends.
     Denied {
-        /// What is denied: `script:…`, `image:…` or `requester:…`.
+        /// What is denied: `script:…`, `image:…`, `requester:…` or `endUser:…`.
         what: String,
         /// The policy and its list.
         rule: String,
@@ -70,8 +72,11 @@ fn denied(deny: &Deny, facts: Facts<'_>) -> Option<(String, &'static str)> {
     if let Some(image) = facts.image.filter(|image| deny.images.iter().any(|denied| is_named(denied, image))) {
         return Some((format!("image:{image}"), "deny.images"));
     }
-    let requester = facts.requester.filter(|requester| deny.requesters.iter().any(|denied| is_subject(denied, requester)))?;
-    Some((format!("requester:{}", requester.username), "deny.requesters"))
+    let requester = facts.requester.map(|requester| ("requester", &requester.username, &requester.groups));
+    let end_user = facts.end_user.map(|user| ("endUser", &user.username, &user.groups));
+    let is_denied = |username: &str, groups: &[String]| deny.requesters.iter().any(|denied| is_subject(denied, username, groups));
+    let (who, username, _) = [requester, end_user].into_iter().flatten().find(|(_, username, groups)| is_denied(username, groups))?;
+    Some((format!("{who}:{username}"), "deny.requesters"))
 }
 
 /// A trailing `*` stands for whatever follows.
@@ -79,10 +84,10 @@ fn is_named(denied: &str, image: &str) -> bool {
     denied.strip_suffix('*').map_or_else(|| denied == image, |prefix| image.starts_with(prefix))
 }
 
-fn is_subject(denied: &DeniedSubject, requester: &Requester) -> bool {
+fn is_subject(denied: &DeniedSubject, username: &str, groups: &[String]) -> bool {
     match denied.kind {
-        SubjectKind::User => denied.name == requester.username,
-        SubjectKind::Group => requester.groups.contains(&denied.name),
+        SubjectKind::User => denied.name == username,
+        SubjectKind::Group => groups.contains(&denied.name),
     }
 }
 
@@ -96,7 +101,7 @@ mod tests {
 
     fn policy(name: &str, rules: Value) -> Policy {
         let kind = PolicyKind::ClusterSandboxPolicy;
-        let taken = TakenPolicy { kind, name: name.into(), uid: String::new(), generation: 1, hash: String::new() };
+        let taken = TakenPolicy { kind, name: name.into(), uid: String::new(), author: None, generation: 1, hash: String::new() };
         Policy::new(taken, Effect::Restrict, serde_json::from_value(rules).unwrap())
     }
 
@@ -117,13 +122,25 @@ mod tests {
     #[case::not_a_user(json!({ "requesters": [{ "kind": "User", "name": "ops" }] }), None)]
     fn a_list_names_what_it_denies(#[case] deny: Value, #[case] expected: Option<(&str, &str)>) {
         let requester = requester();
-        let facts = Facts { script_hash: Some("bb"), image: Some("registry.example/python:3"), requester: Some(&requester) };
+        let facts =
+            Facts { script_hash: Some("bb"), image: Some("registry.example/python:3"), requester: Some(&requester), end_user: None };
         let expected = expected.map_or(Containment::None, |(what, field)| Containment::Denied {
             what: what.into(),
             rule: format!("ClusterSandboxPolicy/a: {field}"),
         });
         assert_eq!(containment(&[policy("a", json!({ "deny": deny }))], facts), expected);
         assert_eq!(containment(&[policy("a", json!({ "deny": deny }))], Facts::default()), Containment::None);
+    }
+
+    #[test]
+    fn whom_a_platform_acts_for_is_looked_at_as_well() {
+        let user = EndUser { username: "joe".into(), groups: vec!["trial".into()] };
+        let requester = requester();
+        let facts = Facts { requester: Some(&requester), end_user: Some(&user), ..Facts::default() };
+        for denied in [json!({ "kind": "User", "name": "joe" }), json!({ "kind": "Group", "name": "trial" })] {
+            let found = containment(&[policy("a", json!({ "deny": { "requesters": [denied] } }))], facts);
+            assert!(matches!(found, Containment::Denied { what, .. } if what == "endUser:joe"));
+        }
     }
 
     #[test]

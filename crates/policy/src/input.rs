@@ -46,7 +46,7 @@ mod tests {
 
     fn policy(name: &str, input: InputRules) -> Policy {
         let kind = PolicyKind::ClusterSandboxPolicy;
-        let taken = TakenPolicy { kind, name: name.into(), uid: String::new(), generation: 1, hash: String::new() };
+        let taken = TakenPolicy { kind, name: name.into(), uid: String::new(), author: None, generation: 1, hash: String::new() };
         Policy::new(taken, Effect::Allow, PolicyRules { input, ..PolicyRules::default() })
     }
 

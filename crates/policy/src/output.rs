@@ -86,7 +86,7 @@ mod tests {
     use PolicyKind::{ClusterSandboxPolicy as Cluster, SandboxPolicy as Namespace};
 
     fn policy(kind: PolicyKind, output: OutputRules) -> Policy {
-        let taken = TakenPolicy { kind, name: "p".into(), uid: String::new(), generation: 1, hash: String::new() };
+        let taken = TakenPolicy { kind, name: "p".into(), uid: String::new(), author: None, generation: 1, hash: String::new() };
         let effect = if kind == Cluster { Effect::Allow } else { Effect::Restrict };
         Policy::new(taken, effect, PolicyRules { output, ..PolicyRules::default() })
     }

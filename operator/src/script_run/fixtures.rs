@@ -49,6 +49,7 @@ pub(crate) fn a_run() -> ScriptRun {
     let source = Source { inline: Some("print(1)".into()), config_map_key_ref: None };
     let script = Script { runtime: "python".into(), source, args: Vec::new(), input: None, input_schema: None };
     let spec = ScriptRunSpec {
+        end_user: None,
         policy_ref: PolicyRef { kind: PolicyKind::ClusterSandboxPolicy, name: "baseline".into() },
         script,
         capabilities: None,
@@ -75,8 +76,14 @@ pub(crate) fn a_run() -> ScriptRun {
 
 /// The policy `baseline`, which offers `python`.
 pub(crate) fn policies() -> PoliciesSeen {
-    let taken =
-        TakenPolicy { kind: PolicyKind::ClusterSandboxPolicy, name: "baseline".into(), uid: "p".into(), generation: 1, hash: "h".into() };
+    let taken = TakenPolicy {
+        kind: PolicyKind::ClusterSandboxPolicy,
+        name: "baseline".into(),
+        uid: "p".into(),
+        author: None,
+        generation: 1,
+        hash: "h".into(),
+    };
     let runtime = Runtime {
         name: "python".into(),
         image: Some("registry.example/python:3".into()),

@@ -219,6 +219,7 @@ pub(crate) fn contained(run: &ScriptRun, policies: &PoliciesSeen) -> Containment
         script_hash: status.and_then(|status| status.script_hash.as_deref()),
         image: status.and_then(|status| status.image.as_deref()),
         requester: requester.as_ref(),
+        end_user: run.spec.end_user.as_ref(),
     };
     containment(&policies.taking_part, facts)
 }

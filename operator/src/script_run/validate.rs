@@ -129,7 +129,12 @@ pub(crate) fn validate(
     };
     let script_hash = job::hash(&script);
     check_source(run, &script, &script_hash).map_err(refused)?;
-    let facts = Facts { script_hash: Some(&script_hash), image: Some(&grant.runtime.image), requester: Some(&requester) };
+    let facts = Facts {
+        script_hash: Some(&script_hash),
+        image: Some(&grant.runtime.image),
+        requester: Some(&requester),
+        end_user: run.spec.end_user.as_ref(),
+    };
     if let Containment::Denied { what, rule } = containment(&policies.taking_part, facts) {
         let message = format!("{what} is denied ({rule})");
         let mut denied = refused(Refusal { reason: Reason::Denied, message });

@@ -58,7 +58,8 @@ fn policies() -> impl Strategy<Value = Policy> {
         }
         let kind = if is_cluster { PolicyKind::ClusterSandboxPolicy } else { PolicyKind::SandboxPolicy };
         let effect = if is_cluster && allows { Effect::Allow } else { Effect::Restrict };
-        let taken = TakenPolicy { kind, name: format!("p{number}"), uid: number.to_string(), generation: 1, hash: String::new() };
+        let taken =
+            TakenPolicy { kind, name: format!("p{number}"), uid: number.to_string(), author: None, generation: 1, hash: String::new() };
         Policy::new(taken, effect, PolicyRules { runtimes, limits, ..PolicyRules::default() })
     })
 }
@@ -73,8 +74,14 @@ fn base() -> Policy {
     });
     let max = ResourceAmounts { memory: Some(Raw("2Gi".into())), cpu: Some(Raw("4".into())), scratch: Some(Raw("1Gi".into())) };
     let limits = Limits { max: Some(max), max_timeout_seconds: Some(90), max_grace_period_seconds: Some(15), ..Limits::default() };
-    let taken =
-        TakenPolicy { kind: PolicyKind::ClusterSandboxPolicy, name: "base".into(), uid: "base".into(), generation: 1, hash: String::new() };
+    let taken = TakenPolicy {
+        kind: PolicyKind::ClusterSandboxPolicy,
+        name: "base".into(),
+        uid: "base".into(),
+        author: None,
+        generation: 1,
+        hash: String::new(),
+    };
     Policy::new(taken, Effect::Allow, PolicyRules { runtimes: Some(runtimes.to_vec()), limits, ..PolicyRules::default() })
 }
 

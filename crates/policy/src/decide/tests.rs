@@ -8,7 +8,7 @@ fn runtime(name: &str, image: Option<&str>) -> Runtime {
 }
 
 fn policy(kind: PolicyKind, name: &str, runtimes: Vec<Runtime>, limits: Limits) -> Policy {
-    let taken = TakenPolicy { kind, name: name.into(), uid: "u".into(), generation: 1, hash: "h".into() };
+    let taken = TakenPolicy { kind, name: name.into(), uid: "u".into(), author: None, generation: 1, hash: "h".into() };
     let effect = if kind == PolicyKind::ClusterSandboxPolicy { Effect::Allow } else { Effect::Restrict };
     Policy::new(taken, effect, PolicyRules { runtimes: Some(runtimes), limits, ..PolicyRules::default() })
 }
