@@ -80,6 +80,25 @@ pub(crate) enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Tell every permission that a run asks for, and which rule of which policy grants or refuses it
+    #[command(after_help = "With --policy no cluster is asked. Exits with 0 if the run is allowed, with 120 if it is not.")]
+    Explain(Explain),
+    /// Suspend a policy: admit nothing more under it
+    Suspend {
+        /// NAME of a SandboxPolicy in the namespace, or cluster/NAME
+        policy: String,
+        /// Also end what runs under it, without grace
+        #[arg(long)]
+        kill: bool,
+    },
+    /// Resume a policy that is suspended
+    Resume {
+        /// NAME of a SandboxPolicy in the namespace, or cluster/NAME
+        policy: String,
+    },
+    /// Work on policies
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Write a starter kit into a new folder: a policy, a script, a run and a test
     Init(Kit),
     /// Tell the versions of this program and of Paddock, and what the cluster has for it
@@ -136,6 +155,38 @@ pub(crate) struct Run {
     /// What is printed at the end: what the script put out, or the whole object
     #[arg(short, long, value_enum, default_value = "text")]
     pub(crate) output: Shown,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Explain {
+    /// A script, a ScriptRun as YAML or JSON, or the name of a run
+    #[arg(value_name = "FILE|RUN")]
+    pub(crate) target: PathBuf,
+    /// File with policies to decide by, instead of those of the cluster; can be repeated
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) policy: Vec<PathBuf>,
+    /// Label of the namespace, where policies come from files; can be repeated
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(crate) label: Vec<String>,
+    /// Runtime that the policy offers [default: by the file's extension]
+    #[arg(short, long)]
+    pub(crate) runtime: Option<String>,
+    /// Policy that the run names: NAME of a SandboxPolicy, or cluster/NAME [default: cluster/baseline]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) under: Option<String>,
+    /// Format
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Output,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum PolicyCommand {
+    /// Hold policies against a file of cases, without a cluster
+    #[command(after_help = "docs/policies.md tells what is in the file. Exits with 1 if a case comes out otherwise than expected.")]
+    Test {
+        /// The file
+        file: PathBuf,
+    },
 }
 
 #[derive(Args, Debug)]

@@ -3,8 +3,10 @@
 mod arguments;
 mod cluster;
 mod exit;
+mod explain;
 mod follow;
 mod manifest;
+mod policy;
 mod show;
 mod starter;
 mod table;
@@ -17,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser as _};
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, PolicyCommand};
 use cluster::Cluster;
 use exit::Exit;
 
@@ -45,6 +47,10 @@ async fn dispatch(arguments: Arguments) -> Result<Exit> {
         Command::Logs { name, follow } => follow::logs(&cluster().await?, &name, follow).await,
         Command::Result { name, output } => show::result(&cluster().await?, &name, output).await,
         Command::Cancel { name, wait } => follow::cancel(&cluster().await?, &name, wait).await,
+        Command::Explain(arguments) => explain::command(cluster, &arguments).await,
+        Command::Suspend { policy, kill } => policy::suspend(&cluster().await?, &policy, Some(if kill { "Kill" } else { "Queue" })).await,
+        Command::Resume { policy } => policy::suspend(&cluster().await?, &policy, None).await,
+        Command::Policy(PolicyCommand::Test { file }) => policy::test(&file),
         Command::Init(kit) => starter::init(&kit),
         Command::Version { client, output } => version::version(if client { None } else { Some(cluster().await) }, output).await,
         Command::Completion { shell } => {

@@ -150,7 +150,7 @@ fn name_of(file: &Path) -> String {
     if plain.is_empty() { "run".to_owned() } else { plain.to_owned() }
 }
 
-fn policy_ref(policy: &str) -> Result<PolicyRef> {
+pub(crate) fn policy_ref(policy: &str) -> Result<PolicyRef> {
     let (kind, name) = match policy.split_once('/') {
         None => (PolicyKind::SandboxPolicy, policy),
         Some(("cluster" | "clustersandboxpolicy" | "ClusterSandboxPolicy" | "csbp", name)) => (PolicyKind::ClusterSandboxPolicy, name),

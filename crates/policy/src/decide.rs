@@ -4,7 +4,9 @@ use std::borrow::Borrow;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Raw;
 use paddock_crds::script_run::quantity_of_bytes;
-use paddock_crds::{Capabilities, Decision, Effect, PolicyKind, PolicyRules, Problem, Reason, ResourceAmounts, TakenPolicy, Verdict};
+use paddock_crds::{
+    Capabilities, Decision, Effect, PolicyKind, PolicyRules, Problem, Reason, ResourceAmounts, ScriptRunSpec, TakenPolicy, Verdict,
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::bounds::{Ruled, Said, bounds, smallest};
@@ -46,6 +48,19 @@ pub struct Ask {
     pub grace_period_seconds: Option<i64>,
     /// Everything else.
     pub capabilities: Capabilities,
+}
+
+impl Ask {
+    /// What the spec of a run asks for.
+    pub fn of(spec: &ScriptRunSpec) -> Self {
+        Self {
+            runtime: spec.script.runtime.clone(),
+            resources: spec.resources.clone().unwrap_or_default(),
+            timeout_seconds: spec.timeout_seconds,
+            grace_period_seconds: spec.grace_period_seconds,
+            capabilities: spec.capabilities.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// An image and how to start its interpreter.
@@ -122,6 +137,11 @@ impl Bytes {
 /// SHA-256 of a spec as canonical JSON (keys sorted, no white space), in hexadecimal.
 pub fn hash_of(spec: &serde_json::Value) -> String {
     Sha256::digest(spec.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// SHA-256 of the text of a script, in hexadecimal, as deny-lists, schemas and the status name it.
+pub fn script_hash(text: &[u8]) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Decides. `policies` are the one that the run names and every ClusterSandboxPolicy that selects its namespace, in any order.

@@ -5,13 +5,15 @@ mod check;
 mod containment;
 mod decide;
 mod input;
+mod judge;
 mod output;
 mod quantity;
 mod selector;
 
 pub use containment::{Containment, Facts, containment, contains_anything};
-pub use decide::{Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of};
+pub use decide::{Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of, script_hash};
 pub use input::{InputDemand, input_demand};
+pub use judge::{judge, judge_denied, judge_input};
 pub use output::{OutputGrant, output_grant};
 pub use quantity::{Quantity, QuantityError};
 pub use selector::selects;

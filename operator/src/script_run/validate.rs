@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kube::ResourceExt as _;
-use paddock_crds::{Decision, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy, Verdict, Violation};
-use paddock_policy::{Ask, Containment, Facts, Grant, InputDemand, Policy, Refusal, containment, decide, input_demand, output_grant};
+use paddock_crds::{Decision, Reason, Requester, ScriptRun, TakenPolicy, Violation};
+use paddock_policy::{Ask, Facts, Grant, InputDemand, Policy, Refusal, input_demand, judge, judge_denied, judge_input, output_grant};
 use paddock_protocol::JobFiles;
 
 use super::job::{self, Fixed, digest_of};
@@ -107,18 +107,7 @@ pub(crate) fn validate(
         return Err(Refused::plain(Reason::PolicyGone, gone_message(gone, &run.namespace().unwrap_or_default())));
     }
     let taken: Vec<TakenPolicy> = policies.taking_part.iter().map(|policy| policy.taken.clone()).collect();
-    let named = &run.spec.policy_ref;
-    let has_cluster_tier = taken.iter().any(|policy| policy.kind == PolicyKind::ClusterSandboxPolicy);
-    if has_cluster_tier && !taken.iter().any(|policy| policy.kind == named.kind && policy.name == named.name) {
-        let message = match named.kind {
-            PolicyKind::SandboxPolicy => {
-                format!("there is no SandboxPolicy {} in this namespace", named.name)
-            }
-            PolicyKind::ClusterSandboxPolicy => format!("there is no ClusterSandboxPolicy {} that selects this namespace", named.name),
-        };
-        return Err(Refused::plain(Reason::PolicyNotFound, message));
-    }
-    let outcome = decide(&policies.taking_part, &ask(run));
+    let outcome = judge(&policies.taking_part, &run.spec.policy_ref, &Ask::of(&run.spec));
     let refused = |refusal| Refused { refusal, policies: taken.clone(), decisions: outcome.decisions.clone(), violations: Vec::new() };
     let grant = outcome.result.clone().map_err(refused)?;
     let script = match source {
@@ -135,10 +124,9 @@ pub(crate) fn validate(
         requester: Some(&requester),
         end_user: run.spec.end_user.as_ref(),
     };
-    if let Containment::Denied { what, rule } = containment(&policies.taking_part, facts) {
-        let message = format!("{what} is denied ({rule})");
-        let mut denied = refused(Refusal { reason: Reason::Denied, message });
-        denied.decisions.push(Decision { permission: what, verdict: Verdict::Refused, rule });
+    if let Some((refusal, decision)) = judge_denied(&policies.taking_part, facts) {
+        let mut denied = refused(refusal);
+        denied.decisions.push(decision);
         return Err(denied);
     }
     let demand = input_demand(&policies.taking_part, &script_hash);
@@ -172,16 +160,6 @@ fn gone_message(policy: &str, namespace: &str) -> String {
     )
 }
 
-fn ask(run: &ScriptRun) -> Ask {
-    Ask {
-        runtime: run.spec.script.runtime.clone(),
-        resources: run.spec.resources.clone().unwrap_or_default(),
-        timeout_seconds: run.spec.timeout_seconds,
-        grace_period_seconds: run.spec.grace_period_seconds,
-        capabilities: run.spec.capabilities.clone().unwrap_or_default(),
-    }
-}
-
 fn check_source(run: &ScriptRun, script: &[u8], hash: &str) -> Result<(), Refusal> {
     let refusal = |reason, message: String| Refusal { reason, message };
     if script.len() > MAX_SCRIPT {
@@ -203,12 +181,7 @@ fn check_source(run: &ScriptRun, script: &[u8], hash: &str) -> Result<(), Refusa
 fn check_input(input: Option<&str>, demand: &InputDemand, checked: &InputSeen) -> Result<(), (Refusal, Vec<Violation>)> {
     let refuse = |reason, message: String| Err((Refusal { reason, message }, Vec::new()));
     let bytes = input.map_or(0, str::len) as u64;
-    if let Some((allowed, rule)) = demand.max_bytes.as_ref().filter(|(allowed, _)| bytes > *allowed) {
-        return refuse(Reason::InputTooLarge, format!("the input has {bytes} bytes; at most {allowed} are allowed ({rule})"));
-    }
-    if let Some(rule) = demand.required_by.as_ref().filter(|_| !checked.has_schema) {
-        return refuse(Reason::SchemaRequired, format!("the run must bring an inputSchema ({rule})"));
-    }
+    judge_input(demand, bytes, checked.has_schema).map_err(|refusal| (refusal, Vec::new()))?;
     match &checked.answer {
         Answer::Satisfies => Ok(()),
         Answer::Violates { first, count } => {

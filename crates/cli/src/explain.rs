@@ -1,0 +1,301 @@
+//! What policies say of a run: with those of files, or with those of the cluster.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt as _};
+use paddock_crds::{
+    ClusterSandboxPolicy, Decision, Effect, PolicyKind, PolicyRules, Reason, Requester, SandboxPolicy, ScriptRun, TakenPolicy, Verdict,
+};
+use paddock_policy::{
+    Ask, Containment, Facts, Policy, Refusal, containment, hash_of, input_demand, judge, judge_denied, judge_input, script_hash, selects,
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::arguments::{Explain, Output, Run, Shown};
+use crate::cluster::{Cluster, explained};
+use crate::exit::Exit;
+use crate::manifest::{Texts, script_run};
+use crate::show::document;
+use crate::table::{Cell, plain, table};
+use crate::terminal::{Tone, has_colours};
+
+/// Policies as they were written.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Written {
+    pub(crate) cluster: Vec<ClusterSandboxPolicy>,
+    pub(crate) namespaced: Vec<SandboxPolicy>,
+}
+
+impl Written {
+    /// Adds those of a file with one or more documents.
+    pub(crate) fn add(&mut self, text: &str, file: &Path) -> Result<()> {
+        let shown = file.display();
+        let documents: Vec<Value> = serde_saphyr::from_multiple(text).with_context(|| format!("{shown} is no YAML"))?;
+        for value in documents.into_iter().filter(|value| !value.is_null()) {
+            let no_policy = || format!("{shown} holds a policy that cannot be read");
+            match value["kind"].as_str().unwrap_or_default() {
+                "ClusterSandboxPolicy" => self.cluster.push(serde_json::from_value(value).with_context(no_policy)?),
+                "SandboxPolicy" => self.namespaced.push(serde_json::from_value(value).with_context(no_policy)?),
+                kind => bail!("{shown} must hold policies alone, and holds {}", if kind.is_empty() { "no object" } else { kind }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Of files.
+    pub(crate) fn read(files: &[PathBuf]) -> Result<Self> {
+        let mut written = Self::default();
+        for file in files {
+            let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            written.add(&text, file)?;
+        }
+        Ok(written)
+    }
+
+    /// Those that take part in the decision on a run, in a namespace with these labels.
+    fn taking_part(&self, run: &ScriptRun, labels: &BTreeMap<String, String>) -> Result<Vec<Policy>> {
+        let mut taking_part = Vec::new();
+        for policy in &self.cluster {
+            let is_selected = selects(&policy.spec.namespace_selector, labels);
+            if is_selected.map_err(|why| anyhow::anyhow!("ClusterSandboxPolicy {}: {why}", policy.name_any()))? {
+                let spec = serde_json::to_value(&policy.spec)?;
+                taking_part.push(used(PolicyKind::ClusterSandboxPolicy, policy, &spec, policy.spec.effect, &policy.spec.rules));
+            }
+        }
+        let named = &run.spec.policy_ref;
+        let namespaced = self.namespaced.iter().filter(|policy| named.kind == PolicyKind::SandboxPolicy && policy.name_any() == named.name);
+        for policy in namespaced.take(1) {
+            let spec = serde_json::to_value(&policy.spec)?;
+            taking_part.push(used(PolicyKind::SandboxPolicy, policy, &spec, Effect::Restrict, &policy.spec.rules));
+        }
+        Ok(taking_part)
+    }
+}
+
+fn used(kind: PolicyKind, policy: &impl kube::ResourceExt, spec: &Value, effect: Effect, rules: &PolicyRules) -> Policy {
+    let taken = TakenPolicy {
+        kind,
+        name: policy.name_any(),
+        uid: policy.uid().unwrap_or_default(),
+        author: policy.annotations().get("paddock.dev/author").cloned(),
+        generation: policy.meta().generation.unwrap_or(0),
+        hash: hash_of(spec),
+    };
+    Policy::new(taken, effect, rules.clone())
+}
+
+/// What came of it.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Explanation {
+    pub(crate) allowed: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) message: Option<String>,
+    pub(crate) policies: Vec<TakenPolicy>,
+    pub(crate) decisions: Vec<Decision>,
+}
+
+impl Explanation {
+    fn refused(self, refusal: Refusal) -> Self {
+        Self { allowed: false, reason: Some(refusal.reason.to_string()), message: Some(refusal.message), ..self }
+    }
+}
+
+/// Decides as the operator does, but for what only a cluster can tell: the content of ConfigMaps, whether an input satisfies its schemas, and
+/// whether there is room. Pure.
+pub(crate) fn explain(
+    written: &Written,
+    run: &ScriptRun,
+    labels: &BTreeMap<String, String>,
+    requester: Option<&Requester>,
+) -> Result<Explanation> {
+    let policies = written.taking_part(run, labels)?;
+    let outcome = judge(&policies, &run.spec.policy_ref, &Ask::of(&run.spec));
+    let taken = policies.iter().map(|policy| policy.taken.clone()).collect();
+    let mut explanation = Explanation { allowed: true, reason: None, message: None, policies: taken, decisions: outcome.decisions };
+    let grant = match outcome.result {
+        Ok(grant) => grant,
+        Err(refusal) => return Ok(explanation.refused(refusal)),
+    };
+    let hash = run.spec.script.source.inline.as_ref().map(|text| script_hash(text.as_bytes()));
+    let facts = Facts { script_hash: hash.as_deref(), image: Some(&grant.runtime.image), requester, end_user: run.spec.end_user.as_ref() };
+    if let Some((refusal, decision)) = judge_denied(&policies, facts) {
+        explanation.decisions.push(decision);
+        return Ok(explanation.refused(refusal));
+    }
+    let demand = input_demand(&policies, hash.as_deref().unwrap_or_default());
+    let bytes = run.spec.script.input.as_ref().map_or(0, |input| input.to_string().len()) as u64;
+    if let Err(refusal) = judge_input(&demand, bytes, run.spec.script.input_schema.is_some() || !demand.schemas.is_empty()) {
+        return Ok(explanation.refused(refusal));
+    }
+    if let Containment::Queue { rule } | Containment::Kill { rule } = containment(&policies, facts) {
+        let message = format!("it would wait: {rule}");
+        return Ok(explanation.refused(Refusal { reason: Reason::Suspended, message }));
+    }
+    Ok(explanation)
+}
+
+/// `kubectl paddock explain`.
+pub(crate) async fn command(cluster: impl AsyncFn() -> Result<Cluster>, arguments: &Explain) -> Result<Exit> {
+    let explanation = if arguments.policy.is_empty() && !arguments.target.exists() {
+        of_run(&cluster().await?, &arguments.target).await?
+    } else {
+        let file = fs::read_to_string(&arguments.target).with_context(|| format!("cannot read {}", arguments.target.display()))?;
+        let run = script_run(&as_run(arguments), Texts { file, input: None })?;
+        if arguments.policy.is_empty() {
+            let cluster = cluster().await?;
+            let (written, labels) = of_cluster(&cluster).await?;
+            explain(&written, &run, &labels, None)?
+        } else {
+            explain(&Written::read(&arguments.policy)?, &run, &labels(&arguments.label)?, None)?
+        }
+    };
+    match arguments.output {
+        Output::Table => print!("{}", told(&explanation, has_colours())),
+        Output::Json | Output::Yaml => print!("{}", document(&explanation, arguments.output == Output::Json)?),
+    }
+    Ok(if explanation.allowed { Exit::Done } else { Exit::Run(120) })
+}
+
+fn as_run(arguments: &Explain) -> Run {
+    Run {
+        file: arguments.target.clone(),
+        runtime: arguments.runtime.clone(),
+        policy: arguments.under.clone(),
+        input: None,
+        set: Vec::new(),
+        arg: Vec::new(),
+        timeout: None,
+        name: None,
+        ttl: None,
+        detach: false,
+        render: false,
+        output: Shown::Text,
+    }
+}
+
+fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
+    let pair = |label: &String| {
+        let (key, value) = label.split_once('=').with_context(|| format!("--label {label}: write KEY=VALUE"))?;
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    given.iter().map(pair).collect()
+}
+
+/// What the operator has stored of a run.
+async fn of_run(cluster: &Cluster, name: &Path) -> Result<Explanation> {
+    let run = cluster.run(&name.to_string_lossy()).await?;
+    let status = run.status.unwrap_or_default();
+    let accepted = status.condition(&paddock_crds::ConditionType::Accepted).cloned();
+    let accepted = accepted.context("nothing was decided on the run yet")?;
+    let allowed = accepted.status == paddock_crds::ConditionStatus::True;
+    Ok(Explanation {
+        allowed,
+        reason: (!allowed).then(|| accepted.reason.to_string()),
+        message: (!allowed).then_some(accepted.message),
+        policies: status.policies,
+        decisions: status.decisions,
+    })
+}
+
+async fn of_cluster(cluster: &Cluster) -> Result<(Written, BTreeMap<String, String>)> {
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    let namespace = namespaces.get(&cluster.namespace).await.map_err(|error| explained(error, "read the labels of the namespace"))?;
+    let policies: Api<ClusterSandboxPolicy> = Api::all(cluster.client.clone());
+    let own: Api<SandboxPolicy> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let all = ListParams::default();
+    let written = Written {
+        cluster: policies.list(&all).await.map_err(|error| explained(error, "list the policies of the cluster"))?.items,
+        namespaced: own.list(&all).await.map_err(|error| explained(error, "list the policies of the namespace"))?.items,
+    };
+    Ok((written, namespace.metadata.labels.unwrap_or_default()))
+}
+
+/// For people.
+fn told(explanation: &Explanation, colours: bool) -> String {
+    let rows: Vec<Vec<Cell>> = explanation
+        .decisions
+        .iter()
+        .map(|decision| {
+            let (verdict, tone) = if decision.verdict == Verdict::Granted { ("Granted", Tone::Good) } else { ("Refused", Tone::Bad) };
+            vec![plain(&decision.permission), (verdict.to_owned(), tone), plain(&decision.rule)]
+        })
+        .collect();
+    let names: Vec<String> = explanation.policies.iter().map(|policy| format!("{}/{}", policy.kind.as_str(), policy.name)).collect();
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    let end = match (&explanation.reason, &explanation.message) {
+        (Some(reason), Some(message)) => format!("refused: {reason}: {message}"),
+        _ => "allowed".to_owned(),
+    };
+    let decisions = if rows.is_empty() { String::new() } else { table(&["PERMISSION", "VERDICT", "RULE"], &rows, colours) + "\n" };
+    format!("{decisions}policies: {names}\n{end}\n")
+}
+
+/// What a case of a policy test may say of who asks.
+pub(crate) fn check_known(reason: &str) -> Result<()> {
+    ensure!(
+        reason == "Allowed" || Reason::ALL.iter().any(|(known, _)| known.as_str() == reason),
+        "expect: {reason} is neither Allowed nor a reason of docs/api.md"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICIES: &str = "
+apiVersion: paddock.dev/v1alpha1
+kind: ClusterSandboxPolicy
+metadata: {name: base}
+spec:
+  namespaceSelector: {matchLabels: {tier: gold}}
+  runtimes: [{name: shell, image: img, command: [/bin/sh]}]
+---
+apiVersion: paddock.dev/v1alpha1
+kind: SandboxPolicy
+metadata: {name: own}
+spec: {limits: {max: {memory: 64Mi}}, suspend: Queue}
+";
+
+    fn told_of(spec: &str, label: &str) -> String {
+        let mut written = Written::default();
+        written.add(POLICIES, Path::new("p.yaml")).expect("policies");
+        let run: ScriptRun = serde_saphyr::from_str(&format!("metadata: {{name: r}}\nspec: {spec}\n")).expect("a run");
+        let labels = labels(&[label.to_owned()]).expect("a label");
+        told(&explain(&written, &run, &labels, None).expect("an explanation"), false)
+    }
+
+    #[test]
+    fn every_permission_is_told_with_its_rule() {
+        let spec =
+            "{policyRef: {kind: ClusterSandboxPolicy, name: base}, script: {runtime: shell, source: {inline: x}}, timeoutSeconds: 20}";
+        insta::assert_snapshot!(told_of(spec, "tier=gold"), @r"
+        PERMISSION          VERDICT   RULE
+        runtime:shell       Granted   ClusterSandboxPolicy/base: runtimes[shell]
+        timeoutSeconds:20   Granted   built-in: timeoutSeconds
+
+        policies: ClusterSandboxPolicy/base
+        allowed
+        ");
+        assert!(told_of(spec, "tier=lead").contains("policies: none\nrefused: NoClusterPolicy"));
+        let own = spec.replace("ClusterSandboxPolicy, name: base", "SandboxPolicy, name: own");
+        assert!(told_of(&own, "tier=gold").ends_with("refused: Suspended: it would wait: SandboxPolicy/own: suspend\n"));
+        assert!(told_of(&own.replace("name: own", "name: other"), "tier=gold").contains("refused: PolicyNotFound"));
+    }
+
+    #[test]
+    fn what_is_no_policy_is_said() {
+        let error = Written::default().add("kind: Pod", Path::new("x.yaml")).expect_err("no policy");
+        assert_eq!(error.to_string(), "x.yaml must hold policies alone, and holds Pod");
+    }
+}
