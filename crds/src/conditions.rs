@@ -104,6 +104,10 @@ open_enum! {
         LimitExceeded,
         /// Accepted=False: the run asks for a capability that a policy does not grant.
         CapabilityRefused,
+        /// Accepted=False: an expression of a policy is false for the run. The message is that of its rule.
+        RuleNotSatisfied,
+        /// Accepted=False: an expression of a policy cannot be evaluated on the run.
+        RuleFailed,
         /// Accepted=False: the ConfigMap or the key with the script does not exist.
         SourceNotFound,
         /// Accepted=False: the requester, or the operator, may not read the ConfigMap with the script.

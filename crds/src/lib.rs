@@ -16,7 +16,8 @@ pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
 pub use policy_status::{PolicyCondition, PolicyConditionType, PolicyReason, PolicyStatus, Problem};
 pub use sandbox_policy::{
     ClusterSandboxPolicy, ClusterSandboxPolicySpec, DeniedSubject, Deny, Detector, Effect, InputRules, LargeResult, Limits, MaskRule,
-    MaskRules, OutputRules, PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SubjectKind, Suspend,
+    MaskRules, OutputRules, PolicyRule, PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SubjectKind,
+    Suspend,
 };
 pub use script_run::{
     AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, OutputStream, PodRef, PolicyKind, PolicyRef, Redaction,

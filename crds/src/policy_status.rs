@@ -57,6 +57,8 @@ open_enum! {
         Ready,
         /// It has to be changed before any run is decided by it.
         Stalled,
+        /// An expression could not be evaluated on a run since the policy was changed last. Absent until then.
+        RuleFailed,
     }
 }
 
@@ -67,6 +69,8 @@ open_enum! {
         Valid,
         /// Ready=False, Stalled: the policy contradicts itself, or holds something that cannot be used; see `status.problems`.
         Invalid,
+        /// RuleFailed: an expression could not be evaluated on a run, which was refused for it; the message tells which expression, and why.
+        EvaluationFailed,
     }
 }
 

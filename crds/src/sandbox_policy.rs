@@ -17,6 +17,7 @@ list_map!(runtimes_schema, Runtime, "name", 32);
 list_of_strings!(command_schema, 16, 1024);
 list_map!(script_schemas_schema, ScriptSchema, "scriptHash", 64);
 list_map!(mask_rules_schema, MaskRule, "name", 32);
+list_map!(rules_schema, PolicyRule, "name", 32);
 list_of_strings!(hashes_schema, 1024, 64, "pattern": "^[0-9a-f]{64}$");
 list_of_strings!(images_schema, 256, 512, "pattern": "^[^\\s*]*[*]?$", "minLength": 1);
 list_atomic!(subjects_schema, DeniedSubject, 256);
@@ -110,6 +111,10 @@ pub struct PolicyRules {
     /// What becomes of what a script puts out. They hold as they are when the result arrives.
     #[serde(default)]
     pub output: OutputRules,
+    /// What must hold of every run, as expressions. Those of all policies apply.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "rules_schema")]
+    pub rules: Vec<PolicyRule>,
     /// Stops the policy: of several policies the hardest. `Queue` admits nothing more, what is admitted goes on; `Kill` also ends what runs, without
     /// grace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -117,6 +122,23 @@ pub struct PolicyRules {
     /// What never runs, and ends without grace where it runs. The lists of all policies apply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny: Option<Deny>,
+}
+
+/// An expression that must hold. It is evaluated whenever the run is decided on: when it is accepted, when it is its turn in the queue, and when a
+/// policy changes before it starts.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRule {
+    /// The name by which decisions and problems speak of it.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// CEL over `run`, `tenant`, `requester`, `endUser` and `now`. A run for which it is false, or cannot be evaluated, is refused.
+    #[schemars(length(min = 1, max = 1024))]
+    pub expression: String,
+    /// What the author of a script is told where it does not hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub message: Option<String>,
 }
 
 /// How a policy is stopped.

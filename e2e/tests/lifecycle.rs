@@ -26,7 +26,10 @@ const CRD: &str = "scriptruns.paddock.dev";
 fn helm(arguments: &[&str]) -> anyhow::Result<String> {
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
     let namespace = format!("--namespace={OPERATOR_NAMESPACE}");
-    helm.env("KUBECONFIG", layout().kubeconfig()).args(&arguments[..1]).args([&namespace, "--timeout=300s", "--wait"]).args(&arguments[1..]);
+    helm.env("KUBECONFIG", layout().kubeconfig())
+        .args(&arguments[..1])
+        .args([&namespace, "--timeout=300s", "--wait"])
+        .args(&arguments[1..]);
     run(&mut helm).map_err(|error| error.context(errands()))
 }
 

@@ -243,3 +243,68 @@ async fn what_is_denied_is_refused_and_ends_where_it_runs_or_waits() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn expressions_decide_on_who_asks_for_what_and_where_and_when() {
+    tenant("rules", |tenant| async move {
+        let rules = |rules: serde_json::Value| json!({ "rules": rules });
+        tenant
+            .policy_with(rules(json!([
+                { "name": "own-team", "expression": "has(run.labels.team) && run.labels.team == tenant.labels['kubernetes.io/metadata.name']", "message": "Label your runs." },
+                { "name": "admins", "expression": "'system:masters' in requester.groups && endUser == null" },
+                { "name": "short", "expression": "run.timeoutSeconds <= 30 && run.memoryBytes <= 128 * 1024 * 1024" },
+                { "name": "this-century", "expression": "now < timestamp('2100-01-01T00:00:00Z') && now.getFullYear('Asia/Tokyo') >= 2026" },
+            ])))
+            .await;
+        assert_eq!(ready(&tenant).await, (ConditionStatus::True, PolicyReason::Valid, vec![]));
+        let labelled = async |team: &str, script: Script| {
+            let run = tenant.create_labelled(script, &[("team", team)]).await;
+            tenant.finished(&run).await
+        };
+        let run = labelled(&tenant.name, limited("true")).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        let told = |name: &str| format!("SandboxPolicy/limited: rules[{name}]");
+        let decisions = status(&run).decisions;
+        for name in ["own-team", "admins", "short", "this-century"] {
+            assert!(decisions.iter().any(|told_| told_.permission == format!("rule:{name}") && told_.rule == told(name)), "{decisions:?}");
+        }
+        let run = labelled("another", limited("true")).await;
+        assert_refused(&run, &Reason::RuleNotSatisfied);
+        assert_eq!(status(&run).message, Some(format!("Label your runs. ({})", told("own-team"))));
+        let run = labelled(&tenant.name, limited("true").with(json!({ "timeoutSeconds": 31 }))).await;
+        assert_eq!(status(&run).message, Some(format!("the run is not what the rule short demands ({})", told("short"))));
+        // Labels of a run whose body the operator does not keep.
+        let run = labelled(&tenant.name, limited("true").with(json!({ "script": { "input": "x".repeat(5000) } }))).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_expression_that_cannot_be_used_refuses_and_its_author_is_told() {
+    tenant("rules-bad", |tenant| async move {
+        tenant.policy_with(json!({ "rules": [{ "name": "trusting", "expression": "run.labels.team == 'a'" }] })).await;
+        assert_eq!(ready(&tenant).await.0, ConditionStatus::True);
+        let run = tenant.run(limited("true")).await;
+        assert_refused(&run, &Reason::RuleFailed);
+        let api: Api<SandboxPolicy> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        let told = || async {
+            let conditions = api.get("limited").await.unwrap().status.unwrap_or_default().conditions;
+            conditions.into_iter().find(|condition| condition.type_ == PolicyConditionType::RuleFailed)
+        };
+        let condition = eventually("the policy tells", || async { told().await.ok_or("nothing") }).await;
+        assert_eq!(condition.message, "a run was refused because rules[trusting] could not be evaluated on it: there is no team");
+        tenant.policy_with(json!({ "rules": [{ "name": "wrong", "expression": "run.lables.team == 'a'" }] })).await;
+        assert_eq!(ready(&tenant).await, (ConditionStatus::False, PolicyReason::Invalid, vec!["rules[wrong].expression".to_owned()]));
+        assert_eq!(told().await, None, "it speaks of the newest generation");
+        assert_refused(&tenant.run(limited("true")).await, &Reason::PolicyInvalid);
+        // The deepest and the longest that the schema lets in.
+        for expression in ["(".repeat(1024), "!".repeat(1024), "[".repeat(512) + &"]".repeat(512), "a+".repeat(511) + "a"] {
+            tenant.policy_with(json!({ "rules": [{ "name": "hostile", "expression": expression }] })).await;
+            assert_eq!(ready(&tenant).await.0, ConditionStatus::False);
+        }
+        tenant.policy(json!({})).await;
+        assert_end(&tenant.run(limited("true")).await, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}

@@ -1,6 +1,6 @@
 //! Policies as decisions use them, made once for each generation, and what their status says of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,11 +14,11 @@ use paddock_crds::{
     ClusterSandboxPolicy, ConditionStatus, Effect, PolicyCondition, PolicyConditionType, PolicyKind, PolicyReason, PolicyRules,
     PolicyStatus, Problem, SandboxPolicy, TakenPolicy,
 };
-use paddock_policy::{Policy, hash_of, selects};
+use paddock_policy::{FailedRule, Policy, hash_of, selects};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::context::Context;
 use crate::error::{Error, code, within};
@@ -98,11 +98,17 @@ struct Entry {
     policy: Arc<Policy>,
     /// Its schemas were looked at, which takes a process.
     has_judged_schemas: bool,
+    /// Expressions that could not be evaluated on a run, with why.
+    failed: BTreeMap<String, String>,
 }
 
 /// All policies that were used, by UID.
 #[derive(Default)]
-pub(crate) struct Policies(Mutex<HashMap<String, Entry>>);
+pub(crate) struct Policies {
+    entries: Mutex<HashMap<String, Entry>>,
+    /// Something is to be told that no change of an object has brought.
+    news: Notify,
+}
 
 impl Policies {
     /// The policy for a decision.
@@ -119,7 +125,8 @@ impl Policies {
         let mut policy = Policy::new(taken, object.effect(), object.rules().clone());
         policy.problems.extend(object.problems());
         let policy = Arc::new(policy);
-        let entry = Entry { policy: policy.clone(), has_judged_schemas: object.rules().input.schemas.is_empty() };
+        let has_judged_schemas = object.rules().input.schemas.is_empty();
+        let entry = Entry { policy: policy.clone(), has_judged_schemas, failed: BTreeMap::new() };
         self.lock().insert(uid, entry);
         policy
     }
@@ -134,8 +141,25 @@ impl Policies {
         whole.problems.extend(problems);
         let mut known = self.lock();
         if let Some(entry) = known.get_mut(&policy.taken.uid).filter(|known| Arc::ptr_eq(&known.policy, policy)) {
-            *entry = Entry { policy: Arc::new(whole), has_judged_schemas: true };
+            entry.policy = Arc::new(whole);
+            entry.has_judged_schemas = true;
         }
+    }
+
+    /// Remembers which expressions could not be evaluated, of the generation that is used.
+    pub(crate) fn failed(&self, rules: &[FailedRule]) {
+        let mut known = self.lock();
+        for failed in rules {
+            if let Some(entry) = known.get_mut(&failed.policy_uid).filter(|known| known.policy.taken.generation == failed.generation)
+                && entry.failed.insert(failed.rule.clone(), failed.why.clone()).is_none()
+            {
+                self.news.notify_one();
+            }
+        }
+    }
+
+    fn failures(&self, uid: &str) -> BTreeMap<String, String> {
+        self.lock().get(uid).map(|known| known.failed.clone()).unwrap_or_default()
     }
 
     fn forget_all_but(&self, present: &HashSet<String>) {
@@ -143,7 +167,7 @@ impl Policies {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -154,6 +178,7 @@ pub(crate) async fn run(context: Arc<Context>, mut changes: watch::Receiver<()>)
         let is_done = report_all(&context).await;
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
+            () = context.policies.news.notified() => {}
             () = tokio::time::sleep(RETRY), if !is_done => {}
         }
     }
@@ -192,7 +217,8 @@ async fn report<P: PolicyObject>(policy: &Readable<P>, api: Api<Readable<P>>, co
         }
     };
     let generation = policy.meta().generation.unwrap_or(0);
-    let Some(status) = status_of(stored.as_ref(), generation, &problems, context.now()) else { return Ok(()) };
+    let failed = context.policies.failures(&policy.uid().unwrap_or_default());
+    let Some(status) = status_of(stored.as_ref(), generation, &problems, &failed, context.now()) else { return Ok(()) };
     // Of another version nothing is told: the watch brings it, and it is looked at anew.
     let patch = json!({ "metadata": { "resourceVersion": policy.resource_version() }, "status": status });
     match within("the status of a policy", api.patch_status(&policy.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
@@ -227,7 +253,13 @@ async fn schema_problems(rules: &PolicyRules) -> Result<Vec<Problem>, Error> {
 }
 
 /// The status to write, or `None` if the stored one says it. Pure.
-fn status_of(stored: Option<&PolicyStatus>, generation: i64, problems: &[Problem], now: Timestamp) -> Option<PolicyStatus> {
+fn status_of(
+    stored: Option<&PolicyStatus>,
+    generation: i64,
+    problems: &[Problem],
+    failed: &BTreeMap<String, String>,
+    now: Timestamp,
+) -> Option<PolicyStatus> {
     let before = stored.cloned().unwrap_or_default();
     let is_of_a_newer_version = before.conditions.iter().any(|condition| matches!(condition.type_, PolicyConditionType::Unknown(_)));
     if is_of_a_newer_version {
@@ -241,7 +273,7 @@ fn status_of(stored: Option<&PolicyStatus>, generation: i64, problems: &[Problem
             (PolicyReason::Invalid, format!("runs under it are refused: {first}; and {} more, see status.problems", problems.len() - 1))
         }
     };
-    let condition = |type_: PolicyConditionType, holds: bool| {
+    let condition = |type_: PolicyConditionType, holds: bool, reason: &PolicyReason, message: &str| {
         let status = if holds { ConditionStatus::True } else { ConditionStatus::False };
         let old = before.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == status);
         let second = Timestamp::from_second(now.as_second()).unwrap_or(now);
@@ -249,15 +281,27 @@ fn status_of(stored: Option<&PolicyStatus>, generation: i64, problems: &[Problem
             type_,
             status,
             reason: reason.clone(),
-            message: cut(&message, LONGEST_MESSAGE).into(),
+            message: cut(message, LONGEST_MESSAGE).into(),
             observed_generation: Some(generation),
             last_transition_time: old.map_or(Time(second), |old| old.last_transition_time.clone()),
         }
     };
+    let mut conditions = vec![
+        condition(PolicyConditionType::Ready, is_valid, &reason, &message),
+        condition(PolicyConditionType::Stalled, !is_valid, &reason, &message),
+    ];
+    // What an earlier process has told of this generation stays told.
+    let told = before.conditions.iter().find(|told| told.type_ == PolicyConditionType::RuleFailed);
+    let told = told.filter(|told| told.observed_generation == Some(generation)).cloned();
+    conditions.extend(told.or_else(|| {
+        let (rule, why) = failed.first_key_value()?;
+        let message = format!("a run was refused because rules[{rule}] could not be evaluated on it: {why}");
+        Some(condition(PolicyConditionType::RuleFailed, true, &PolicyReason::EvaluationFailed, &message))
+    }));
     let shown = problems.iter().take(SHOWN_PROBLEMS);
     let status = PolicyStatus {
         observed_generation: Some(generation),
-        conditions: vec![condition(PolicyConditionType::Ready, is_valid), condition(PolicyConditionType::Stalled, !is_valid)],
+        conditions,
         problems: shown
             .map(|problem| Problem { field: problem.field.clone(), message: cut(&problem.message, LONGEST_MESSAGE).into() })
             .collect(),
@@ -299,17 +343,17 @@ mod tests {
     fn the_status_is_written_when_it_says_something_new() {
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
         let policies = Policies::default();
-        let good = status_of(None, 1, &policies.used(&object(1, 5)).problems, at(1)).unwrap();
-        assert_eq!(status_of(Some(&good), 1, &policies.used(&object(1, 5)).problems, at(2)), None);
-        let bad = status_of(Some(&good), 2, &policies.used(&object(2, 20)).problems, at(3)).unwrap();
+        let good = status_of(None, 1, &policies.used(&object(1, 5)).problems, &BTreeMap::new(), at(1)).unwrap();
+        assert_eq!(status_of(Some(&good), 1, &policies.used(&object(1, 5)).problems, &BTreeMap::new(), at(2)), None);
+        let bad = status_of(Some(&good), 2, &policies.used(&object(2, 20)).problems, &BTreeMap::new(), at(3)).unwrap();
         assert_eq!(bad.problems[0].to_string(), "limits.defaultTimeoutSeconds: 20 is more than limits.maxTimeoutSeconds, 10");
         let ready = &bad.conditions[0];
         assert_eq!((ready.status, &ready.reason, ready.observed_generation), (ConditionStatus::False, &PolicyReason::Invalid, Some(2)));
         assert_eq!(ready.last_transition_time, Time(at(3)));
-        let other = status_of(Some(&bad), 3, &policies.used(&object(3, 30)).problems, at(4)).unwrap();
+        let other = status_of(Some(&bad), 3, &policies.used(&object(3, 30)).problems, &BTreeMap::new(), at(4)).unwrap();
         assert_eq!(other.conditions[0].last_transition_time, Time(at(3)), "it was not ready before");
         let mut newer = good;
         newer.conditions[0].type_ = PolicyConditionType::Unknown("Audited".into());
-        assert_eq!(status_of(Some(&newer), 4, &policies.used(&object(4, 30)).problems, at(5)), None);
+        assert_eq!(status_of(Some(&newer), 4, &policies.used(&object(4, 30)).problems, &BTreeMap::new(), at(5)), None);
     }
 }

@@ -168,6 +168,12 @@ pub(crate) struct Explain {
     /// Label of the namespace, where policies come from files; can be repeated
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<String>,
+    /// User who would create it [default: whoever asks the cluster]
+    #[arg(long = "as", value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Group of that user; can be repeated
+    #[arg(long = "as-group", value_name = "GROUP", requires = "user")]
+    pub(crate) groups: Vec<String>,
     /// Runtime that the policy offers [default: by the file's extension]
     #[arg(short, long)]
     pub(crate) runtime: Option<String>,

@@ -5,14 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use jiff::Timestamp;
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::ListParams;
+use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{
     ClusterSandboxPolicy, Decision, Effect, PolicyKind, PolicyRules, Reason, Requester, SandboxPolicy, ScriptRun, TakenPolicy, Verdict,
 };
 use paddock_policy::{
-    Ask, Containment, Facts, Policy, Refusal, containment, hash_of, input_demand, judge, judge_denied, judge_input, script_hash, selects,
+    Ask, Containment, Facts, Policy, Refusal, Subject, TenantFacts, containment, hash_of, input_demand, judge, judge_denied, judge_input,
+    judge_rules, script_hash, selects,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -115,10 +118,11 @@ impl Explanation {
 pub(crate) fn explain(
     written: &Written,
     run: &ScriptRun,
-    labels: &BTreeMap<String, String>,
-    requester: Option<&Requester>,
+    namespace: TenantFacts<'_>,
+    requester: &Requester,
+    now: Timestamp,
 ) -> Result<Explanation> {
-    let policies = written.taking_part(run, labels)?;
+    let policies = written.taking_part(run, namespace.labels)?;
     let outcome = judge(&policies, &run.spec.policy_ref, &Ask::of(&run.spec));
     let taken = policies.iter().map(|policy| policy.taken.clone()).collect();
     let mut explanation = Explanation { allowed: true, reason: None, message: None, policies: taken, decisions: outcome.decisions };
@@ -127,13 +131,23 @@ pub(crate) fn explain(
         Err(refusal) => return Ok(explanation.refused(refusal)),
     };
     let hash = run.spec.script.source.inline.as_ref().map(|text| script_hash(text.as_bytes()));
-    let facts = Facts { script_hash: hash.as_deref(), image: Some(&grant.runtime.image), requester, end_user: run.spec.end_user.as_ref() };
+    let facts = Facts {
+        script_hash: hash.as_deref(),
+        image: Some(&grant.runtime.image),
+        requester: Some(requester),
+        end_user: run.spec.end_user.as_ref(),
+    };
     if let Some((refusal, decision)) = judge_denied(&policies, facts) {
         explanation.decisions.push(decision);
         return Ok(explanation.refused(refusal));
     }
-    let demand = input_demand(&policies, hash.as_deref().unwrap_or_default());
     let bytes = run.spec.script.input.as_ref().map_or(0, |input| input.to_string().len()) as u64;
+    let judged = judge_rules(&policies, &Subject::of(run, (&grant, hash.as_deref().unwrap_or_default(), bytes), namespace, requester, now));
+    explanation.decisions.extend(judged.decisions);
+    if let Some(refusal) = judged.refusal {
+        return Ok(explanation.refused(refusal));
+    }
+    let demand = input_demand(&policies, hash.as_deref().unwrap_or_default());
     if let Err(refusal) = judge_input(&demand, bytes, run.spec.script.input_schema.is_some() || !demand.schemas.is_empty()) {
         return Ok(explanation.refused(refusal));
     }
@@ -154,9 +168,21 @@ pub(crate) async fn command(cluster: impl AsyncFn() -> Result<Cluster>, argument
         if arguments.policy.is_empty() {
             let cluster = cluster().await?;
             let (written, labels) = of_cluster(&cluster).await?;
-            explain(&written, &run, &labels, None)?
+            let requester = match named(arguments) {
+                Some(requester) => requester,
+                None => whoever_asks(&cluster).await?,
+            };
+            explain(&written, &run, TenantFacts { name: &cluster.namespace, labels: &labels }, &requester, Timestamp::now())?
         } else {
-            explain(&Written::read(&arguments.policy)?, &run, &labels(&arguments.label)?, None)?
+            let labels = labels(&arguments.label)?;
+            let requester = named(arguments).unwrap_or_else(nobody);
+            explain(
+                &Written::read(&arguments.policy)?,
+                &run,
+                TenantFacts { name: "default", labels: &labels },
+                &requester,
+                Timestamp::now(),
+            )?
         }
     };
     match arguments.output {
@@ -164,6 +190,25 @@ pub(crate) async fn command(cluster: impl AsyncFn() -> Result<Cluster>, argument
         Output::Json | Output::Yaml => print!("{}", document(&explanation, arguments.output == Output::Json)?),
     }
     Ok(if explanation.allowed { Exit::Done } else { Exit::Run(120) })
+}
+
+fn named(arguments: &Explain) -> Option<Requester> {
+    let username = arguments.user.clone()?;
+    Some(Requester { username, uid: None, groups: arguments.groups.clone() })
+}
+
+/// Who is meant where nobody is named.
+pub(crate) fn nobody() -> Requester {
+    Requester { username: "nobody".into(), uid: None, groups: Vec::new() }
+}
+
+/// As whom the API server knows whoever asks.
+async fn whoever_asks(cluster: &Cluster) -> Result<Requester> {
+    let api: Api<SelfSubjectReview> = Api::all(cluster.client.clone());
+    let review = api.create(&PostParams::default(), &SelfSubjectReview::default()).await;
+    let review = review.map_err(|error| explained(error, "ask who you are"))?;
+    let user = review.status.and_then(|status| status.user_info).unwrap_or_default();
+    Ok(Requester { username: user.username.unwrap_or_default(), uid: user.uid, groups: user.groups.unwrap_or_default() })
 }
 
 fn as_run(arguments: &Explain) -> Run {
@@ -272,7 +317,8 @@ spec: {limits: {max: {memory: 64Mi}}, suspend: Queue}
         written.add(POLICIES, Path::new("p.yaml")).expect("policies");
         let run: ScriptRun = serde_saphyr::from_str(&format!("metadata: {{name: r}}\nspec: {spec}\n")).expect("a run");
         let labels = labels(&[label.to_owned()]).expect("a label");
-        told(&explain(&written, &run, &labels, None).expect("an explanation"), false)
+        let namespace = TenantFacts { name: "default", labels: &labels };
+        told(&explain(&written, &run, namespace, &nobody(), Timestamp::UNIX_EPOCH).expect("an explanation"), false)
     }
 
     #[test]

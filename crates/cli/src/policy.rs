@@ -5,15 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use paddock_crds::{ClusterSandboxPolicy, PolicyKind, Requester, SandboxPolicy, ScriptRun, ScriptRunSpec};
+use paddock_policy::TenantFacts;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, explained};
 use crate::exit::Exit;
-use crate::explain::{Written, check_known, explain};
+use crate::explain::{Written, check_known, explain, nobody};
 use crate::manifest::policy_ref;
 
 /// `kubectl paddock suspend` and `resume`: sets `spec.suspend` of a policy, or takes it away.
@@ -60,8 +62,15 @@ struct Case {
     name: String,
     /// The spec of a ScriptRun.
     run: Value,
+    /// Labels of the run.
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
     /// Who creates it.
     requester: Option<Requester>,
+    /// Name of the namespace.
+    namespace: Option<String>,
+    /// When it is decided on; as it says nothing, now.
+    now: Option<Timestamp>,
     /// Other labels than those above.
     namespace_labels: Option<BTreeMap<String, String>>,
     /// `Allowed`, or a reason.
@@ -98,7 +107,11 @@ fn check(written: &Written, case: &Case, labels: &BTreeMap<String, String>) -> R
     check_known(&case.expect)?;
     let spec: ScriptRunSpec = serde_json::from_value(case.run.clone()).context("run is no spec of a ScriptRun")?;
     let labels = case.namespace_labels.as_ref().unwrap_or(labels);
-    let explanation = explain(written, &ScriptRun::new("case", spec), labels, case.requester.as_ref())?;
+    let mut run = ScriptRun::new("case", spec);
+    run.metadata.labels = Some(case.labels.clone());
+    let namespace = TenantFacts { name: case.namespace.as_deref().unwrap_or("default"), labels };
+    let requester = case.requester.clone().unwrap_or_else(nobody);
+    let explanation = explain(written, &run, namespace, &requester, case.now.unwrap_or_else(Timestamp::now))?;
     let reason = explanation.reason.clone().unwrap_or_else(|| "Allowed".into());
     let message = explanation.message.unwrap_or_default();
     let is_expected = reason == case.expect && case.message.as_ref().is_none_or(|part| message.contains(part.as_str()));

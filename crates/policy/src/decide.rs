@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::bounds::{Ruled, Said, bounds, smallest};
 use crate::check::problems;
 use crate::quantity::Quantity;
+use crate::rules::{Named, compile};
 
 /// A policy that takes part, with who it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +24,8 @@ pub struct Policy {
     pub effect: Effect,
     /// Its rules.
     pub rules: PolicyRules,
+    /// Its expressions, compiled.
+    pub(crate) expressions: Vec<Named>,
     /// What is wrong with them.
     pub problems: Vec<Problem>,
 }
@@ -30,8 +33,9 @@ pub struct Policy {
 impl Policy {
     /// Looks for problems, once for all decisions.
     pub fn new(taken: TakenPolicy, effect: Effect, rules: PolicyRules) -> Self {
-        let problems = problems(&rules, effect);
-        Self { taken, effect, rules, problems }
+        let mut problems = problems(&rules, effect);
+        let expressions = compile(&rules.rules, &mut problems);
+        Self { taken, effect, rules, expressions, problems }
     }
 }
 
@@ -241,7 +245,7 @@ struct Deciding<'a> {
     first_refusal: Option<Refusal>,
 }
 
-fn named(policy: &Policy, field: &str) -> String {
+pub(crate) fn named(policy: &Policy, field: &str) -> String {
     format!("{}/{}: {field}", policy.taken.kind.as_str(), policy.taken.name)
 }
 

@@ -146,7 +146,13 @@ impl Tenant {
 
     /// Creates a run.
     pub async fn create(&self, script: Script) -> ScriptRun {
-        self.runs().create(&PostParams::default(), &object(script.0)).await.unwrap()
+        self.create_labelled(script, &[]).await
+    }
+
+    pub async fn create_labelled(&self, script: Script, labels: &[(&str, &str)]) -> ScriptRun {
+        let mut run = object(script.0);
+        run.labels_mut().extend(labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        self.runs().create(&PostParams::default(), &run).await.unwrap()
     }
 
     /// Creates a run and waits for its end.

@@ -63,6 +63,12 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
             None => Ok(Done::Wait(Duration::from_secs(1))),
         },
         Step::Listen => listen(run, seen, context).await,
+        Step::Refuse(_) => {
+            if let Some(Err(refused)) = &seen.decision {
+                context.policies.failed(&refused.failed);
+            }
+            Ok(Done::Yes)
+        }
         Step::SendStart { boot, digest } => {
             let message = ControlMessage::Start { digest: digest.clone(), boot: boot.clone() };
             let sent = context.sessions.say(&uid, message, SAY_PATIENCE).await;
@@ -73,9 +79,7 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         Step::RemovePod => remove_pod(run, seen, context).await,
         Step::Release => release(run, context).await,
         Step::DeleteRun => delete_run(run, context).await,
-        Step::Leave | Step::Rest { .. } | Step::Refuse(_) | Step::Hold(..) | Step::RecordStart { .. } | Step::RecordStop(_) => {
-            Ok(Done::Yes)
-        }
+        Step::Leave | Step::Rest { .. } | Step::Hold(..) | Step::RecordStart { .. } | Step::RecordStop(_) => Ok(Done::Yes),
         Step::RecordResult => store_result(run, seen, context).await,
         Step::Finish(_) => {
             // The status is for the author of the script; what the kubelet said is for the administrator.

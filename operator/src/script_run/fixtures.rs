@@ -116,7 +116,7 @@ fn seal_to(uid: &str) -> String {
 pub(crate) fn valid(run: &ScriptRun) -> ValidRun {
     let text = run.spec.script.source.inline.clone().unwrap_or_default().into_bytes();
     let input = run.spec.script.input.as_ref().map(ToString::to_string);
-    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies(), &fixed(run), &InputSeen::default()).unwrap()
+    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies(), &fixed(run), &InputSeen::default(), at(0)).unwrap()
 }
 
 /// Everything in order, no pod.

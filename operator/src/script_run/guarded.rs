@@ -2,7 +2,8 @@
 //!
 //! Script, arguments, input and schema are the body of a run: up to a megabyte of anybody who may create one. Input is never parsed: any JSON
 //! may be in it, which can be deeper than a parser goes and takes many times its length when it is parsed. A small body is kept, a larger one is
-//! left where it is until it is needed, and one that no job can carry is never fetched. Of the metadata only what is the operator's is kept.
+//! left where it is until it is needed, and one that no job can carry is never fetched. Of the metadata only what is the operator's
+//! is kept, and the labels, which count as part of the body: policies may ask for them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -68,6 +69,7 @@ impl Watched {
         }
         if self.body == Body::Here && (is_over || body_bytes > KEPT_BYTES) {
             drop_body(&mut self.run);
+            drop_labels(&mut self.run.metadata);
             self.input = None;
             self.schema = None;
             self.body = Body::Left;
@@ -79,6 +81,7 @@ impl Watched {
     pub(crate) fn succeeded_by(&self, mut newer: Watched) -> Self {
         if newer.body == Body::Left && self.body == Body::Here {
             newer.run.spec.script = self.run.spec.script.clone();
+            newer.run.metadata.labels.clone_from(&self.run.metadata.labels);
             newer.input.clone_from(&self.input);
             newer.schema.clone_from(&self.schema);
             newer.body = Body::Here;
@@ -127,13 +130,13 @@ fn read_parts(text: &str) -> Result<(Watched, usize), serde_json::Error> {
     let mut object: Fields<'_> = serde_json::from_str(text)?;
     let mut spec: Fields<'_> = fields(&object, "spec")?;
     let mut script: Fields<'_> = fields(&spec, "script")?;
-    let body_bytes = spec.get("script").map_or(0, |script| script.get().len());
+    let script_bytes = spec.get("script").map_or(0, |script| script.get().len());
     let schema = script.remove("inputSchema").map_or("null", RawValue::get);
     let mut schema_text = (schema != "null").then(|| Arc::from(schema));
     let mut input = script.remove("input").map(RawValue::get).filter(|input| *input != "null").map(Arc::from);
     let nothing = RawValue::from_string("{}".into())?;
     let body = match schema.as_bytes() {
-        _ if body_bytes > MAX_BYTES => Body::Unfit(Unfit::TooLarge),
+        _ if script_bytes > MAX_BYTES => Body::Unfit(Unfit::TooLarge),
         b"null" | [b'{', ..] => Body::Here,
         _ => Body::Unfit(Unfit::SchemaIsNoObject),
     };
@@ -152,16 +155,17 @@ fn read_parts(text: &str) -> Result<(Watched, usize), serde_json::Error> {
     let metadata = metadata(&object)?;
     object.insert("metadata".into(), &metadata);
     let mut run: ScriptRun = serde_json::from_str(&serde_json::to_string(&object)?)?;
+    let labels = run.metadata.labels.take();
+    let label_bytes: usize = labels.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
     run.metadata = slim_metadata(run.metadata);
-    Ok((Watched { run, input, schema: schema_text, body }, body_bytes))
+    run.metadata.labels = labels;
+    Ok((Watched { run, input, schema: schema_text, body }, script_bytes + label_bytes))
 }
 
 /// Labels, annotations and references of others can be large, and are nothing to the operator, but that the marks of who holds a run are there.
 fn slim_metadata(mut metadata: ObjectMeta) -> ObjectMeta {
     metadata.owner_references = None;
-    if let Some(labels) = &mut metadata.labels {
-        labels.retain(|key, _| GIT_LABELS.contains(&key.as_str()));
-    }
+    drop_labels(&mut metadata);
     if let Some(annotations) = &mut metadata.annotations {
         annotations.retain(|key, value| {
             let is_mark = GIT_ANNOTATIONS.contains(&key.as_str());
@@ -173,8 +177,15 @@ fn slim_metadata(mut metadata: ObjectMeta) -> ObjectMeta {
             is_mark || is_read
         });
     }
-    metadata.labels = metadata.labels.filter(|labels| !labels.is_empty());
     metadata
+}
+
+/// Of a body that is left, or of a run that is over. Those that say who holds the run are kept.
+fn drop_labels(metadata: &mut ObjectMeta) {
+    if let Some(labels) = &mut metadata.labels {
+        labels.retain(|key, _| GIT_LABELS.contains(&key.as_str()));
+    }
+    metadata.labels = metadata.labels.take().filter(|labels| !labels.is_empty());
 }
 
 impl Resource for Guarded {
@@ -240,6 +251,19 @@ mod tests {
         let watched = watched(&with_input("{\"a\":[1]}")).0.unwrap();
         assert_eq!((watched.body, watched.input.as_deref()), (Body::Here, Some("{\"a\":[1]}")));
         assert_eq!(watched.run.spec.script.source.inline.as_deref(), Some("print(1)"));
+    }
+
+    #[test]
+    fn labels_are_kept_with_a_small_body_and_come_back_with_a_large_one() {
+        let mut object: Value = serde_json::from_str(&with_input("1")).unwrap();
+        object["metadata"]["labels"] = json!({ "team": "data", "app.kubernetes.io/instance": "git" });
+        let small = watched(&object.to_string()).0.unwrap();
+        assert_eq!((small.body, small.run.labels()["team"].as_str()), (Body::Here, "data"));
+        object["metadata"]["labels"]["long"] = Value::from("x".repeat(KEPT_BYTES));
+        let large = watched(&object.to_string()).0.unwrap();
+        assert_eq!((large.body, large.run.labels().get("team")), (Body::Left, None));
+        let whole = read_whole(&object.to_string()).unwrap();
+        assert_eq!((whole.body, whole.succeeded_by(large).run.labels()["team"].as_str()), (Body::Here, "data"));
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
             seal_to: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()).public(),
         };
         let checked = check_input(watched, &source, &policies, context).await?;
-        let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed, &checked);
+        let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed, &checked, context.now());
         Some(decision.map(Box::new).map_err(Box::new))
     };
     let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());
@@ -181,10 +181,11 @@ pub(crate) fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
     let namespace = run.namespace().unwrap_or_default();
     let labels = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(&namespace)).map(|namespace| namespace.labels().clone());
     let sandbox = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(&sandbox_namespace(&namespace)));
+    let labels = labels.unwrap_or_default();
     let mut seen = PoliciesSeen { gone: sandbox_namespace::remembered(sandbox.as_deref()), ..PoliciesSeen::default() };
     for guarded in context.caches.cluster_policies.state() {
         match &guarded.0 {
-            Ok(policy) => match selects(&policy.spec.namespace_selector, &labels.clone().unwrap_or_default()) {
+            Ok(policy) => match selects(&policy.spec.namespace_selector, &labels) {
                 Ok(true) => seen.taking_part.push(context.policies.used(policy)),
                 Ok(false) => {}
                 Err(why) => seen.unusable = Some(format!("ClusterSandboxPolicy {}: {why}", policy.name_any())),
@@ -198,6 +199,7 @@ pub(crate) fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
     }
     seen.taking_part.sort_by(|one, other| one.taken.name.cmp(&other.taken.name));
     seen.gone.retain(|name| !seen.taking_part.iter().any(|policy| policy.taken.name == *name));
+    seen.labels = labels;
     if run.spec.policy_ref.kind == PolicyKind::SandboxPolicy {
         let named = ObjectRef::new(&run.spec.policy_ref.name).within(&namespace);
         match context.caches.policies.get(&named).as_deref().map(|guarded| &guarded.0) {

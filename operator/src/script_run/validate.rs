@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 use paddock_crds::{Decision, Reason, Requester, ScriptRun, TakenPolicy, Violation};
-use paddock_policy::{Ask, Facts, Grant, InputDemand, Policy, Refusal, input_demand, judge, judge_denied, judge_input, output_grant};
+use paddock_policy::{
+    Ask, Facts, FailedRule, Grant, InputDemand, Policy, Refusal, RulesJudged, Subject, TenantFacts, input_demand, judge, judge_denied,
+    judge_input, judge_rules, output_grant,
+};
 use paddock_protocol::JobFiles;
 
 use super::job::{self, Fixed, digest_of};
@@ -35,6 +39,8 @@ pub(crate) struct PoliciesSeen {
     pub(crate) unusable: Option<String>,
     /// ClusterSandboxPolicies by which runs of the namespace were admitted and that do not select it any more.
     pub(crate) gone: BTreeSet<String>,
+    /// Labels of the namespace, by which it is selected.
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 /// What is known of the input beside its schemas.
@@ -77,15 +83,22 @@ pub(crate) struct Refused {
     pub(crate) decisions: Vec<Decision>,
     /// Where the input does not satisfy its schemas.
     pub(crate) violations: Vec<Violation>,
+    /// Expressions of policies that could not be evaluated.
+    pub(crate) failed: Vec<FailedRule>,
 }
 
 impl Refused {
     pub(crate) fn plain(reason: Reason, message: impl Into<String>) -> Self {
-        Self { refusal: Refusal { reason, message: message.into() }, policies: Vec::new(), decisions: Vec::new(), violations: Vec::new() }
+        Self::of(Refusal { reason, message: message.into() })
+    }
+
+    fn of(refusal: Refusal) -> Self {
+        Self { refusal, policies: Vec::new(), decisions: Vec::new(), violations: Vec::new(), failed: Vec::new() }
     }
 }
 
 /// `input` is JSON as text. Checks in the order in which an author would want to be told.
+#[expect(clippy::result_large_err, reason = "it is made once in a pass, and boxed at once")]
 pub(crate) fn validate(
     run: &ScriptRun,
     input: Option<&str>,
@@ -93,6 +106,7 @@ pub(crate) fn validate(
     policies: &PoliciesSeen,
     fixed: &Fixed,
     checked: &InputSeen,
+    now: Timestamp,
 ) -> Result<ValidRun, Refused> {
     let requester = requester(run.annotations()).ok_or_else(|| {
         Refused::plain(
@@ -108,7 +122,7 @@ pub(crate) fn validate(
     }
     let taken: Vec<TakenPolicy> = policies.taking_part.iter().map(|policy| policy.taken.clone()).collect();
     let outcome = judge(&policies.taking_part, &run.spec.policy_ref, &Ask::of(&run.spec));
-    let refused = |refusal| Refused { refusal, policies: taken.clone(), decisions: outcome.decisions.clone(), violations: Vec::new() };
+    let refused = |refusal| Refused { policies: taken.clone(), decisions: outcome.decisions.clone(), ..Refused::of(refusal) };
     let grant = outcome.result.clone().map_err(refused)?;
     let script = match source {
         SourceSeen::Text(bytes) => bytes.clone(),
@@ -129,6 +143,15 @@ pub(crate) fn validate(
         denied.decisions.push(decision);
         return Err(denied);
     }
+    let namespace = run.namespace().unwrap_or_default();
+    let facts = TenantFacts { name: &namespace, labels: &policies.labels };
+    let subject = Subject::of(run, (&grant, &script_hash, input.map_or(0, str::len) as u64), facts, &requester, now);
+    let judged = judge_rules(&policies.taking_part, &subject);
+    let decisions = [outcome.decisions.clone(), judged.decisions.clone()].concat();
+    if let RulesJudged { refusal: Some(refusal), failed, .. } = judged {
+        return Err(Refused { decisions, failed, ..refused(refusal) });
+    }
+    let refused = |refusal| Refused { decisions: decisions.clone(), ..refused(refusal) };
     let demand = input_demand(&policies.taking_part, &script_hash);
     check_input(input, &demand, checked).map_err(|(refusal, violations)| Refused { violations, ..refused(refusal) })?;
     let output = output_grant(&policies.taking_part);
@@ -137,7 +160,7 @@ pub(crate) fn validate(
     check_size(&files).map_err(refused)?;
     let files_digest = files.digest();
     Ok(ValidRun {
-        namespace: run.namespace().unwrap_or_default(),
+        namespace: namespace.clone(),
         name: run.name_any(),
         uid: run.uid().unwrap_or_default(),
         requester,
@@ -147,7 +170,7 @@ pub(crate) fn validate(
         script_hash,
         grant,
         policies: taken,
-        decisions: outcome.decisions,
+        decisions,
     })
 }
 

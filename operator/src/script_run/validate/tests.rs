@@ -2,7 +2,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use paddock_crds::ResourceAmounts;
 use rstest::rstest;
 
-use super::super::fixtures::{a_run, fixed, policies};
+use super::super::fixtures::{a_run, at, fixed, policies};
 use super::*;
 
 fn text() -> SourceSeen {
@@ -10,7 +10,7 @@ fn text() -> SourceSeen {
 }
 
 fn refused(run: &ScriptRun, source: &SourceSeen, policies: &PoliciesSeen) -> Reason {
-    validate(run, None, source, policies, &fixed(run), &InputSeen::default()).unwrap_err().refusal.reason
+    validate(run, None, source, policies, &fixed(run), &InputSeen::default(), at(0)).unwrap_err().refusal.reason
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn sizes_and_bytes_are_bounded() {
     assert_eq!(refused(&a_run(), &SourceSeen::Text(vec![b'#'; MAX_SCRIPT + 1]), &policies()), Reason::SourceTooLarge);
     assert_eq!(refused(&a_run(), &SourceSeen::Text(b"a\0b".to_vec()), &policies()), Reason::InvalidSpec);
     let refused_for_its_input =
-        validate(&a_run(), Some(&"x".repeat(MAX_JOB)), &text(), &policies(), &fixed(&a_run()), &InputSeen::default()).unwrap_err();
+        validate(&a_run(), Some(&"x".repeat(MAX_JOB)), &text(), &policies(), &fixed(&a_run()), &InputSeen::default(), at(0)).unwrap_err();
     assert_eq!(refused_for_its_input.refusal.reason, Reason::InputTooLarge);
     let mut run = a_run();
     run.spec.script.args = vec!["a\0b".into()];
@@ -74,14 +74,14 @@ fn the_digest_covers_what_was_decided() {
     let digest = |change: fn(&mut ScriptRun)| {
         let mut run = a_run();
         change(&mut run);
-        validate(&run, None, &text(), &policies(), &fixed(&run), &InputSeen::default()).unwrap().digest
+        validate(&run, None, &text(), &policies(), &fixed(&run), &InputSeen::default(), at(0)).unwrap().digest
     };
     let same = digest(|_| ());
     assert_eq!(same, digest(|_| ()));
     assert_ne!(same, digest(|run| run.spec.script.args = vec!["x".into()]));
-    assert_ne!(same, validate(&a_run(), Some("1"), &text(), &policies(), &fixed(&a_run()), &InputSeen::default()).unwrap().digest);
+    assert_ne!(same, validate(&a_run(), Some("1"), &text(), &policies(), &fixed(&a_run()), &InputSeen::default(), at(0)).unwrap().digest);
     assert_ne!(same, digest(|run| run.spec.timeout_seconds = Some(11)));
     let mut other = policies();
     Arc::make_mut(&mut other.taking_part[0]).rules.runtimes.as_mut().unwrap()[0].image = Some("other".into());
-    assert_ne!(same, validate(&a_run(), None, &text(), &other, &fixed(&a_run()), &InputSeen::default()).unwrap().digest);
+    assert_ne!(same, validate(&a_run(), None, &text(), &other, &fixed(&a_run()), &InputSeen::default(), at(0)).unwrap().digest);
 }

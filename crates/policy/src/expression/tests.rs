@@ -1,0 +1,124 @@
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rstest::rstest;
+
+use super::*;
+use crate::subject::{RunFacts, TenantFacts, UserFacts};
+
+fn with_subject<T>(then: impl FnOnce(Subject<'_>) -> T) -> T {
+    with_groups(&["system:authenticated".to_owned(), "team-data".to_owned()], then)
+}
+
+fn with_groups<T>(groups: &[String], then: impl FnOnce(Subject<'_>) -> T) -> T {
+    let labels: BTreeMap<String, String> = [("team".to_owned(), "data".to_owned())].into();
+    then(Subject {
+        run: RunFacts {
+            name: "run",
+            labels: &labels,
+            runtime: "python",
+            image: "registry.example/python:3",
+            script_hash: "aa",
+            input_bytes: 7,
+            timeout_seconds: 30,
+            memory_bytes: 128 << 20,
+            cpu_milli: 500,
+            scratch_bytes: 16 << 20,
+        },
+        tenant: TenantFacts { name: "team-a", labels: &labels },
+        requester: UserFacts { username: "jane", groups },
+        end_user: None,
+        // A Wednesday, half past eight in Berlin, half past seven in London.
+        now: "2026-11-25T07:30:00Z".parse::<Timestamp>().unwrap(),
+    })
+}
+
+fn holds(source: &str) -> Result<bool, String> {
+    let expression = Expression::compile(source)?;
+    with_subject(|subject| expression.holds(&variables(&subject).unwrap()))
+}
+
+#[rstest]
+#[case::number("run.timeoutSeconds <= 30 && run.memoryBytes == 128 * 1024 * 1024", true)]
+#[case::label("run.labels['team'] == tenant.labels.team", true)]
+#[case::no_label("has(run.labels.sensitivity) && run.labels.sensitivity == 'high'", false)]
+#[case::member("'team-data' in requester.groups", true)]
+#[case::prefix("requester.groups.exists(group, group.startsWith('team-'))", true)]
+#[case::all("requester.groups.all(group, group.size() < 10)", false)]
+#[case::one("requester.groups.exists_one(group, group.startsWith('team-'))", true)]
+#[case::nobody("endUser == null", true)]
+#[case::nobody_else("endUser != null && endUser.username == 'joe'", false)]
+#[case::pattern("run.image.matches('^registry[.]example/[a-z]+:[0-9]+$')", true)]
+#[case::hours("now.getHours('Europe/Berlin') >= 8 && now.getHours('Europe/Berlin') < 18", true)]
+#[case::other_hours("now.getHours('Europe/London') >= 8", false)]
+#[case::weekday("now.getDayOfWeek('Europe/Berlin') in [1, 2, 3, 4, 5]", true)]
+#[case::until("now < timestamp('2026-12-24T00:00:00Z')", true)]
+#[case::choice("run.runtime == 'shell' ? false : run.inputBytes > 0", true)]
+fn it_holds_or_not(#[case] source: &str, #[case] expected: bool) {
+    assert_eq!(holds(source), Ok(expected));
+}
+
+#[rstest]
+#[case::key("run.labels.project == 'a'", "there is no project")]
+#[case::kind("run.name < 3", "_<_ does not take values of these kinds")]
+#[case::number("run.timeoutSeconds", "it is neither true nor false")]
+#[case::zero("run.inputBytes / (run.timeoutSeconds - 30) > 1", "it divides by zero")]
+#[case::entry("requester.groups[7] == 'a'", "a list has no such entry")]
+#[case::nobody("endUser.username == 'joe'", "")]
+fn an_error_is_told_without_values(#[case] source: &str, #[case] expected: &str) {
+    let why = holds(source).unwrap_err();
+    assert!(why.contains(expected) && !why.contains("jane"), "{why}");
+}
+
+#[rstest]
+#[case::syntax("run.", "")]
+#[case::unknown("ran.name == 'a'", "ran is not known")]
+#[case::field("run.nmae == 'a'", "run has no nmae; it has name")]
+#[case::function("base64.encode(b'a') == 'a'", "")]
+#[case::call("dyn(run.name) == 'a'", "dyn may not be used")]
+#[case::zone("now.getHours('Europe/Atlantis') > 1", "there is no time zone Europe/Atlantis")]
+#[case::computed_zone("now.getHours(run.name) > 1", "a time zone must be written out")]
+#[case::computed_pattern("run.name.matches(run.image)", "the pattern of matches must be written out")]
+#[case::wrong_pattern("run.name.matches('(')", "the pattern cannot be used")]
+#[case::large_pattern("run.name.matches('(a{1000}){1000}')", "the pattern cannot be used")]
+#[case::pattern_in_a_loop("requester.groups.all(g, g.matches('a'))", "matches cannot be used in a loop")]
+#[case::list("requester.groups.map(g, g + g).size() > 1", "map and filter cannot be used")]
+#[case::filter("requester.groups.filter(g, true).size() > 1", "map and filter cannot be used")]
+#[case::nested("requester.groups.all(g, requester.groups.all(h, g == h))", "a loop cannot be in another")]
+#[case::message("google.protobuf.Timestamp{seconds: 1} == now", "")]
+fn what_cannot_be_used_is_found_before_any_run(#[case] source: &str, #[case] expected: &str) {
+    let why = Expression::compile(source).unwrap_err();
+    assert!(why.contains(expected) && !why.is_empty(), "{why}");
+}
+
+#[test]
+fn no_shape_of_an_expression_is_too_much_for_the_parser() {
+    let deep = [("(", ")"), ("[", "]"), ("!", ""), ("-", ""), ("{1:", "}"), ("size(", ")"), ("true ? ", " : 1")];
+    for (open, close) in deep {
+        let times = MAX_LENGTH / (open.len() + close.len()) - 1;
+        let source = open.repeat(times) + "1" + &close.repeat(times);
+        let begin = Instant::now();
+        let _ = Expression::compile(&source);
+        assert!(begin.elapsed() < Duration::from_secs(5), "{open}: {:?}", begin.elapsed());
+    }
+    for source in
+        ["1+".repeat(500) + "1", "'a'".repeat(300), "a.".repeat(500) + "b", "[[1],".repeat(200), "\\".repeat(1000), "\"\"\"".into()]
+    {
+        assert!(Expression::compile(&source).is_err(), "{source}");
+    }
+    assert!(Expression::compile(&"x".repeat(MAX_LENGTH + 1)).is_err());
+}
+
+#[test]
+fn the_most_expensive_loop_ends_soon() {
+    let source = format!("requester.groups.all(g, {})", vec!["g.contains('bbbb')"; 40].join(" || "));
+    let expression = Expression::compile(&source).unwrap();
+    let groups: Vec<String> = (0..MAX_LIST).map(|_| "a".repeat(256)).collect();
+    let begin = Instant::now();
+    let _ = with_groups(&groups, |subject| expression.holds(&variables(&subject).unwrap()));
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    let more = vec![String::new(); MAX_LIST + 1];
+    let refused = with_groups(&more, |subject| variables(&subject).map(drop));
+    assert_eq!(refused, Err("requester.groups has more than 1000 entries".into()));
+}

@@ -1,0 +1,155 @@
+//! What expressions of policies speak of.
+
+use std::collections::BTreeMap;
+
+use cel::{SerializationError, Value, to_value};
+use jiff::Timestamp;
+use paddock_crds::{EndUser, Requester, ScriptRun};
+use serde::Serialize;
+
+use crate::decide::Grant;
+
+/// A run that was granted what it asked for, and what is known about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Subject<'a> {
+    /// The run.
+    pub run: RunFacts<'a>,
+    /// The namespace in which it is.
+    pub tenant: TenantFacts<'a>,
+    /// Who created it.
+    pub requester: UserFacts<'a>,
+    /// For whom.
+    pub end_user: Option<UserFacts<'a>>,
+    /// When it is decided on.
+    pub now: Timestamp,
+}
+
+/// What a run asks for and gets. All numbers are CEL's `int`, the kind that numbers in expressions are of.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RunFacts<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Labels, as they are when it is decided on: whoever may change the run may change them.
+    pub labels: &'a BTreeMap<String, String>,
+    /// Name of the runtime.
+    pub runtime: &'a str,
+    /// Image.
+    pub image: &'a str,
+    /// SHA-256 of the script.
+    pub script_hash: &'a str,
+    /// Length of the input as JSON, in bytes.
+    pub input_bytes: i64,
+    /// Seconds that it may run.
+    pub timeout_seconds: i64,
+    /// Bytes of memory.
+    pub memory_bytes: i64,
+    /// Thousandths of a core.
+    pub cpu_milli: i64,
+    /// Bytes of `/workspace`.
+    pub scratch_bytes: i64,
+}
+
+/// The namespace of a run.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct TenantFacts<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Labels.
+    pub labels: &'a BTreeMap<String, String>,
+}
+
+/// A user.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct UserFacts<'a> {
+    /// Name, as the API server knows it.
+    pub username: &'a str,
+    /// Groups.
+    pub groups: &'a [String],
+}
+
+impl<'a> From<&'a Requester> for UserFacts<'a> {
+    fn from(requester: &'a Requester) -> Self {
+        Self { username: &requester.username, groups: &requester.groups }
+    }
+}
+
+impl<'a> From<&'a EndUser> for UserFacts<'a> {
+    fn from(user: &'a EndUser) -> Self {
+        Self { username: &user.username, groups: &user.groups }
+    }
+}
+
+impl<'a> Subject<'a> {
+    /// Of what is at hand after the grant.
+    pub fn of(
+        run: &'a ScriptRun,
+        (grant, script_hash, input_bytes): (&'a Grant, &'a str, u64),
+        tenant: TenantFacts<'a>,
+        requester: &'a Requester,
+        now: Timestamp,
+    ) -> Self {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        let run_facts = RunFacts {
+            name: run.metadata.name.as_deref().unwrap_or_default(),
+            labels: run.metadata.labels.as_ref().unwrap_or(&NONE),
+            runtime: &run.spec.script.runtime,
+            image: &grant.runtime.image,
+            script_hash,
+            input_bytes: int(input_bytes),
+            timeout_seconds: i64::from(grant.timeout_seconds),
+            memory_bytes: int(grant.memory_bytes),
+            cpu_milli: int(grant.cpu_milli),
+            scratch_bytes: int(grant.scratch_bytes),
+        };
+        Self { run: run_facts, tenant, requester: requester.into(), end_user: run.spec.end_user.as_ref().map(Into::into), now }
+    }
+
+    /// Its longest list or map, by its name, with its length.
+    pub(crate) fn longest(&self) -> Option<(&'static str, usize)> {
+        let lengths = [
+            ("run.labels", self.run.labels.len()),
+            ("tenant.labels", self.tenant.labels.len()),
+            ("requester.groups", self.requester.groups.len()),
+            ("endUser.groups", self.end_user.as_ref().map_or(0, |user| user.groups.len())),
+        ];
+        lengths.into_iter().max_by_key(|(_, length)| *length)
+    }
+
+    pub(crate) fn values(&self) -> Result<[(&'static str, Value); 5], SerializationError> {
+        let now = chrono::DateTime::from_timestamp_micros(self.now.as_microsecond()).unwrap_or_default();
+        Ok([
+            ("run", to_value(&self.run)?),
+            ("tenant", to_value(&self.tenant)?),
+            ("requester", to_value(&self.requester)?),
+            ("endUser", to_value(&self.end_user)?),
+            ("now", Value::Timestamp(now.fixed_offset())),
+        ])
+    }
+}
+
+fn int(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The fields of a variable, `None` if there is no such variable.
+pub(crate) fn fields_of(variable: &str) -> Option<&'static [&'static str]> {
+    match variable {
+        "run" => Some(&[
+            "name",
+            "labels",
+            "runtime",
+            "image",
+            "scriptHash",
+            "inputBytes",
+            "timeoutSeconds",
+            "memoryBytes",
+            "cpuMilli",
+            "scratchBytes",
+        ]),
+        "tenant" => Some(&["name", "labels"]),
+        "requester" | "endUser" => Some(&["username", "groups"]),
+        "now" => Some(&[]),
+        _ => None,
+    }
+}
