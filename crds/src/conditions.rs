@@ -11,6 +11,8 @@ use crate::open_enum::open_enum;
 open_enum! {
     /// Where a run is in its life, in one word, for people. Programs read the conditions.
     pub enum Phase {
+        /// Accepted and waiting until enough people have approved it.
+        AwaitingApproval,
         /// Accepted and waiting: for a free slot, or for the sandbox namespace.
         Queued,
         /// A slot is taken; the pod is being created and has not yet received its start message.
@@ -45,13 +47,17 @@ open_enum! {
         Lost,
         /// Not allowed, or not understood: nothing was started.
         Refused,
+        /// Somebody who may decide has decided against it: nothing was started.
+        Denied,
+        /// It waited for approvals as long as it may: nothing was started.
+        Expired,
     }
 }
 
 impl Phase {
     /// Whether a run in this phase never changes again.
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Queued | Self::Starting | Self::Running | Self::Stopping | Self::Unknown(_))
+        !matches!(self, Self::AwaitingApproval | Self::Queued | Self::Starting | Self::Running | Self::Stopping | Self::Unknown(_))
     }
 }
 
@@ -61,6 +67,8 @@ open_enum! {
     pub enum ConditionType {
         /// The run is well-formed and its policies allow it.
         Accepted,
+        /// As many people as the policies demand have approved it. Absent where none are demanded.
+        Approved,
         /// A slot is taken: the run counts against its limits until it is finished.
         Admitted,
         /// The start message was about to be sent: from here on the script may have run, and it is never started again.
@@ -108,6 +116,16 @@ open_enum! {
         RuleNotSatisfied,
         /// Accepted=False: an expression of a policy cannot be evaluated on the run.
         RuleFailed,
+        /// Approved: as many people as the policies demand have approved the run.
+        ApprovalGiven,
+        /// Approved=False: the run waits for approvals; `status.approval` tells which.
+        AwaitingApproval,
+        /// Approved=False, Finished: a ScriptApproval denies what the run would do.
+        ApprovalDenied,
+        /// Approved=False, Finished: the run waited for approvals as long as its policies let it.
+        ApprovalExpired,
+        /// Finished: an approval that the run needs was revoked or deleted, or is over, or what the run does was denied, after it was admitted.
+        ApprovalRevoked,
         /// Accepted=False: the ConfigMap or the key with the script does not exist.
         SourceNotFound,
         /// Accepted=False: the requester, or the operator, may not read the ConfigMap with the script.

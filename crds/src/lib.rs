@@ -10,19 +10,21 @@ pub mod policy_status;
 pub mod reference;
 pub mod sandbox_policy;
 pub mod schema;
+pub mod script_approval;
 pub mod script_run;
 
 pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
 pub use policy_status::{PolicyCondition, PolicyConditionType, PolicyReason, PolicyStatus, Problem};
 pub use sandbox_policy::{
-    ClusterSandboxPolicy, ClusterSandboxPolicySpec, DeniedSubject, Deny, Detector, Effect, InputRules, LargeResult, Limits, MaskRule,
-    MaskRules, OutputRules, PolicyRule, PolicyRules, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SubjectKind,
-    Suspend,
+    ApprovalDemand, Binding, ClusterSandboxPolicy, ClusterSandboxPolicySpec, DeniedSubject, Deny, Detector, Effect, InputRules,
+    LargeResult, Limits, MaskRule, MaskRules, OutputRules, PolicyRule, PolicyRules, ResourceAmounts, Runtime, SandboxPolicy,
+    SandboxPolicySpec, ScriptSchema, SubjectKind, Suspend,
 };
+pub use script_approval::{ApprovalDecision, ScriptApproval, ScriptApprovalSpec};
 pub use script_run::{
-    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, OutputStream, PodRef, PolicyKind, PolicyRef, Redaction,
-    Requester, RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, StoredResult, TakenPolicy, Usage, Verdict,
-    Violation,
+    ApprovalDemanded, ApprovalGiven, ApprovalStatus, AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, OutputStream,
+    PodRef, PolicyKind, PolicyRef, Redaction, Requester, RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping,
+    StoredResult, TakenPolicy, Usage, Verdict, Violation,
 };
 
 /// API group of every kind here.

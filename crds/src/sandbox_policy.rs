@@ -18,6 +18,8 @@ list_of_strings!(command_schema, 16, 1024);
 list_map!(script_schemas_schema, ScriptSchema, "scriptHash", 64);
 list_map!(mask_rules_schema, MaskRule, "name", 32);
 list_map!(rules_schema, PolicyRule, "name", 32);
+list_map!(approvals_schema, ApprovalDemand, "name", 8);
+list_of_strings!(approver_groups_schema, 64, 256);
 list_of_strings!(hashes_schema, 1024, 64, "pattern": "^[0-9a-f]{64}$");
 list_of_strings!(images_schema, 256, 512, "pattern": "^[^\\s*]*[*]?$", "minLength": 1);
 list_atomic!(subjects_schema, DeniedSubject, 256);
@@ -115,6 +117,10 @@ pub struct PolicyRules {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "rules_schema")]
     pub rules: Vec<PolicyRule>,
+    /// What somebody has to approve before it runs. Those of all policies apply.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "approvals_schema")]
+    pub approvals: Vec<ApprovalDemand>,
     /// Stops the policy: of several policies the hardest. `Queue` admits nothing more, what is admitted goes on; `Kill` also ends what runs, without
     /// grace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -139,6 +145,54 @@ pub struct PolicyRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub message: Option<String>,
+}
+
+/// An approval that a run needs: `ScriptApproval` objects of enough people on its digest. Nobody approves what they asked for, were asked for, or
+/// wrote a policy for.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ApprovalDemand {
+    /// The name by which decisions speak of it.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// CEL, as in `rules`: only runs for which it is true need the approval. Without it all do. A run on which it cannot be evaluated is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub when: Option<String>,
+    /// How many people must approve. Built-in: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 8))]
+    pub count: Option<i64>,
+    /// Groups of which an approver must be in one. Without the list anybody counts who may approve; an empty list is nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "approver_groups_schema")]
+    pub groups: Option<Vec<String>>,
+    /// What is approved: with this very input, or with every input that satisfies the schema that the run brings. Built-in: `Input`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<Binding>,
+    /// Seconds for which an approval counts from its creation. Built-in: 86400.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub valid_seconds: Option<i64>,
+    /// Seconds that a run waits for its approvals; then it ends as `Expired`. Of several the smallest. Built-in: 3600.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_592_000))]
+    pub wait_seconds: Option<i64>,
+    /// Lets ServiceAccounts approve.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub service_accounts: bool,
+    /// Ends a run that is under way when an approval that it needs is revoked, or what it does is denied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ends_running: bool,
+}
+
+/// What an approval is bound to, beside script, arguments, image and limits.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// The input.
+    Input,
+    /// `inputSchema`. A run that brings none needs an approval of its input.
+    Schema,
 }
 
 /// How a policy is stopped.

@@ -5,7 +5,7 @@
 mod harness;
 
 use harness::{Script, Tenant, admin, assert_refused, status, tenant, user};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
@@ -274,23 +274,10 @@ async fn metadata_of_a_run_is_bounded() {
 
 /// Gives `name` the stock role `edit` in the tenant namespace.
 async fn editor(tenant: &Tenant, name: &str) -> Client {
-    let client = bound(tenant, name, "edit").await;
+    let client = tenant.bind(name, "edit").await;
     harness::eventually("the role is in force", || async { runs(&client, &tenant.name).list(&kube::api::ListParams::default()).await })
         .await;
     client
-}
-
-/// Gives `name` a ClusterRole in the tenant namespace.
-async fn bound(tenant: &Tenant, name: &str, role: &str) -> Client {
-    let binding: RoleBinding = serde_json::from_value(json!({
-        "metadata": { "generateName": "e2e-" },
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
-        "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name }],
-    }))
-    .unwrap();
-    let api: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
-    api.create(&PostParams::default(), &binding).await.unwrap();
-    user(name).await
 }
 
 async fn may(client: &Client, verb: &str, group: &str, resource: &str, subresource: &str, namespace: &str) -> bool {
@@ -371,45 +358,12 @@ async fn a_script_is_read_from_a_config_map_only_for_those_who_may_read_it() {
         };
         // Nobody gave Paddock the right to read ConfigMaps here.
         assert_refused(&tenant.run(script("main.sh")).await, &Reason::SourceForbidden);
-        let binding: RoleBinding = serde_json::from_value(json!({
-            "metadata": { "name": "paddock" },
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "paddock-source-reader" },
-            "subjects": [{ "kind": "ServiceAccount", "name": "paddock-operator", "namespace": "paddock-system" }],
-        }))
-        .unwrap();
-        let bindings: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
-        bindings.create(&PostParams::default(), &binding).await.unwrap();
-        harness::eventually("the binding is in force", || async {
-            let attributes = ResourceAttributes {
-                namespace: Some(tenant.name.clone()),
-                verb: Some("get".into()),
-                resource: Some("configmaps".into()),
-                ..ResourceAttributes::default()
-            };
-            let user = Some("system:serviceaccount:paddock-system:paddock-operator".into());
-            let spec = SubjectAccessReviewSpec { resource_attributes: Some(attributes), user, ..SubjectAccessReviewSpec::default() };
-            let reviews: Api<SubjectAccessReview> = Api::all(tenant.client.clone());
-            let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
-            let allowed = reviews.create(&PostParams::default(), &review).await.unwrap().status.unwrap().allowed;
-            if allowed { Ok(()) } else { Err("not yet") }
-        })
-        .await;
+        tenant.let_the_operator_read_sources().await;
         let run = tenant.run(script("main.sh")).await;
         assert_eq!(harness::stdout(&run), "echo from a map\n".replace("echo ", ""));
         assert_refused(&tenant.run(script("other.sh")).await, &Reason::SourceNotFound);
         // Somebody who may create runs and read no ConfigMap.
-        let role = json!({
-            "metadata": { "name": "runner" },
-            "rules": [{ "apiGroups": ["paddock.dev"], "resources": ["scriptruns"], "verbs": ["create", "get", "list"] }],
-        });
-        let roles: Api<k8s_openapi::api::rbac::v1::Role> = Api::namespaced(tenant.client.clone(), &tenant.name);
-        roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
-        let binding = json!({
-            "metadata": { "name": "runner" },
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "runner" },
-            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "blind" }],
-        });
-        bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+        tenant.role("blind", "scriptruns", &["create", "get", "list"]).await;
         let client = user("blind").await;
         harness::eventually("the role is in force", || async { runs(&client, &tenant.name).list(&kube::api::ListParams::default()).await })
             .await;
@@ -494,7 +448,7 @@ async fn a_run_that_no_policy_allows_is_refused_with_the_reason() {
 #[tokio::test]
 async fn who_wrote_a_policy_is_stamped_and_nobody_can_say_otherwise() {
     tenant("api-author", |tenant| async move {
-        let (alice, bob) = (bound(&tenant, "alice", "admin").await, bound(&tenant, "bob", "admin").await);
+        let (alice, bob) = (tenant.bind("alice", "admin").await, tenant.bind("bob", "admin").await);
         let policies = |client: &Client| -> Api<SandboxPolicy> { Api::namespaced(client.clone(), &tenant.name) };
         let forged = json!({ "paddock.dev/author": "mallory", "paddock.dev/author-uid": "7" });
         let policy: SandboxPolicy = serde_json::from_value(json!({
@@ -549,7 +503,7 @@ async fn only_who_may_says_for_whom_a_run_is() {
         };
         let refused = refusal(create(&editor).await);
         assert!(refused.as_ref().is_err_and(|message| message.contains("impersonate-requester")), "{refused:?}");
-        bound(&tenant, "an-editor", "paddock-impersonate-requester").await;
+        tenant.bind("an-editor", "paddock-impersonate-requester").await;
         harness::eventually("the role is in force", || create(&editor)).await;
         let changed = json!({ "spec": { "endUser": { "username": "somebody else" } } });
         let changed = runs(&editor, &tenant.name).patch("for-joe", &PatchParams::default(), &Patch::Merge(changed)).await;

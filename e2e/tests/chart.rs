@@ -119,7 +119,7 @@ fn kustomize_takes_the_rendered_installation() {
     for expected in ["Deployment paddock-operator", "ClusterSandboxPolicy baseline", "Namespace paddock-system"] {
         assert!(kinds.contains(expected), "{kinds:?}");
     }
-    assert_eq!(kinds.iter().filter(|kind| kind.starts_with("CustomResourceDefinition")).count(), 3);
+    assert_eq!(kinds.iter().filter(|kind| kind.starts_with("CustomResourceDefinition")).count(), 4);
 }
 
 /// What the files for platforms set is in the schema, and changes what is rendered.

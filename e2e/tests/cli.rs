@@ -268,3 +268,80 @@ async fn versions_and_completions_are_there() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn who_may_decide_sees_what_waits_and_decides() {
+    tenant("cli-approve", |tenant| async move {
+        let desk = Desk::of(&tenant);
+        tenant.bind("anna", "paddock-approver").await;
+        tenant.bind("joe", "edit").await;
+        desk.write(
+            "policy.yaml",
+            "apiVersion: paddock.dev/v1alpha1\nkind: SandboxPolicy\nmetadata: {name: careful}\nspec: {approvals: [{name: four-eyes}]}\n",
+        );
+        desk.write("pay.sh", "echo paid $1\n");
+        desk.type_("kubectl -n $N apply -f policy.yaml").expect(0);
+        let run = "kubectl paddock -n $N run pay.sh --policy careful --arg 7 --input '{\"to\":\"<joe>\",\"sum\":1.5}' --detach --name";
+        desk.type_(&format!("{run} one")).expect(0);
+        let pending = eventually("it is listed", || async {
+            let pending = desk.type_("kubectl paddock -n $N pending").expect(0);
+            if pending.out.contains("one") { Ok(pending) } else { Err(pending) }
+        })
+        .await;
+        assert!(pending.out.contains("0 of 1") && pending.out.contains("SandboxPolicy/careful: approvals[four-eyes]"), "{pending:?}");
+        // The digest can be computed before there is a run, and by whoever has only the files.
+        let stored = desk.type_("kubectl paddock -n $N digest one").expect(0).out;
+        desk.type_(&format!("{run} x --dry-run > x.yaml; kubectl get clustersandboxpolicy baseline -o yaml > baseline.yaml")).expect(0);
+        let computed = desk
+            .type_("kubectl paddock digest x.yaml --policy policy.yaml --policy baseline.yaml --label paddock.dev/tenant=true")
+            .expect(0);
+        assert_eq!(computed.out, stored);
+        // The administrator wrote the policy and created the run, so their own approval does not count.
+        let approve = "kubectl paddock -n $N approve one --comment fine";
+        let own = desk.type_(approve).expect(0);
+        assert!(own.out.contains("script:\n  echo paid $1\n") && own.out.contains("\"to\": \"<joe>\""), "{own:?}");
+        desk.type_("kubectl paddock -n $N --as joe approve one").expect(1).tells("cannot decide");
+        desk.type_(&format!("{approve} --as anna --digest {}", "0".repeat(64))).expect(1).tells("and not the one that you have seen");
+        desk.type_(&format!("{approve} --as anna --digest {stored}")).expect(0);
+        desk.type_("kubectl -n $N wait --for=condition=Finished --timeout=120s scriptrun/one").expect(0);
+        assert_eq!(desk.type_("kubectl paddock -n $N logs one").expect(0).out, "paid 7\n");
+        desk.type_(approve).expect(1).tells("is over");
+        // What was approved was that run alone.
+        desk.type_(&format!("{run} two")).expect(0);
+        let is_waiting = |status: &paddock_crds::ScriptRunStatus| status.phase == Some(Phase::AwaitingApproval);
+        let two = tenant.runs().get("two").await.unwrap();
+        tenant.until(&two, "it waits", is_waiting).await;
+        desk.type_("kubectl paddock -n $N deny two --as anna --every-run --comment no").expect(0);
+        tenant.finished(&two).await;
+        desk.type_("kubectl paddock -n $N run pay.sh --policy careful --arg 7 --input '{\"to\":\"<joe>\",\"sum\":1.5}'").expect(120);
+        let denial = desk
+            .type_("kubectl -n $N get scriptapprovals -o jsonpath='{.items[?(@.spec.decision==\"Deny\")].metadata.name}'")
+            .expect(0)
+            .out;
+        desk.type_(&format!("kubectl paddock -n $N revoke {denial} --as anna")).expect(0);
+        assert_eq!(desk.type_("kubectl paddock -n $N pending").expect(0).out, "nothing waits for an approval\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn policies_are_tried_stopped_and_resumed() {
+    tenant("cli-policy", |tenant| async move {
+        let desk = Desk::of(&tenant);
+        tenant.policy(serde_json::json!({ "maxTimeoutSeconds": 20 })).await;
+        desk.write("hello.sh", "echo hello\n");
+        let explained = desk.type_("kubectl paddock -n $N explain hello.sh --under limited").expect(0);
+        assert!(explained.out.contains("runtime:shell") && explained.out.ends_with("allowed\n"), "{explained:?}");
+        desk.type_("kubectl paddock -n $N suspend limited").expect(0);
+        let explained = desk.type_("kubectl paddock -n $N explain hello.sh --under limited").expect(120);
+        assert!(explained.out.contains("refused: Suspended"), "{explained:?}");
+        desk.type_("kubectl paddock -n $N run hello.sh --policy limited --name waits --detach").expect(0);
+        let waits = tenant.runs().get("waits").await.unwrap();
+        tenant.until(&waits, "it waits", |status| status.phase == Some(Phase::Queued)).await;
+        desk.type_("kubectl paddock -n $N resume limited").expect(0);
+        tenant.finished(&waits).await;
+        assert!(desk.type_("kubectl paddock -n $N explain waits").expect(0).out.ends_with("allowed\n"));
+        desk.type_("kubectl paddock -n $N suspend nothing").expect(1).tells("not found");
+    })
+    .await;
+}

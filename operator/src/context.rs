@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
-use paddock_crds::{ClusterSandboxPolicy, ConditionType, Phase, PolicyRules, SandboxPolicy, ScriptRun};
+use paddock_crds::{ClusterSandboxPolicy, ConditionType, Phase, PolicyRules, SandboxPolicy, ScriptApproval, ScriptRun};
 use paddock_policy::{Containment, contains_anything};
 use paddock_protocol::SealingKey;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -25,7 +25,7 @@ use crate::policies::Policies;
 use crate::readable::Readable;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::Ledger;
-use crate::script_run::observe::{contained, policies};
+use crate::script_run::observe::{contained, has_lost_approval, policies};
 use crate::script_run::queue::{Turn, Usage, heads};
 use crate::script_run::session::Sessions;
 use crate::script_run::step::is_suspended;
@@ -44,6 +44,7 @@ pub(crate) struct Caches {
     pub(crate) namespaces: Store<Namespace>,
     pub(crate) policies: Store<Readable<SandboxPolicy>>,
     pub(crate) cluster_policies: Store<Readable<ClusterSandboxPolicy>>,
+    pub(crate) approvals: Store<Readable<ScriptApproval>>,
 }
 
 /// How results come in, and where large ones go.
@@ -290,8 +291,8 @@ impl Context {
         }
     }
 
-    /// After a change of policies. Wakes every run whose script has not started, but of those that wait only the next in line: if it is refused, it
-    /// wakes the one after. Of all others those that the policies deny or end.
+    /// After a change of policies or approvals. Wakes every run whose script has not started, but of those that wait only the next in line: if it is refused, it
+    /// wakes the one after, and those that were approved. Of all others those that the policies deny or end, or that lost an approval.
     pub(crate) fn wake_concerned(&self) {
         let mut waiting = HashSet::new();
         let is_any_contained = self.contains_anything();
@@ -305,7 +306,13 @@ impl Context {
             if is_any_contained && matches!(self.contained(run), Containment::Denied { .. } | Containment::Kill { .. }) {
                 let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
             }
-            if waits(run) {
+            let is_approved = status.is_some_and(|status| status.approval.is_some());
+            if is_approved
+                && has_lost_approval(run, &crate::approvals::of_namespace(&run.namespace().unwrap_or_default(), self), self.now())
+            {
+                let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
+            }
+            if waits(run) && !is_approved {
                 waiting.insert(run.namespace().unwrap_or_default());
             } else if !is_past(ConditionType::Started) {
                 let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::wait::{await_condition, conditions};
@@ -47,10 +47,8 @@ async fn apply(client: Client) -> Result<()> {
     for (plural, crd) in crds() {
         let name = format!("{plural}.paddock.dev");
         let stored = api.get_opt(&name).await.with_context(|| format!("cannot read the CRD {name}"))?;
-        let Some(stored) = stored else {
-            bail!("the CRD {name} is not there: install the chart without --skip-crds, or apply its folder crds first")
-        };
-        let annotations = stored.metadata.annotations.unwrap_or_default();
+        // One that is not there is created: a kind that is new in this version, or one that was not installed along with the chart.
+        let annotations = stored.and_then(|stored| stored.metadata.annotations).unwrap_or_default();
         match change(annotations.get(CRD_VERSION).map(String::as_str), &own)? {
             Change::Leave(newer) => println!("{name}: left as it is: it is of version {newer}, and this is {own}"),
             Change::Apply => {

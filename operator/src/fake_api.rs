@@ -97,7 +97,12 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
         writer.apply_watcher_event(&watcher::Event::Apply(namespace.clone()));
     }
     let (wake, _) = mpsc::unbounded();
-    let caches = Caches { namespaces: stored, policies: reflector::store().0, cluster_policies: reflector::store().0 };
+    let caches = Caches {
+        namespaces: stored,
+        policies: reflector::store().0,
+        cluster_policies: reflector::store().0,
+        approvals: reflector::store().0,
+    };
     let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });
     let metrics = Metrics::new(&mut Registry::default(), 100);
     let results = Results { sealing_key: sealing_key(), store: None };

@@ -1,6 +1,7 @@
 //! `paddock-operator`: reconciles ScriptRuns into single-use gVisor pods.
 
 mod admission;
+mod approvals;
 mod client;
 mod config;
 mod context;

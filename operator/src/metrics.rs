@@ -66,7 +66,7 @@ struct Code {
 /// The value of the label `namespace` once so many others are taken. No namespace can have this name.
 const OTHER: &str = "_other";
 /// Phases of runs that are not over. A run that has none yet is counted as the first of them.
-const UNFINISHED: [Phase; 4] = [Phase::Queued, Phase::Starting, Phase::Running, Phase::Stopping];
+const UNFINISHED: [Phase; 5] = [Phase::AwaitingApproval, Phase::Queued, Phase::Starting, Phase::Running, Phase::Stopping];
 
 /// The runs that are not over, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

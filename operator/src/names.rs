@@ -1,5 +1,8 @@
 //! Names, labels and annotations: public API, every one.
 
+use std::collections::BTreeMap;
+
+use paddock_crds::Requester;
 use sha2::{Digest as _, Sha256};
 
 /// Keeps a ScriptRun until its pod is gone.
@@ -30,6 +33,12 @@ pub(crate) const REQUESTER: &str = "paddock.dev/requester";
 pub(crate) const REQUESTER_UID: &str = "paddock.dev/requester-uid";
 /// Stamp of the requester's groups, separated by commas; in a group, `%` is `%25` and a comma is `%2C`.
 pub(crate) const REQUESTER_GROUPS: &str = "paddock.dev/requester-groups";
+/// Stamp of an approver's user name, on a ScriptApproval.
+pub(crate) const APPROVER: &str = "paddock.dev/approver";
+/// Stamp of an approver's UID.
+pub(crate) const APPROVER_UID: &str = "paddock.dev/approver-uid";
+/// Stamp of an approver's groups, written as those of a requester.
+pub(crate) const APPROVER_GROUPS: &str = "paddock.dev/approver-groups";
 /// On a policy: the user name of who wrote its spec.
 pub(crate) const AUTHOR: &str = "paddock.dev/author";
 /// What the cluster stamps on a run.
@@ -56,6 +65,15 @@ pub(crate) fn sandbox_namespace(tenant: &str) -> String {
     let digest: String = Sha256::digest(tenant).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     let kept: String = tenant.chars().take(MAX_NAMESPACE - PREFIX.len() - digest.len() - 1).collect();
     format!("{PREFIX}{}-{digest}", kept.trim_end_matches('-'))
+}
+
+/// A user that admission has stamped on an object: user name, UID and groups. A part that cannot be read makes it no stamp.
+pub(crate) fn stamped(annotations: &BTreeMap<String, String>, [name, uid, groups]: [&str; 3]) -> Option<Requester> {
+    let username = annotations.get(name).filter(|name| !name.is_empty())?.clone();
+    let uid = annotations.get(uid)?.clone();
+    let groups = annotations.get(groups)?.split(',').filter(|group| !group.is_empty());
+    let groups = groups.map(|group| group.replace("%2C", ",").replace("%25", "%")).collect();
+    Some(Requester { username, uid: Some(uid).filter(|uid| !uid.is_empty()), groups })
 }
 
 /// Name of the pod and of the ConfigMap of a run: a function of its UID alone.

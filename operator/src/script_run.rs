@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::channel::mpsc;
+use jiff::Timestamp;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
@@ -128,7 +129,7 @@ async fn pass(watched: &Watched, context: &Arc<Context>) -> Result<Action, Error
         }
         if let Done::Replaced(newer) = done {
             watched = watched.succeeded_by(*newer);
-        } else if let Some(action) = pause(&step, &done) {
+        } else if let Some(action) = pause(&step, &done, now) {
             return Ok(action);
         }
     }
@@ -144,11 +145,16 @@ fn at_rest(step: &Step) -> Option<Action> {
 }
 
 /// Whether the pass ends after a step that was taken.
-fn pause(step: &Step, done: &Done) -> Option<Action> {
+fn pause(step: &Step, done: &Done, now: Timestamp) -> Option<Action> {
     match (step, done) {
         (_, Done::Gone) => Some(Action::await_change()),
         (_, Done::Wait(wait)) => Some(Action::requeue(*wait)),
         (_, Done::NotCreated(Reason::QuotaExceeded, _)) | (Step::Hold(..), _) => Some(Action::requeue(HOLD)),
+        // An approval that comes wakes the run; that one has become too old, nobody tells.
+        (Step::AwaitApproval { until }, _) => {
+            let left = u64::try_from(until.as_millisecond() - now.as_millisecond()).unwrap_or(0);
+            Some(Action::requeue(Duration::from_millis(left).min(BACKSTOP)))
+        }
         // Whoever frees a slot wakes the next in line.
         (_, Done::Queued(Admission::Wait { .. })) => Some(Action::requeue(BACKSTOP)),
         _ => None,

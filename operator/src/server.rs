@@ -11,7 +11,7 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource};
-use paddock_crds::{ClusterSandboxPolicy, SandboxPolicy};
+use paddock_crds::{ClusterSandboxPolicy, SandboxPolicy, ScriptApproval};
 use prometheus_client::registry::Registry;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
@@ -86,10 +86,12 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let namespaces = cache::<Namespace>(&client, &changed);
     let namespaced = cache::<Readable<SandboxPolicy>>(&client, &changed);
     let cluster_policies = cache::<Readable<ClusterSandboxPolicy>>(&client, &changed);
+    let approvals = cache::<Readable<ScriptApproval>>(&client, &changed);
     let sync = async {
         namespaces.wait_until_ready().await?;
         namespaced.wait_until_ready().await?;
-        cluster_policies.wait_until_ready().await
+        cluster_policies.wait_until_ready().await?;
+        approvals.wait_until_ready().await
     };
     let reporter = Reporter { controller: "paddock.dev/operator".into(), instance: Some(config.identity.clone()) };
     let recorder = Recorder::new(client.clone(), reporter);
@@ -98,7 +100,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         error = leadership.keep(leads) => return Err(error),
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
-    let caches = Caches { namespaces, policies: namespaced, cluster_policies };
+    let caches = Caches { namespaces, policies: namespaced, cluster_policies, approvals };
     let context = Arc::new(Context::new(Parts { client, fence, settings, results, metrics, recorder, caches, traces, wake }));
     let counted = context.clone();
     context.metrics.count_by(move || counted.census(counted.now()));

@@ -83,6 +83,24 @@ pub(crate) enum Command {
     /// Tell every permission that a run asks for, and which rule of which policy grants or refuses it
     #[command(after_help = "With --policy no cluster is asked. Exits with 0 if the run is allowed, with 120 if it is not.")]
     Explain(Explain),
+    /// List the runs that wait for an approval
+    Pending {
+        /// Those of every namespace
+        #[arg(short = 'A', long)]
+        all_namespaces: bool,
+    },
+    /// Show what a run would do, and approve it
+    Approve(Decide),
+    /// Show what a run would do, and decide that it may not
+    Deny(Decide),
+    /// Take an approval or a denial back
+    Revoke {
+        /// Name of the ScriptApproval
+        name: String,
+    },
+    /// Print the digest that approvals of a run are bound to
+    #[command(after_help = "With --policy no cluster is asked. docs/approvals.md tells what it is made of.")]
+    Digest(Explain),
     /// Suspend a policy: admit nothing more under it
     Suspend {
         /// NAME of a SandboxPolicy in the namespace, or cluster/NAME
@@ -168,12 +186,6 @@ pub(crate) struct Explain {
     /// Label of the namespace, where policies come from files; can be repeated
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<String>,
-    /// User who would create it [default: whoever asks the cluster]
-    #[arg(long = "as", value_name = "USER")]
-    pub(crate) user: Option<String>,
-    /// Group of that user; can be repeated
-    #[arg(long = "as-group", value_name = "GROUP", requires = "user")]
-    pub(crate) groups: Vec<String>,
     /// Runtime that the policy offers [default: by the file's extension]
     #[arg(short, long)]
     pub(crate) runtime: Option<String>,
@@ -183,6 +195,24 @@ pub(crate) struct Explain {
     /// Format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Decide {
+    /// Name of the run
+    pub(crate) name: String,
+    /// Every run of the namespace with the same digest, not this one alone
+    #[arg(long)]
+    pub(crate) every_run: bool,
+    /// The digest that you have seen: nothing is decided if it is another
+    #[arg(long)]
+    pub(crate) digest: Option<String>,
+    /// Seconds until the decision counts no more
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(1..=31_536_000))]
+    pub(crate) expires_in: Option<i64>,
+    /// Why
+    #[arg(long)]
+    pub(crate) comment: Option<String>,
 }
 
 #[derive(Subcommand, Debug)]

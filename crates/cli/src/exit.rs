@@ -53,11 +53,11 @@ impl Exit {
             Phase::TimedOut => 124,
             Phase::Cancelled => 130,
             Phase::OutOfMemory => 137,
-            Phase::Refused => 120,
+            Phase::Refused | Phase::Denied | Phase::Expired => 120,
             Phase::StartFailed | Phase::StartTimedOut | Phase::PodMutated | Phase::PolicyNotEnforced => 121,
             Phase::Lost | Phase::Killed | Phase::RunnerKilled => 122,
             // A newer version's: not known here is not known.
-            Phase::Queued | Phase::Starting | Phase::Running | Phase::Stopping | Phase::Unknown(_) => 122,
+            Phase::AwaitingApproval | Phase::Queued | Phase::Starting | Phase::Running | Phase::Stopping | Phase::Unknown(_) => 122,
         };
         Some(Self::Run(code))
     }

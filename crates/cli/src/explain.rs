@@ -14,17 +14,18 @@ use paddock_crds::{
     ClusterSandboxPolicy, Decision, Effect, PolicyKind, PolicyRules, Reason, Requester, SandboxPolicy, ScriptRun, TakenPolicy, Verdict,
 };
 use paddock_policy::{
-    Ask, Containment, Facts, Policy, Refusal, Subject, TenantFacts, containment, hash_of, input_demand, judge, judge_denied, judge_input,
-    judge_rules, script_hash, selects,
+    Ask, Containment, Digests, Facts, Policy, Refusal, Subject, TenantFacts, containment, demanded, digests, hash_of, input_demand, judge,
+    judge_denied, judge_input, judge_rules, script_hash, selects,
 };
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::arguments::{Explain, Output, Run, Shown};
+use crate::arguments::{Connection, Explain, Output, Run, Shown};
 use crate::cluster::{Cluster, explained};
 use crate::exit::Exit;
 use crate::manifest::{Texts, script_run};
 use crate::show::document;
+use crate::stored::as_stored;
 use crate::table::{Cell, plain, table};
 use crate::terminal::{Tone, has_colours};
 
@@ -105,6 +106,12 @@ pub(crate) struct Explanation {
     pub(crate) message: Option<String>,
     pub(crate) policies: Vec<TakenPolicy>,
     pub(crate) decisions: Vec<Decision>,
+    /// What approvals are bound to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) digest: Option<String>,
+    /// With the schema in place of the input.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) schema_digest: Option<String>,
 }
 
 impl Explanation {
@@ -125,7 +132,15 @@ pub(crate) fn explain(
     let policies = written.taking_part(run, namespace.labels)?;
     let outcome = judge(&policies, &run.spec.policy_ref, &Ask::of(&run.spec));
     let taken = policies.iter().map(|policy| policy.taken.clone()).collect();
-    let mut explanation = Explanation { allowed: true, reason: None, message: None, policies: taken, decisions: outcome.decisions };
+    let mut explanation = Explanation {
+        allowed: true,
+        reason: None,
+        message: None,
+        policies: taken,
+        decisions: outcome.decisions,
+        digest: None,
+        schema_digest: None,
+    };
     let grant = match outcome.result {
         Ok(grant) => grant,
         Err(refusal) => return Ok(explanation.refused(refusal)),
@@ -142,7 +157,14 @@ pub(crate) fn explain(
         return Ok(explanation.refused(refusal));
     }
     let bytes = run.spec.script.input.as_ref().map_or(0, |input| input.to_string().len()) as u64;
-    let judged = judge_rules(&policies, &Subject::of(run, (&grant, hash.as_deref().unwrap_or_default(), bytes), namespace, requester, now));
+    let subject = Subject::of(run, (&grant, hash.as_deref().unwrap_or_default(), bytes), namespace, requester, now);
+    if let Some(hash) = &hash {
+        let of = |value: &Option<Value>| value.as_ref().map(|value| script_hash(as_stored(value).as_bytes()));
+        let Digests { input, schema } =
+            digests(run, &grant, hash, of(&run.spec.script.input).as_deref(), of(&run.spec.script.input_schema).as_deref());
+        (explanation.digest, explanation.schema_digest) = (Some(input), schema);
+    }
+    let judged = judge_rules(&policies, &subject);
     explanation.decisions.extend(judged.decisions);
     if let Some(refusal) = judged.refusal {
         return Ok(explanation.refused(refusal));
@@ -155,12 +177,44 @@ pub(crate) fn explain(
         let message = format!("it would wait: {rule}");
         return Ok(explanation.refused(Refusal { reason: Reason::Suspended, message }));
     }
+    match demanded(&policies, &subject) {
+        Err(failure) => return Ok(explanation.refused(failure.0)),
+        Ok(demanded) if demanded.is_empty() => {}
+        Ok(demanded) => {
+            let rules: Vec<&str> = demanded.iter().map(|demanded| demanded.rule.as_str()).collect();
+            let message = format!("it would wait for approvals: {}", rules.join(", "));
+            return Ok(explanation.refused(Refusal { reason: Reason::AwaitingApproval, message }));
+        }
+    }
     Ok(explanation)
 }
 
 /// `kubectl paddock explain`.
-pub(crate) async fn command(cluster: impl AsyncFn() -> Result<Cluster>, arguments: &Explain) -> Result<Exit> {
-    let explanation = if arguments.policy.is_empty() && !arguments.target.exists() {
+pub(crate) async fn command(cluster: impl AsyncFn() -> Result<Cluster>, connection: &Connection, arguments: &Explain) -> Result<Exit> {
+    let explanation = explained_by(cluster, connection, arguments).await?;
+    match arguments.output {
+        Output::Table => print!("{}", told(&explanation, has_colours())),
+        Output::Json | Output::Yaml => print!("{}", document(&explanation, arguments.output == Output::Json)?),
+    }
+    Ok(if explanation.allowed { Exit::Done } else { Exit::Run(120) })
+}
+
+/// `kubectl paddock digest`.
+pub(crate) async fn digest(cluster: impl AsyncFn() -> Result<Cluster>, connection: &Connection, arguments: &Explain) -> Result<Exit> {
+    let explanation = explained_by(cluster, connection, arguments).await?;
+    let digest = explanation.digest.with_context(|| match (explanation.reason, explanation.message) {
+        (Some(reason), Some(message)) => format!("there is no digest: {reason}: {message}"),
+        _ => "there is no digest: the run needs no approval, or its script is in a ConfigMap".to_owned(),
+    })?;
+    println!("{digest}");
+    if let Some(digest) = explanation.schema_digest {
+        println!("{digest} (with its schema in place of the input)");
+    }
+    Ok(Exit::Done)
+}
+
+async fn explained_by(cluster: impl AsyncFn() -> Result<Cluster>, connection: &Connection, arguments: &Explain) -> Result<Explanation> {
+    Ok(if arguments.policy.is_empty() && !arguments.target.exists() {
         of_run(&cluster().await?, &arguments.target).await?
     } else {
         let file = fs::read_to_string(&arguments.target).with_context(|| format!("cannot read {}", arguments.target.display()))?;
@@ -168,14 +222,11 @@ pub(crate) async fn command(cluster: impl AsyncFn() -> Result<Cluster>, argument
         if arguments.policy.is_empty() {
             let cluster = cluster().await?;
             let (written, labels) = of_cluster(&cluster).await?;
-            let requester = match named(arguments) {
-                Some(requester) => requester,
-                None => whoever_asks(&cluster).await?,
-            };
+            let requester = whoever_asks(&cluster).await?;
             explain(&written, &run, TenantFacts { name: &cluster.namespace, labels: &labels }, &requester, Timestamp::now())?
         } else {
             let labels = labels(&arguments.label)?;
-            let requester = named(arguments).unwrap_or_else(nobody);
+            let requester = named(connection).unwrap_or_else(nobody);
             explain(
                 &Written::read(&arguments.policy)?,
                 &run,
@@ -184,17 +235,12 @@ pub(crate) async fn command(cluster: impl AsyncFn() -> Result<Cluster>, argument
                 Timestamp::now(),
             )?
         }
-    };
-    match arguments.output {
-        Output::Table => print!("{}", told(&explanation, has_colours())),
-        Output::Json | Output::Yaml => print!("{}", document(&explanation, arguments.output == Output::Json)?),
-    }
-    Ok(if explanation.allowed { Exit::Done } else { Exit::Run(120) })
+    })
 }
 
-fn named(arguments: &Explain) -> Option<Requester> {
-    let username = arguments.user.clone()?;
-    Some(Requester { username, uid: None, groups: arguments.groups.clone() })
+fn named(connection: &Connection) -> Option<Requester> {
+    let username = connection.as_user.clone()?;
+    Some(Requester { username, uid: None, groups: connection.as_group.clone() })
 }
 
 /// Who is meant where nobody is named.
@@ -249,6 +295,8 @@ async fn of_run(cluster: &Cluster, name: &Path) -> Result<Explanation> {
         message: (!allowed).then_some(accepted.message),
         policies: status.policies,
         decisions: status.decisions,
+        digest: status.approval.as_ref().map(|approval| approval.digest.clone()),
+        schema_digest: status.approval.and_then(|approval| approval.schema_digest),
     })
 }
 

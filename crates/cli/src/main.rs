@@ -1,5 +1,6 @@
 //! `kubectl paddock`: runs scripts in sandboxes and shows what became of them, with the rights of whoever calls it and no others.
 
+mod approve;
 mod arguments;
 mod cluster;
 mod exit;
@@ -9,6 +10,7 @@ mod manifest;
 mod policy;
 mod show;
 mod starter;
+mod stored;
 mod table;
 mod terminal;
 mod timeline;
@@ -22,6 +24,7 @@ use clap::{CommandFactory as _, Parser as _};
 use arguments::{Arguments, Command, PolicyCommand};
 use cluster::Cluster;
 use exit::Exit;
+use paddock_crds::ApprovalDecision;
 
 fn main() -> ExitCode {
     // clap ends the process by itself: 0 for help, 2 for what it does not understand.
@@ -47,7 +50,12 @@ async fn dispatch(arguments: Arguments) -> Result<Exit> {
         Command::Logs { name, follow } => follow::logs(&cluster().await?, &name, follow).await,
         Command::Result { name, output } => show::result(&cluster().await?, &name, output).await,
         Command::Cancel { name, wait } => follow::cancel(&cluster().await?, &name, wait).await,
-        Command::Explain(arguments) => explain::command(cluster, &arguments).await,
+        Command::Explain(arguments) => explain::command(cluster, &connection, &arguments).await,
+        Command::Digest(arguments) => explain::digest(cluster, &connection, &arguments).await,
+        Command::Pending { all_namespaces } => approve::pending(&cluster().await?, all_namespaces).await,
+        Command::Approve(arguments) => approve::decide(&cluster().await?, ApprovalDecision::Approve, &arguments).await,
+        Command::Deny(arguments) => approve::decide(&cluster().await?, ApprovalDecision::Deny, &arguments).await,
+        Command::Revoke { name } => approve::revoke(&cluster().await?, &name).await,
         Command::Suspend { policy, kill } => policy::suspend(&cluster().await?, &policy, Some(if kill { "Kill" } else { "Queue" })).await,
         Command::Resume { policy } => policy::suspend(&cluster().await?, &policy, None).await,
         Command::Policy(PolicyCommand::Test { file }) => policy::test(&file),

@@ -27,6 +27,15 @@ pub(crate) fn toned(text: &str, tone: Tone, colours: bool) -> String {
     if colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
+/// A text of somebody else, for a terminal: what would move the cursor, hide or turn around what stands there is shown as an escape. Pure.
+pub(crate) fn printable(text: &str) -> String {
+    let hides = |character: char| {
+        (character.is_control() && character != '\t')
+            || matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    };
+    text.chars().map(|character| if hides(character) { character.escape_unicode().to_string() } else { character.to_string() }).collect()
+}
+
 /// What is going on, on standard error: one line that changes on a terminal, one line for each change elsewhere.
 pub(crate) struct Progress {
     is_terminal: bool,
@@ -70,5 +79,15 @@ impl Progress {
         const FRAMES: [char; 4] = ['|', '/', '-', '\\'];
         eprint!("\r\x1b[K{} {}", FRAMES[self.turn % FRAMES.len()], self.last);
         let _ = std::io::stderr().flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_somebody_else_hides_anything() {
+        assert_eq!(printable("h\u{e9} \t\u{202e}x\u{1b}[2J\u{9b}\r\u{e0041}"), "h\u{e9} \t\\u{202e}x\\u{1b}[2J\\u{9b}\\u{d}\\u{e0041}");
     }
 }

@@ -9,6 +9,7 @@ use paddock_crds::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::approval;
 use crate::bounds::{Ruled, Said, bounds, smallest};
 use crate::check::problems;
 use crate::quantity::Quantity;
@@ -26,6 +27,8 @@ pub struct Policy {
     pub rules: PolicyRules,
     /// Its expressions, compiled.
     pub(crate) expressions: Vec<Named>,
+    /// What has to be approved, compiled.
+    pub(crate) demands: Vec<approval::Compiled>,
     /// What is wrong with them.
     pub problems: Vec<Problem>,
 }
@@ -35,7 +38,8 @@ impl Policy {
     pub fn new(taken: TakenPolicy, effect: Effect, rules: PolicyRules) -> Self {
         let mut problems = problems(&rules, effect);
         let expressions = compile(&rules.rules, &mut problems);
-        Self { taken, effect, rules, expressions, problems }
+        let demands = approval::compile(&rules.approvals, &mut problems);
+        Self { taken, effect, rules, expressions, demands, problems }
     }
 }
 

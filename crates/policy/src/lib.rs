@@ -1,5 +1,6 @@
 //! What may run. Pure: no clock, no client, no randomness. The same policies and the same ask always give the same decision.
 
+mod approval;
 mod bounds;
 mod check;
 mod containment;
@@ -13,6 +14,7 @@ mod rules;
 mod selector;
 mod subject;
 
+pub use approval::{Approval, Approving, Demanded, Digests, ToApprove, approving, demanded, digests, is_revoked};
 pub use containment::{Containment, Facts, containment, contains_anything};
 pub use decide::{Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of, script_hash};
 pub use expression::Expression;

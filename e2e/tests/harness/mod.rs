@@ -8,7 +8,9 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt as _};
@@ -45,9 +47,14 @@ pub async fn admin() -> Client {
 
 /// Somebody else, by impersonation.
 pub async fn user(name: &str) -> Client {
+    member(name, &[]).await
+}
+
+/// Somebody else who is in these groups.
+pub async fn member(name: &str, groups: &[&str]) -> Client {
     let mut config = config().await;
     config.auth_info.impersonate = Some(name.to_owned());
-    config.auth_info.impersonate_groups = Some(vec!["system:authenticated".into()]);
+    config.auth_info.impersonate_groups = Some(["system:authenticated"].iter().chain(groups).map(|group| (*group).to_owned()).collect());
     Client::try_from(config).unwrap()
 }
 
@@ -192,6 +199,63 @@ impl Tenant {
     /// Changes a run by a merge patch.
     pub async fn patch(&self, run: &ScriptRun, patch: Value) -> ScriptRun {
         self.runs().patch(&run.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap()
+    }
+
+    /// Gives `name` a ClusterRole in the namespace.
+    pub async fn bind(&self, name: &str, role: &str) -> Client {
+        let binding: RoleBinding = serde_json::from_value(json!({
+            "metadata": { "generateName": "e2e-" },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
+            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name }],
+        }))
+        .unwrap();
+        let api: Api<RoleBinding> = Api::namespaced(self.client.clone(), &self.name);
+        api.create(&PostParams::default(), &binding).await.unwrap();
+        user(name).await
+    }
+
+    /// Gives `name` these verbs on one kind of Paddock's objects in the namespace.
+    pub async fn role(&self, name: &str, resource: &str, verbs: &[&str]) {
+        let role = json!({
+            "metadata": { "name": name },
+            "rules": [{ "apiGroups": ["paddock.dev"], "resources": [resource], "verbs": verbs }],
+        });
+        let roles: Api<Role> = Api::namespaced(self.client.clone(), &self.name);
+        roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
+        let binding = json!({
+            "metadata": { "name": name },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name },
+            "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name }],
+        });
+        let bindings: Api<RoleBinding> = Api::namespaced(self.client.clone(), &self.name);
+        bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+    }
+
+    /// Binds `paddock-source-reader` to the operator, and waits until that is in force.
+    pub async fn let_the_operator_read_sources(&self) {
+        let binding: RoleBinding = serde_json::from_value(json!({
+            "metadata": { "name": "paddock" },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "paddock-source-reader" },
+            "subjects": [{ "kind": "ServiceAccount", "name": "paddock-operator", "namespace": OPERATOR_NAMESPACE }],
+        }))
+        .unwrap();
+        let bindings: Api<RoleBinding> = Api::namespaced(self.client.clone(), &self.name);
+        bindings.create(&PostParams::default(), &binding).await.unwrap();
+        eventually("the binding is in force", || async {
+            let attributes = ResourceAttributes {
+                namespace: Some(self.name.clone()),
+                verb: Some("get".into()),
+                resource: Some("configmaps".into()),
+                ..ResourceAttributes::default()
+            };
+            let user = Some(format!("system:serviceaccount:{OPERATOR_NAMESPACE}:paddock-operator"));
+            let spec = SubjectAccessReviewSpec { resource_attributes: Some(attributes), user, ..SubjectAccessReviewSpec::default() };
+            let reviews: Api<SubjectAccessReview> = Api::all(self.client.clone());
+            let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+            let allowed = reviews.create(&PostParams::default(), &review).await.unwrap().status.unwrap().allowed;
+            if allowed { Ok(()) } else { Err("not yet") }
+        })
+        .await;
     }
 
     /// A SandboxPolicy `limited` in this namespace that offers both runtimes.

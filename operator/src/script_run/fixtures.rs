@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use paddock_crds::{
     Effect, Limits, PolicyKind, PolicyRef, PolicyRules, Runtime, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, TakenPolicy,
 };
-use paddock_policy::{Containment, Policy, output_grant};
+use paddock_policy::{Approving, Containment, Policy, output_grant};
 use paddock_protocol::{Cause, KEY_BYTES, Output, Report, SealingKey, Transcript};
 
 use super::apply::Done;
@@ -127,6 +127,8 @@ pub(crate) fn seen(run: &ScriptRun) -> Seen {
         pod: PodSeen::Absent,
         stream: StreamSeen::default(),
         containment: Containment::None,
+        approving: Approving::NotNeeded,
+        has_lost_approval: false,
         output: Ok(output_grant(&policies().taking_part)),
         leading_since: at(-1000),
     }

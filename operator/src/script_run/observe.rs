@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::PostParams;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::{ConditionType, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy};
-use paddock_policy::{Containment, Facts, containment, input_demand, output_grant, selects};
+use paddock_policy::{Approval, Containment, Facts, approving, containment, input_demand, is_revoked, output_grant, selects};
 use paddock_protocol::{Opener, Transcript};
 
 use super::guarded::{Unfit, read_whole};
@@ -18,6 +19,7 @@ use super::pod_facts::{PodFacts, PodSeen};
 use super::step::{SandboxSeen, Seen};
 use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, requester, validate};
 use super::{Body, Watched};
+use crate::approvals;
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::input_check::{self, Question, Schema};
@@ -105,7 +107,13 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         take_summary(run, facts, &mut stream.transcript, context);
     }
     let containment = contained(run, &policies);
-    Ok(Seen { decision, sandbox, pod, stream, containment, output, leading_since: context.fence.up_since() })
+    let to_approve = valid.and_then(|valid| valid.to_approve.as_ref());
+    let are_needed = to_approve.is_some() || run.status.as_ref().is_some_and(|status| status.approval.is_some());
+    let approvals = if are_needed { approvals::of_namespace(&run.namespace().unwrap_or_default(), context) } else { Vec::new() };
+    let approving = approving(to_approve, &approvals, context.now());
+    let has_lost_approval = has_lost_approval(run, &approvals, context.now());
+    let leading_since = context.fence.up_since();
+    Ok(Seen { decision, sandbox, pod, stream, containment, approving, has_lost_approval, output, leading_since })
 }
 
 /// Asks whether the input satisfies the schema of the run and those of the policies. The answer is kept for as long as none of them changes.
@@ -116,16 +124,17 @@ async fn check_input(watched: &Watched, source: &SourceSeen, policies: &Policies
     let fixed = demand.schemas.into_iter().map(|(whose, schema)| Schema { whose, text: schema.to_string() });
     let schemas: Vec<Schema> = own.chain(fixed).collect();
     let Some(first) = schemas.first() else { return Ok(InputSeen::default()) };
+    let own_schema = watched.schema.as_ref().map(|text| hash(text.as_bytes()));
     let key = hash(schemas.iter().fold(first.whose.clone(), |all, schema| all + "\n" + &schema.text).as_bytes());
     let uid = watched.run.uid().unwrap_or_default();
     if let Some(answer) = context.checked(&uid, &key) {
-        return Ok(InputSeen { has_schema: true, answer });
+        return Ok(InputSeen { has_schema: true, answer, own_schema });
     }
     let _turn = context.turn_to_check().await;
     let question = Question { schemas, input: watched.input.as_deref().unwrap_or("null").to_owned() };
     let answer = input_check::ask(&question).await?;
     context.remember_check(uid, key, answer.clone());
-    Ok(InputSeen { has_schema: true, answer })
+    Ok(InputSeen { has_schema: true, answer, own_schema })
 }
 
 /// Where the log told no end of the script, the termination message may. Only the runner that was started could have sealed it.
@@ -211,6 +220,12 @@ pub(crate) fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
         }
     }
     seen
+}
+
+/// Whether a run that is under way has lost an approval whose loss ends it.
+pub(crate) fn has_lost_approval(run: &ScriptRun, approvals: &[Approval], now: Timestamp) -> bool {
+    let needed = run.status.as_ref().and_then(|status| status.approval.as_ref());
+    needed.is_some_and(|needed| is_revoked(needed, &run.uid().unwrap_or_default(), approvals, now))
 }
 
 /// What the policies keep of a run from what is stored of it. Of one that was not accepted yet the decision tells.

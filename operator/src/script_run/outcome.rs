@@ -90,6 +90,11 @@ fn stopped(reason: &Reason) -> Outcome {
         Reason::Suspended => {
             Outcome::plain(Phase::Killed, Reason::Suspended, "a policy that the run was under was suspended; it was ended")
         }
+        Reason::ApprovalRevoked => Outcome::plain(
+            Phase::Killed,
+            Reason::ApprovalRevoked,
+            "an approval that the run needs was revoked or is over, or what it does was denied; it was ended",
+        ),
         Reason::Lost => Outcome::plain(
             Phase::Lost,
             Reason::Lost,
@@ -183,7 +188,7 @@ pub(crate) fn before_the_start(status: &ScriptRunStatus, reason: &Reason) -> Out
     let told = status.condition(&ConditionType::Started).filter(|condition| condition.reason == *reason);
     match reason {
         Reason::Cancelled => Outcome::plain(Phase::Cancelled, Reason::Cancelled, "the run was cancelled before it started"),
-        Reason::Denied | Reason::Suspended => stopped(reason),
+        Reason::Denied | Reason::Suspended | Reason::ApprovalRevoked => stopped(reason),
         Reason::StartTimedOut => Outcome::plain(
             Phase::StartTimedOut,
             Reason::StartTimedOut,

@@ -5,10 +5,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt as _;
 use paddock_crds::script_run::{SHOWN_GROUP_LENGTH, SHOWN_GROUPS};
 use paddock_crds::{
-    AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, Phase, PodRef, Reason, Requester, ScriptRun, ScriptRunStatus, Stopping,
-    Usage,
+    ApprovalStatus, AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, Phase, PodRef, Reason, Requester, ScriptRun,
+    ScriptRunStatus, Stopping, Usage,
 };
-use paddock_policy::Refusal;
+use paddock_policy::{Approving, Refusal};
 
 use super::apply::Done;
 use super::outcome::Outcome;
@@ -30,8 +30,15 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
     let valid = seen.decision.as_ref().and_then(|decision| decision.as_ref().ok());
     match (step, done) {
         (Step::Refuse(refusal), _) => report.refused(run, refusal, seen),
-        (Step::Hold(reason, message), _) => report.waits(reason, message),
-        (Step::Admit, Done::Queued(admission)) => report.queued(admission, valid?, is_suspended(&seen.containment)),
+        (Step::Hold(reason, message), _) => {
+            report.approved(&seen.approving);
+            report.waits(reason, message);
+        }
+        (Step::AwaitApproval { until }, _) => report.awaits_approval(*until, valid?, &seen.approving),
+        (Step::Admit, Done::Queued(admission)) => {
+            report.approved(&seen.approving);
+            report.queued(admission, valid?, is_suspended(&seen.containment));
+        }
         (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
         (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
         (Step::RecordStop(reason), _) => report.stopped(reason, seen),
@@ -84,6 +91,7 @@ pub(crate) fn least(status: &ScriptRunStatus) -> ScriptRunStatus {
         pod: status.pod.clone(),
         clocks: status.clocks.clone(),
         stopping: status.stopping.clone(),
+        approval: status.approval.clone(),
         script_hash: status.script_hash.clone(),
         image: status.image.clone(),
         job_digest: status.job_digest.clone(),
@@ -172,6 +180,45 @@ impl Report {
         }
         self.condition(ConditionType::Accepted, false, refusal.reason.clone(), &refusal.message);
         self.end(&Outcome::plain(Phase::Refused, Reason::Refused, refusal.message.clone()));
+    }
+
+    fn awaits_approval(&mut self, until: Timestamp, valid: &ValidRun, approving: &Approving) {
+        let Approving::Waiting { status, .. } = approving else { return };
+        self.accepted(valid);
+        // It was its turn, and an approval has gone: it does not wait for a slot any more.
+        self.drop_condition(&ConditionType::Admitted);
+        let lacking = status.demanded.iter().find(|demanded| !demanded.is_answered());
+        let message = lacking.map_or_else(
+            || "the run waits for approvals".to_owned(),
+            |demanded| format!("{} of {} approvals are there ({})", demanded.given.len(), demanded.count, demanded.rule),
+        );
+        let until = MicroTime(Timestamp::from_microsecond(until.as_microsecond()).unwrap_or(until));
+        self.status.approval = Some(ApprovalStatus { expires_at: Some(until), ..status.clone() });
+        self.condition(ConditionType::Approved, false, Reason::AwaitingApproval, &message);
+        self.in_progress(&message);
+        self.tell(Phase::AwaitingApproval, &message);
+    }
+
+    fn approved(&mut self, approving: &Approving) {
+        match approving {
+            Approving::Approved(status) => {
+                self.status.approval = Some(status.clone());
+                if !self.status.is_true(&ConditionType::Approved) {
+                    self.audit("approved", None);
+                }
+                self.condition(
+                    ConditionType::Approved,
+                    true,
+                    Reason::ApprovalGiven,
+                    "as many people as the policies demand have approved the run",
+                );
+            }
+            Approving::NotNeeded => {
+                self.status.approval = None;
+                self.drop_condition(&ConditionType::Approved);
+            }
+            Approving::Waiting { .. } | Approving::Denied { .. } => {}
+        }
     }
 
     fn waits(&mut self, reason: &Reason, message: &str) {
@@ -288,10 +335,24 @@ impl Report {
 
     fn finished(&mut self, outcome: &Outcome, seen: &Seen) {
         self.received();
+        if matches!(outcome.phase, Phase::Denied | Phase::Expired) {
+            self.not_approved(outcome, seen);
+        }
         if self.status.is_true(&ConditionType::Started) && !self.status.is_true(&ConditionType::ResultReady) {
             self.partial_output(seen);
         }
         self.end(outcome);
+    }
+
+    fn not_approved(&mut self, outcome: &Outcome, seen: &Seen) {
+        if let Some(Ok(valid)) = &seen.decision {
+            self.accepted(valid);
+        }
+        if let Approving::Denied { status, .. } | Approving::Waiting { status, .. } = &seen.approving {
+            self.status.approval = Some(status.clone());
+        }
+        self.drop_condition(&ConditionType::Admitted);
+        self.condition(ConditionType::Approved, false, outcome.reason.clone(), &outcome.message);
     }
 
     /// What came before a runner fell silent.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{Span, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
-use paddock_policy::{Containment, OutputGrant, Refusal};
+use paddock_crds::{ConditionStatus, ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
+use paddock_policy::{Approving, Containment, OutputGrant, Refusal};
 use paddock_protocol::{Refused, RefusedReason, Transcript};
 
 use super::outcome::{Outcome, before_the_start, outcome, outcome_of_refusal};
@@ -28,6 +28,10 @@ pub(crate) struct Seen {
     pub(crate) stream: StreamSeen,
     /// What the policies keep from running.
     pub(crate) containment: Containment,
+    /// Where the approvals stand: as long as the run has not started.
+    pub(crate) approving: Approving,
+    /// An approval by which the run was admitted is gone, and that ends it.
+    pub(crate) has_lost_approval: bool,
     /// What becomes of what the script puts out, or why that cannot be told.
     pub(crate) output: Result<OutputGrant, String>,
     /// Since when this replica may write without a gap.
@@ -74,7 +78,7 @@ pub(crate) enum Stop {
 impl Stop {
     /// What a policy ends gets no time to do more of it.
     fn of(reason: &Reason) -> Self {
-        if matches!(reason, Reason::Denied | Reason::Suspended) { Self::AtOnce } else { Self::Gracefully }
+        if matches!(reason, Reason::Denied | Reason::Suspended | Reason::ApprovalRevoked) { Self::AtOnce } else { Self::Gracefully }
     }
 }
 
@@ -91,6 +95,8 @@ pub(crate) enum Step {
     Refuse(Refusal),
     /// Store what the run waits for.
     Hold(Reason, &'static str),
+    /// Store that the run waits for approvals, and for which.
+    AwaitApproval { until: Timestamp },
     /// Make the sandbox namespace complete.
     PrepareSandbox,
     /// Take a slot and store it.
@@ -171,7 +177,7 @@ fn after_the_end(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
         return if has_finalizer(run) { Step::Release } else { REST };
     }
     // It never had a pod. Its object may be so large that not even the mark of a deletion has room in it beside a finalizer.
-    if status.phase == Some(Phase::Refused) && has_finalizer(run) {
+    if matches!(status.phase, Some(Phase::Refused | Phase::Denied | Phase::Expired)) && has_finalizer(run) {
         return Step::Release;
     }
     let Some(ttl) = run.spec.ttl_seconds_after_finished.filter(|_| !is_held_by_others(run)) else { return Step::Leave };
@@ -214,6 +220,9 @@ fn before_admission(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Step {
         },
         Some(Ok(_)) => {}
     }
+    if let Some(step) = before_the_approval(run, &seen.approving, now) {
+        return step;
+    }
     if !has_finalizer(run) {
         return Step::AddFinalizer;
     }
@@ -231,6 +240,31 @@ fn before_admission(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Step {
             ),
         }),
     }
+}
+
+/// `None` once enough people have approved, or nobody has to.
+fn before_the_approval(run: &ScriptRun, approving: &Approving, now: Timestamp) -> Option<Step> {
+    let end = |phase, reason, message: String| Some(Step::Finish(Outcome::plain(phase, reason, message)));
+    match approving {
+        Approving::NotNeeded | Approving::Approved(_) => None,
+        Approving::Denied { by, .. } => end(Phase::Denied, Reason::ApprovalDenied, format!("{by} has decided that it may not run")),
+        Approving::Waiting { wait_seconds, .. } => {
+            let until = waits_until(run, *wait_seconds, now);
+            if now >= until {
+                let message = "not enough people have approved the run within the time that its policies give them";
+                return end(Phase::Expired, Reason::ApprovalExpired, message.into());
+            }
+            Some(Step::AwaitApproval { until })
+        }
+    }
+}
+
+/// Counted from when the run began to wait, whatever became of the policies since.
+fn waits_until(run: &ScriptRun, seconds: i64, now: Timestamp) -> Timestamp {
+    let condition = run.status.as_ref().and_then(|status| status.condition(&ConditionType::Approved));
+    let since = condition.filter(|condition| condition.status == ConditionStatus::False).map(|condition| condition.last_transition_time.0);
+    let since = since.unwrap_or_else(|| Timestamp::from_second(now.as_second()).unwrap_or(now));
+    since.checked_add(Span::new().seconds(seconds)).unwrap_or(now)
 }
 
 /// A policy, or the label by which one selects the namespace, that was made just before the run may come into view just after it.
@@ -271,6 +305,9 @@ fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settin
         return Step::RecordStop(Reason::StartTimedOut);
     };
     let valid = match &seen.decision {
+        Some(Ok(_)) if !matches!(seen.approving, Approving::NotNeeded | Approving::Approved(_)) => {
+            return Step::RecordStop(Reason::ApprovalRevoked);
+        }
         Some(Ok(valid)) => valid,
         // A policy that changed reaches the run as long as it has not started.
         Some(Err(refused)) => {
@@ -372,6 +409,9 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     }
     if let Some(reason) = ended_by(&seen.containment) {
         return Step::RecordStop(reason);
+    }
+    if seen.has_lost_approval {
+        return Step::RecordStop(Reason::ApprovalRevoked);
     }
     if run.spec.cancel == Some(true) {
         return Step::RecordStop(Reason::Cancelled);

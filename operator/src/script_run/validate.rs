@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use paddock_crds::{Decision, Reason, Requester, ScriptRun, TakenPolicy, Violation};
 use paddock_policy::{
-    Ask, Facts, FailedRule, Grant, InputDemand, Policy, Refusal, RulesJudged, Subject, TenantFacts, input_demand, judge, judge_denied,
-    judge_input, judge_rules, output_grant,
+    Ask, Facts, FailedRule, Grant, InputDemand, Policy, Refusal, RulesJudged, Subject, TenantFacts, ToApprove, demanded, digests,
+    input_demand, judge, judge_denied, judge_input, judge_rules, output_grant,
 };
 use paddock_protocol::JobFiles;
 
@@ -50,11 +50,13 @@ pub(crate) struct InputSeen {
     pub(crate) has_schema: bool,
     /// Whether all of them are satisfied.
     pub(crate) answer: Answer,
+    /// SHA-256 of the schema that the run brings.
+    pub(crate) own_schema: Option<String>,
 }
 
 impl Default for InputSeen {
     fn default() -> Self {
-        Self { has_schema: false, answer: Answer::Satisfies }
+        Self { has_schema: false, answer: Answer::Satisfies, own_schema: None }
     }
 }
 
@@ -73,6 +75,8 @@ pub(crate) struct ValidRun {
     pub(crate) script_hash: String,
     pub(crate) policies: Vec<TakenPolicy>,
     pub(crate) decisions: Vec<Decision>,
+    /// What has to be approved first.
+    pub(crate) to_approve: Option<ToApprove>,
 }
 
 /// A run that may not be run.
@@ -152,6 +156,10 @@ pub(crate) fn validate(
         return Err(Refused { decisions, failed, ..refused(refusal) });
     }
     let refused = |refusal| Refused { decisions: decisions.clone(), ..refused(refusal) };
+    let demanded = demanded(&policies.taking_part, &subject).map_err(|failure| {
+        let (refusal, failed) = *failure;
+        Refused { failed: vec![failed], ..refused(refusal) }
+    })?;
     let demand = input_demand(&policies.taking_part, &script_hash);
     check_input(input, &demand, checked).map_err(|(refusal, violations)| Refused { violations, ..refused(refusal) })?;
     let output = output_grant(&policies.taking_part);
@@ -159,6 +167,13 @@ pub(crate) fn validate(
     let files = job::files(run, input, script, &grant, &output, fixed);
     check_size(&files).map_err(refused)?;
     let files_digest = files.digest();
+    let input_hash = files.input.as_deref().map(job::hash);
+    let to_approve = (!demanded.is_empty()).then(|| ToApprove {
+        demanded,
+        digests: digests(run, &grant, &script_hash, input_hash.as_deref(), checked.own_schema.as_deref()),
+        run_uid: run.uid().unwrap_or_default(),
+        excluded: excluded(run, &requester, &taken),
+    });
     Ok(ValidRun {
         namespace: namespace.clone(),
         name: run.name_any(),
@@ -171,7 +186,15 @@ pub(crate) fn validate(
         grant,
         policies: taken,
         decisions,
+        to_approve,
     })
+}
+
+/// Who approves nothing of a run: who asked for it, for whom it is, and who wrote a policy by which it is decided.
+fn excluded(run: &ScriptRun, requester: &Requester, policies: &[TakenPolicy]) -> BTreeSet<String> {
+    let authors = policies.iter().filter_map(|policy| policy.author.clone());
+    let end_user = run.spec.end_user.as_ref().map(|user| user.username.clone());
+    authors.chain(end_user).chain([requester.username.clone()]).collect()
 }
 
 /// A policy that goes would widen what the others allow, and nobody may have meant that.
@@ -233,17 +256,9 @@ fn check_size(files: &JobFiles) -> Result<(), Refusal> {
     Err(Refusal { reason: Reason::InputTooLarge, message })
 }
 
-/// The stamp that admission has put on the run. A part that cannot be read makes it no stamp.
+/// The stamp that admission has put on the run.
 pub(crate) fn requester(annotations: &BTreeMap<String, String>) -> Option<Requester> {
-    let username = annotations.get(names::REQUESTER).filter(|name| !name.is_empty())?.clone();
-    let uid = annotations.get(names::REQUESTER_UID)?.clone();
-    let groups = annotations
-        .get(names::REQUESTER_GROUPS)?
-        .split(',')
-        .filter(|group| !group.is_empty())
-        .map(|group| group.replace("%2C", ",").replace("%25", "%"))
-        .collect();
-    Some(Requester { username, uid: Some(uid).filter(|uid| !uid.is_empty()), groups })
+    names::stamped(annotations, names::STAMPS)
 }
 
 #[cfg(test)]

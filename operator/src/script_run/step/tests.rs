@@ -1,9 +1,11 @@
-use paddock_crds::Condition;
+use paddock_crds::{ApprovalDemanded, ApprovalGiven, ApprovalStatus, Condition};
 use paddock_protocol::RefusedReason;
 use rstest::rstest;
 
 use super::super::apply::Done;
 use super::super::fixtures::*;
+use super::super::queue::Admission;
+use super::super::status::compute_status;
 use super::*;
 
 fn step(run: &ScriptRun, seen: &Seen, second: i64) -> Step {
@@ -322,4 +324,74 @@ fn a_runner_that_was_started_a_second_time_ends_the_run_as_lost() {
     let stopping = after(&run, &seen(&run), &Step::RecordStop(Reason::Lost), &Done::Yes, 2);
     let ended = with_pod(&stopping, StreamSeen { complete: true, ..a_stream(|_| ()) }, |pod| pod.life = ended(137, "Error"));
     assert!(matches!(step(&stopping, &ended, 3), Step::Finish(outcome) if outcome.phase == Phase::Lost && outcome.reason == Reason::Lost));
+}
+
+fn lacking_approvals(wait_seconds: i64, given: usize) -> Approving {
+    let given = (0..given).map(|n| ApprovalGiven { approver: format!("a{n}"), ..ApprovalGiven::default() }).collect();
+    let demanded = ApprovalDemanded { rule: "p: approvals[two]".into(), digest: "d".into(), count: 2, ends_running: true, given };
+    Approving::Waiting {
+        status: ApprovalStatus { digest: "d".into(), demanded: vec![demanded], ..ApprovalStatus::default() },
+        wait_seconds,
+    }
+}
+
+#[test]
+fn a_run_waits_for_its_approvals_and_no_longer_than_it_may() {
+    let run = a_run();
+    let seen = |given| Seen { approving: lacking_approvals(60, given), ..seen(&run) };
+    let awaits = Step::AwaitApproval { until: at(60) };
+    assert_eq!(step(&run, &seen(0), 0), awaits);
+    let waits = after(&run, &seen(0), &awaits, &Done::Yes, 0);
+    let told = status(&waits);
+    assert_eq!(
+        (told.phase.as_ref(), told.message.as_deref()),
+        (Some(&Phase::AwaitingApproval), Some("0 of 2 approvals are there (p: approvals[two])"))
+    );
+    assert!(told.condition(&ConditionType::Admitted).is_none() && told.script_hash.is_some(), "it takes no place in the queue");
+    assert_eq!(told.approval.unwrap().expires_at.unwrap().0, at(60));
+    // Another pass tells nothing, an approval that came does, and the time goes on.
+    assert_eq!(compute_status(&waits, &seen(0), &step(&waits, &seen(0), 5), &Done::Yes, at(5)), None);
+    assert_eq!(step(&waits, &seen(1), 59), awaits);
+    let waits = after(&waits, &seen(1), &awaits, &Done::Yes, 59);
+    assert_eq!(status(&waits).approval.unwrap().demanded[0].given.len(), 1);
+    let Step::Finish(outcome) = step(&waits, &seen(1), 60) else { panic!() };
+    assert_eq!((&outcome.phase, &outcome.reason), (&Phase::Expired, &Reason::ApprovalExpired));
+    let run = after(&waits, &seen(1), &Step::Finish(outcome), &Done::Yes, 60);
+    assert_eq!(step(&run, &seen(1), 61), Step::Release);
+}
+
+#[test]
+fn an_approved_run_goes_on_and_a_denied_one_ends() {
+    let run = a_run();
+    let Approving::Waiting { status: needed, .. } = lacking_approvals(60, 2) else { panic!() };
+    let approved = Seen { approving: Approving::Approved(needed.clone()), ..seen(&run) };
+    assert_eq!(step(&run, &approved, 0), Step::Admit);
+    let admitted = after(&run, &approved, &Step::Admit, &Done::Queued(Admission::Admit), 1);
+    assert!(status(&admitted).is_true(&ConditionType::Approved));
+    assert_eq!(status(&admitted).approval.unwrap().demanded[0].given.len(), 2);
+    let denied = Seen { approving: Approving::Denied { status: needed, by: "anna".into() }, ..seen(&run) };
+    let Step::Finish(outcome) = step(&run, &denied, 0) else { panic!() };
+    assert_eq!((outcome.phase, outcome.message.as_str()), (Phase::Denied, "anna has decided that it may not run"));
+}
+
+#[test]
+fn an_approval_that_is_lost_stops_what_was_admitted_and_puts_back_what_waits() {
+    let lost = |run: &ScriptRun| Seen { approving: lacking_approvals(60, 1), ..seen(run) };
+    let run = admitted(0);
+    assert_eq!(step(&run, &lost(&run), 1), Step::RecordStop(Reason::ApprovalRevoked));
+    let stopped = after(&run, &lost(&run), &Step::RecordStop(Reason::ApprovalRevoked), &Done::Yes, 1);
+    let Step::Finish(outcome) = step(&stopped, &lost(&stopped), 2) else { panic!() };
+    assert_eq!((outcome.phase, outcome.reason), (Phase::Killed, Reason::ApprovalRevoked));
+
+    let run = a_run();
+    let queued = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Wait { ahead: 0 }), 0);
+    let awaits = step(&queued, &lost(&queued), 1);
+    assert_eq!(awaits, Step::AwaitApproval { until: at(61) });
+    assert!(status(&after(&queued, &lost(&queued), &awaits, &Done::Yes, 1)).condition(&ConditionType::Admitted).is_none());
+
+    let run = started(0);
+    let seen = Seen { has_lost_approval: true, ..with_pod(&run, a_stream(|_| ()), |pod| pod.life = PodLife::Running) };
+    assert_eq!(step(&run, &seen, 1), Step::RecordStop(Reason::ApprovalRevoked));
+    let run = after(&run, &seen, &Step::RecordStop(Reason::ApprovalRevoked), &Done::Yes, 1);
+    assert_eq!(step(&run, &seen, 1), Step::StopPod(Stop::AtOnce));
 }

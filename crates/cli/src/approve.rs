@@ -1,0 +1,184 @@
+//! Commands of those who decide: what waits for them, approve, deny, take back, and the digest that is decided on.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use jiff::{Span, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt as _};
+use paddock_crds::{ApprovalDecision, ApprovalStatus, Phase, ScriptApproval, ScriptApprovalSpec, ScriptRun, ScriptRunStatus};
+use paddock_policy::script_hash;
+use serde_json::json;
+
+use crate::arguments::Decide;
+use crate::cluster::{Cluster, explained};
+use crate::exit::Exit;
+use crate::table::{Cell, plain, table};
+use crate::terminal::{Tone, has_colours, printable};
+
+/// `kubectl paddock pending`.
+pub(crate) async fn pending(cluster: &Cluster, all_namespaces: bool) -> Result<Exit> {
+    let api = if all_namespaces { Api::all(cluster.client.clone()) } else { cluster.runs() };
+    let runs: Vec<ScriptRun> = api.list(&ListParams::default()).await.map_err(|error| explained(error, "list the runs"))?.items;
+    let waits = |run: &&ScriptRun| run.status.as_ref().is_some_and(|status| status.phase == Some(Phase::AwaitingApproval));
+    let rows: Vec<Vec<Cell>> = runs.iter().filter(waits).flat_map(rows).collect();
+    if rows.is_empty() {
+        println!("nothing waits for an approval");
+    } else {
+        print!("{}", table(&["NAMESPACE", "NAME", "REQUESTER", "APPROVALS", "UNTIL", "DEMANDED BY"], &rows, has_colours()));
+    }
+    Ok(Exit::Done)
+}
+
+/// One for each demand that is not answered.
+fn rows(run: &ScriptRun) -> Vec<Vec<Cell>> {
+    let status = run.status.clone().unwrap_or_default();
+    let requester = status.requester.map(|requester| requester.username).unwrap_or_default();
+    let approval = status.approval.unwrap_or_default();
+    let until = approval.expires_at.as_ref().map(|time| time.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default();
+    let open = approval.demanded.iter().filter(|demanded| !demanded.is_answered());
+    open.map(|demanded| {
+        vec![
+            plain(run.namespace().unwrap_or_default()),
+            plain(run.name_any()),
+            plain(printable(&requester)),
+            (format!("{} of {}", demanded.given.len(), demanded.count), Tone::Bad),
+            plain(until.clone()),
+            plain(&demanded.rule),
+        ]
+    })
+    .collect()
+}
+
+/// `kubectl paddock approve` and `deny`.
+pub(crate) async fn decide(cluster: &Cluster, decision: ApprovalDecision, arguments: &Decide) -> Result<Exit> {
+    let run = cluster.run(&arguments.name).await?;
+    let status = run.status.clone().unwrap_or_default();
+    let needed = status.approval.clone().with_context(|| format!("the run {} needs no approval", arguments.name))?;
+    ensure!(status.phase.as_ref().is_none_or(|phase| !phase.is_final()), "the run {} is over", arguments.name);
+    if let Some(seen) = &arguments.digest {
+        let is_one = *seen == needed.digest || needed.schema_digest.as_ref() == Some(seen);
+        ensure!(is_one, "the digest of the run is {}, and not the one that you have seen", needed.digest);
+    }
+    print!("{}", shown(&run, &status, &needed)?);
+    let expires_at = match arguments.expires_in {
+        Some(seconds) => Some(Time(Timestamp::now().checked_add(Span::new().seconds(seconds)).context("--expires-in is too long")?)),
+        None => None,
+    };
+    let api: Api<ScriptApproval> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    for digest in digests(decision, &needed) {
+        let spec = ScriptApprovalSpec {
+            digest,
+            decision,
+            run_uid: if arguments.every_run { None } else { run.uid() },
+            expires_at: expires_at.clone(),
+            comment: arguments.comment.clone(),
+            revoked: None,
+        };
+        let mut approval = ScriptApproval::new("", spec);
+        (approval.metadata.name, approval.metadata.generate_name) = (None, Some(prefix(&arguments.name)));
+        let made = api.create(&PostParams::default(), &approval).await.map_err(|error| explained(error, "decide"))?;
+        let what = if decision == ApprovalDecision::Approve { "approved" } else { "denied" };
+        println!("{what} by scriptapproval/{}", made.name_any());
+    }
+    Ok(Exit::Done)
+}
+
+/// Of an approval those that unanswered demands are bound to; a denial is of the input.
+fn digests(decision: ApprovalDecision, needed: &ApprovalStatus) -> BTreeSet<String> {
+    let open = needed.demanded.iter().filter(|demanded| !demanded.is_answered());
+    let bound: BTreeSet<String> = open.map(|demanded| demanded.digest.clone()).collect();
+    if decision == ApprovalDecision::Deny || bound.is_empty() { [needed.digest.clone()].into() } else { bound }
+}
+
+/// Names that are generated have room for 5 characters more.
+fn prefix(name: &str) -> String {
+    name.chars().take(200).collect::<String>() + "-"
+}
+
+/// What is decided on, as it is bound by the digest: a script that is not the one that the operator has seen is not shown as if it were.
+fn shown(run: &ScriptRun, status: &ScriptRunStatus, needed: &ApprovalStatus) -> Result<String> {
+    let requester = status.requester.as_ref().map(|requester| printable(&requester.username)).unwrap_or_default();
+    let mut text = format!("run:        {}\nrequester:  {requester}\n", run.name_any());
+    if let Some(user) = &run.spec.end_user {
+        text += &format!("for:        {}\n", printable(&user.username));
+    }
+    text += &format!("image:      {}\ndigest:     {}\n", printable(status.image.as_deref().unwrap_or_default()), needed.digest);
+    let script = &run.spec.script;
+    match (&script.source.inline, &script.source.config_map_key_ref) {
+        (Some(inline), _) => {
+            let is_the_one = status.script_hash.as_deref() == Some(script_hash(inline.as_bytes()).as_str());
+            ensure!(is_the_one, "the script of the run is not the one that the operator has seen");
+            text += &format!("script:\n{}\n", indented(inline));
+        }
+        (None, Some(reference)) => {
+            let hash = status.script_hash.as_deref().unwrap_or_default();
+            text += &format!("script:     key {} of ConfigMap {}, SHA-256 {hash}\n", reference.key, reference.name);
+        }
+        (None, None) => bail!("the run has no script"),
+    }
+    if !script.args.is_empty() {
+        text += &format!("arguments:  {}\n", printable(&json!(script.args).to_string()));
+    }
+    if let Some(input) = &script.input {
+        text += &format!("input:\n{}\n", indented(&serde_json::to_string_pretty(input)?));
+    }
+    Ok(text)
+}
+
+fn indented(text: &str) -> String {
+    text.lines().map(|line| format!("  {}", printable(line))).collect::<Vec<_>>().join("\n")
+}
+
+/// `kubectl paddock revoke`.
+pub(crate) async fn revoke(cluster: &Cluster, name: &str) -> Result<Exit> {
+    let api: Api<ScriptApproval> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let patch = Patch::Merge(json!({ "spec": { "revoked": true } }));
+    api.patch(name, &PatchParams::default(), &patch).await.map_err(|error| explained(error, "take the decision back"))?;
+    println!("scriptapproval/{name} is revoked");
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_crds::{ApprovalDemanded, ApprovalGiven};
+
+    use super::*;
+
+    fn needed() -> ApprovalStatus {
+        let demanded = |digest: &str, count, given| ApprovalDemanded {
+            rule: "r".into(),
+            digest: digest.into(),
+            count,
+            ends_running: false,
+            given: vec![ApprovalGiven::default(); given],
+        };
+        ApprovalStatus {
+            digest: "input".into(),
+            schema_digest: Some("schema".into()),
+            expires_at: None,
+            demanded: vec![demanded("schema", 2, 1), demanded("input", 1, 1)],
+        }
+    }
+
+    #[test]
+    fn what_is_open_is_approved_and_what_runs_is_denied() {
+        assert_eq!(digests(ApprovalDecision::Approve, &needed()), ["schema".to_owned()].into());
+        assert_eq!(digests(ApprovalDecision::Deny, &needed()), ["input".to_owned()].into());
+        let mut all = needed();
+        all.demanded[0].given.push(ApprovalGiven::default());
+        assert_eq!(digests(ApprovalDecision::Approve, &all), ["input".to_owned()].into());
+    }
+
+    #[test]
+    fn a_script_that_the_operator_has_not_seen_is_not_shown() {
+        let yaml = "metadata: {name: r}\nspec: {policyRef: {kind: SandboxPolicy, name: p}, script: {runtime: shell, source: {inline: \"echo \\x1b[2J\"}, input: [1]}}";
+        let run: ScriptRun = serde_saphyr::from_str(yaml).expect("a run");
+        let mut status = ScriptRunStatus { script_hash: Some(script_hash(b"echo \x1b[2J")), ..ScriptRunStatus::default() };
+        let text = shown(&run, &status, &needed()).expect("what is decided on");
+        assert!(text.contains("script:\n  echo ") && !text.contains('\x1b') && text.contains("input:\n  [\n    1\n  ]\n"), "{text}");
+        status.script_hash = Some("0".into());
+        shown(&run, &status, &needed()).expect_err("another script");
+    }
+}

@@ -1,0 +1,304 @@
+//! Approvals: which a run needs, what they are bound to, and whether enough people have given them.
+
+use std::borrow::Borrow;
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use paddock_crds::{
+    ApprovalDecision, ApprovalDemand, ApprovalDemanded, ApprovalGiven, ApprovalStatus, Binding, Problem, Reason, Requester, ScriptRun,
+};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::decide::{Grant, Policy, Refusal, named};
+use crate::expression::{Expression, variables};
+use crate::rules::FailedRule;
+use crate::subject::Subject;
+
+const DEFAULT_COUNT: i64 = 1;
+const DEFAULT_VALID_SECONDS: i64 = 86_400;
+const DEFAULT_WAIT_SECONDS: i64 = 3600;
+/// Approvers of one demand that the status shows.
+const SHOWN_GIVEN: usize = 16;
+/// What the name of every ServiceAccount begins with.
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+
+/// A demand whose condition is compiled.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Compiled {
+    demand: ApprovalDemand,
+    when: Option<Expression>,
+}
+
+/// Compiles; what cannot be compiled is a problem of the policy.
+pub(crate) fn compile(demands: &[ApprovalDemand], problems: &mut Vec<Problem>) -> Vec<Compiled> {
+    let mut compiled = Vec::new();
+    for demand in demands {
+        match demand.when.as_deref().map(Expression::compile).transpose() {
+            Ok(when) => compiled.push(Compiled { demand: demand.clone(), when }),
+            Err(message) => problems.push(Problem { field: format!("approvals[{}].when", demand.name), message }),
+        }
+    }
+    compiled
+}
+
+/// A demand that applies to a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demanded {
+    /// Policy and name.
+    pub rule: String,
+    /// As the policy says it.
+    pub demand: ApprovalDemand,
+}
+
+/// The demands of all policies that apply to a run.
+///
+/// # Errors
+/// The condition of one cannot be evaluated on the run: it is refused, and the policy's author can be told.
+pub fn demanded(policies: &[impl Borrow<Policy>], subject: &Subject<'_>) -> Result<Vec<Demanded>, Box<(Refusal, FailedRule)>> {
+    let mut all = Vec::new();
+    let mut known = None;
+    for policy in policies.iter().map(Borrow::borrow) {
+        for compiled in &policy.demands {
+            let rule = named(policy, &format!("approvals[{}]", compiled.demand.name));
+            let applies = match &compiled.when {
+                None => Ok(true),
+                Some(when) => {
+                    let variables = known.get_or_insert_with(|| variables(subject));
+                    variables.as_ref().map_err(Clone::clone).and_then(|variables| when.holds(variables))
+                }
+            };
+            match applies {
+                Ok(true) => all.push(Demanded { rule, demand: compiled.demand.clone() }),
+                Ok(false) => {}
+                Err(why) => return Err(Box::new(cannot_be_evaluated(policy, compiled, &rule, why))),
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn cannot_be_evaluated(policy: &Policy, compiled: &Compiled, rule: &str, why: String) -> (Refusal, FailedRule) {
+    let message = format!("whether the run needs the approval {} cannot be evaluated: {why} ({rule})", compiled.demand.name);
+    let failed = FailedRule {
+        policy_uid: policy.taken.uid.clone(),
+        generation: policy.taken.generation,
+        rule: format!("approvals[{}].when", compiled.demand.name),
+        why,
+    };
+    (Refusal { reason: Reason::RuleFailed, message }, failed)
+}
+
+/// What an approval is bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digests {
+    /// With the input.
+    pub input: String,
+    /// With the schema that the run brings, if it brings one.
+    pub schema: Option<String>,
+}
+
+/// What a digest is made of, in the order in which RFC 8785 has it: by name.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Canonical<'a> {
+    args: &'a [String],
+    command: &'a [String],
+    cpu_milli: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extension: Option<&'a str>,
+    grace_seconds: u32,
+    image: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_schema: Option<&'a str>,
+    memory_bytes: u64,
+    scratch_bytes: u64,
+    script: &'a str,
+    timeout_seconds: u32,
+    version: &'static str,
+}
+
+/// The digests of a run: `script`, `input` and `schema` are SHA-256 of the script, of the input and of `inputSchema`, as the API server writes them.
+pub fn digests(run: &ScriptRun, grant: &Grant, script: &str, input: Option<&str>, schema: Option<&str>) -> Digests {
+    let with = |input, input_schema| {
+        let canonical = Canonical {
+            args: &run.spec.script.args,
+            command: &grant.runtime.command,
+            cpu_milli: grant.cpu_milli,
+            extension: grant.runtime.extension.as_deref(),
+            grace_seconds: grant.grace_seconds,
+            image: &grant.runtime.image,
+            input,
+            input_schema,
+            memory_bytes: grant.memory_bytes,
+            scratch_bytes: grant.scratch_bytes,
+            script,
+            timeout_seconds: grant.timeout_seconds,
+            version: "paddock.dev/approval.v1",
+        };
+        sha256(serde_json::to_string(&canonical).unwrap_or_default().as_bytes())
+    };
+    Digests { input: with(input, None), schema: schema.map(|schema| with(None, Some(schema))) }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A ScriptApproval of the namespace of the run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Approval {
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// What is decided on.
+    pub digest: String,
+    /// The decision.
+    pub decision: ApprovalDecision,
+    /// The one run that is meant.
+    pub run_uid: Option<String>,
+    /// When it was created.
+    pub created: Timestamp,
+    /// From when on it counts no more.
+    pub expires_at: Option<Timestamp>,
+    /// It was taken back.
+    pub revoked: bool,
+    /// Who decided, as stamped.
+    pub approver: Requester,
+}
+
+impl Approval {
+    fn is_about(&self, digest: &str, run_uid: &str) -> bool {
+        self.digest == digest && self.run_uid.as_deref().is_none_or(|uid| uid == run_uid)
+    }
+
+    fn counts(&self, now: Timestamp) -> bool {
+        !self.revoked && self.expires_at.is_none_or(|end| now < end)
+    }
+}
+
+/// Who and what is to be approved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToApprove {
+    /// The demands; there is at least one.
+    pub demanded: Vec<Demanded>,
+    /// What approvals are bound to.
+    pub digests: Digests,
+    /// UID of the run.
+    pub run_uid: String,
+    /// Who approves nothing here: requester, end user, and the authors of the policies.
+    pub excluded: BTreeSet<String>,
+}
+
+/// Where the approvals of a run stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Approving {
+    /// None are needed.
+    #[default]
+    NotNeeded,
+    /// Enough people have approved.
+    Approved(ApprovalStatus),
+    /// More have to.
+    Waiting {
+        /// What is needed and what is there.
+        status: ApprovalStatus,
+        /// Seconds that the run waits.
+        wait_seconds: i64,
+    },
+    /// Somebody decided against it.
+    Denied {
+        /// What is needed and what is there.
+        status: ApprovalStatus,
+        /// Who.
+        by: String,
+    },
+}
+
+/// Decides. `approvals` are those of the namespace, in any order.
+pub fn approving<'a>(to_approve: Option<&ToApprove>, approvals: impl IntoIterator<Item = &'a Approval>, now: Timestamp) -> Approving {
+    let Some(to_approve) = to_approve else { return Approving::NotNeeded };
+    let Digests { input, schema } = &to_approve.digests;
+    let is_about = |approval: &Approval| {
+        let uid = &to_approve.run_uid;
+        approval.is_about(input, uid) || schema.as_ref().is_some_and(|schema| approval.is_about(schema, uid))
+    };
+    let mut of_the_run: Vec<&Approval> = approvals.into_iter().filter(|approval| approval.counts(now) && is_about(approval)).collect();
+    of_the_run.sort_by_key(|approval| (approval.created, &approval.uid));
+    let demanded: Vec<ApprovalDemanded> =
+        to_approve.demanded.iter().map(|demanded| answered(demanded, to_approve, &of_the_run, now)).collect();
+    let is_enough = demanded.iter().all(ApprovalDemanded::is_answered);
+    let status = ApprovalStatus { digest: input.clone(), schema_digest: schema.clone(), expires_at: None, demanded };
+    if let Some(denial) = of_the_run.iter().find(|approval| approval.decision == ApprovalDecision::Deny) {
+        return Approving::Denied { status, by: denial.approver.username.clone() };
+    }
+    if is_enough {
+        return Approving::Approved(status);
+    }
+    let waits = to_approve.demanded.iter().map(|demanded| demanded.demand.wait_seconds.unwrap_or(DEFAULT_WAIT_SECONDS));
+    Approving::Waiting { status, wait_seconds: waits.min().unwrap_or(DEFAULT_WAIT_SECONDS) }
+}
+
+/// One demand with those who answer it, each of them once.
+fn answered(demanded: &Demanded, to_approve: &ToApprove, approvals: &[&Approval], now: Timestamp) -> ApprovalDemanded {
+    let demand = &demanded.demand;
+    let digest = match demand.binding.unwrap_or(Binding::Input) {
+        Binding::Schema => to_approve.digests.schema.as_ref().unwrap_or(&to_approve.digests.input),
+        Binding::Input => &to_approve.digests.input,
+    };
+    let mut given: Vec<ApprovalGiven> = Vec::new();
+    for approval in approvals {
+        let is_meant = approval.decision == ApprovalDecision::Approve && approval.is_about(digest, &to_approve.run_uid);
+        let approver = &approval.approver;
+        let is_new = given.iter().all(|given| given.approver != approver.username);
+        if is_meant && is_new && given.len() < SHOWN_GIVEN && may_answer(demand, to_approve, approval, now) {
+            given.push(ApprovalGiven { approver: approver.username.clone(), name: approval.name.clone(), uid: approval.uid.clone() });
+        }
+    }
+    ApprovalDemanded {
+        rule: demanded.rule.clone(),
+        digest: digest.clone(),
+        count: demand.count.unwrap_or(DEFAULT_COUNT),
+        ends_running: demand.ends_running,
+        given,
+    }
+}
+
+fn may_answer(demand: &ApprovalDemand, to_approve: &ToApprove, approval: &Approval, now: Timestamp) -> bool {
+    let approver = &approval.approver;
+    let is_excluded = to_approve.excluded.contains(&approver.username);
+    let is_a_machine = approver.username.starts_with(SERVICE_ACCOUNT) && !demand.service_accounts;
+    let is_of_a_group =
+        demand.groups.as_ref().is_none_or(|groups| groups.iter().any(|group| approver.groups.iter().any(|own| own == group)));
+    let age = now.as_second().saturating_sub(approval.created.as_second());
+    let is_fresh = age < demand.valid_seconds.unwrap_or(DEFAULT_VALID_SECONDS);
+    !is_excluded && !is_a_machine && is_of_a_group && is_fresh
+}
+
+/// Whether a run that is under way has lost an approval whose loss ends it. What has become too old since it started does not count.
+pub fn is_revoked<'a>(
+    status: &ApprovalStatus,
+    run_uid: &str,
+    approvals: impl IntoIterator<Item = &'a Approval> + Clone,
+    now: Timestamp,
+) -> bool {
+    if !status.demanded.iter().any(|demanded| demanded.ends_running) {
+        return false;
+    }
+    let is_denied = approvals.clone().into_iter().any(|approval| {
+        let is_about = |digest: &String| approval.is_about(digest, run_uid);
+        let is_meant = is_about(&status.digest) || status.schema_digest.as_ref().is_some_and(is_about);
+        approval.decision == ApprovalDecision::Deny && approval.counts(now) && is_meant
+    });
+    let left: BTreeSet<&str> = approvals.into_iter().filter(|approval| !approval.revoked).map(|approval| approval.uid.as_str()).collect();
+    let has_lost = |demanded: &ApprovalDemanded| {
+        let remaining = demanded.given.iter().filter(|given| left.contains(given.uid.as_str())).count();
+        demanded.ends_running && i64::try_from(remaining).is_ok_and(|remaining| remaining < demanded.count)
+    };
+    is_denied || status.demanded.iter().any(has_lost)
+}
+
+#[cfg(test)]
+mod tests;
