@@ -415,15 +415,25 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 300))]
     pub max_grace_period_seconds: Option<i64>,
-    /// Runs that may be active at once in a namespace, whichever policies they name: of several policies the smallest. Built-in: 10. With 0 a run
-    /// waits until that changes.
+    /// Runs that may be active at once. In a ClusterSandboxPolicy: in each namespace, whichever policies they name, and of several policies the
+    /// smallest; built-in: 10. In a SandboxPolicy: those that name it. With 0 a run waits until that changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10000))]
     pub max_concurrent: Option<i64>,
-    /// Runs that may wait at once in a namespace; one more is refused. Of several policies the smallest. Built-in: 100.
+    /// Runs that may wait at once; one more is refused. In a ClusterSandboxPolicy: in each namespace, and of several policies the smallest; built-in:
+    /// 100. In a SandboxPolicy: those that name it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100_000))]
     pub max_queued: Option<i64>,
+    /// Largest `priority` that a run may ask for: of several policies the smallest. Built-in: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 86400))]
+    pub max_priority: Option<i64>,
+    /// Share of a namespace where the slots of the cluster do not suffice for all: one with 200 gets twice as many as one with 100. Of several
+    /// ClusterSandboxPolicies the smallest; in a SandboxPolicy it says nothing. Built-in: 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub weight: Option<i64>,
 }
 
 /// Amounts of what a sandbox uses.

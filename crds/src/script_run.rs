@@ -68,6 +68,8 @@ pub const SHOWN_GROUP_LENGTH: usize = 256;
         .message("timeoutSeconds is immutable"),
     validation = Rule::new("has(self.gracePeriodSeconds) == has(oldSelf.gracePeriodSeconds) && (!has(self.gracePeriodSeconds) || self.gracePeriodSeconds == oldSelf.gracePeriodSeconds)")
         .message("gracePeriodSeconds is immutable"),
+    validation = Rule::new("has(self.priority) == has(oldSelf.priority) && (!has(self.priority) || self.priority == oldSelf.priority)")
+        .message("priority is immutable"),
     validation = Rule::new("has(self.endUser) == has(oldSelf.endUser) && (!has(self.endUser) || self.endUser == oldSelf.endUser)")
         .message("endUser is immutable"),
     validation = Rule::new("!has(oldSelf.cancel) || !oldSelf.cancel || (has(self.cancel) && self.cancel)")
@@ -97,6 +99,11 @@ pub struct ScriptRunSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 300))]
     pub grace_period_seconds: Option<i64>,
+    /// Head start in the queue of the namespace: a run with 60 goes before those that were created up to 60 seconds before it. The policy gives the
+    /// maximum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 86400))]
+    pub priority: Option<i64>,
     /// Ends the run. It cannot be taken back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel: Option<bool>,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::script_run::queue::ClusterLimits;
 use crate::store::AUTHORITIES;
 use clap::{Parser, ValueEnum};
 
@@ -40,6 +41,12 @@ pub(crate) struct Config {
     /// Seconds from admission until the script must have started
     #[arg(long, default_value = "60", value_parser = clap::value_parser!(u32).range(5..=3600))]
     pub(crate) start_budget_seconds: u32,
+    /// Runs that may be active at once in the whole cluster
+    #[arg(long, default_value = "1000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) max_concurrent: u32,
+    /// Runs that may wait at once in the whole cluster
+    #[arg(long, default_value = "100000", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub(crate) max_queued: u32,
     /// Runs that are worked on at once
     #[arg(long, default_value = "32", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) concurrency: u16,
@@ -115,6 +122,7 @@ pub(crate) struct Settings {
     pub(crate) image_pull_policy: &'static str,
     pub(crate) runtime_class: String,
     pub(crate) start_budget_seconds: u32,
+    pub(crate) cluster_limits: ClusterLimits,
     pub(crate) operator_namespace: String,
     pub(crate) operator_service_account: String,
     pub(crate) sandbox_cluster_role: String,
@@ -165,6 +173,7 @@ impl Config {
             image_pull_policy: self.image_pull_policy.as_str(),
             runtime_class: self.runtime_class.clone(),
             start_budget_seconds: self.start_budget_seconds,
+            cluster_limits: ClusterLimits { concurrent: self.max_concurrent as usize, queued: self.max_queued as usize },
             operator_namespace: self.namespace.clone(),
             operator_service_account: self.service_account.clone(),
             sandbox_cluster_role: self.sandbox_cluster_role.clone(),

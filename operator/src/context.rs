@@ -1,6 +1,6 @@
 //! What a pass needs besides its run: the client, the caches, and the little that is only in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -10,8 +10,10 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
-use paddock_crds::{ClusterSandboxPolicy, ConditionType, Phase, PolicyRules, SandboxPolicy, ScriptApproval, ScriptRun};
-use paddock_policy::{Containment, contains_anything};
+use paddock_crds::{
+    ClusterSandboxPolicy, ConditionStatus, ConditionType, Phase, PolicyRef, PolicyRules, SandboxPolicy, ScriptApproval, ScriptRun,
+};
+use paddock_policy::{Containment, QueueLimits, contains_anything, queue_limits};
 use paddock_protocol::SealingKey;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -24,11 +26,10 @@ use crate::pods::PodCache;
 use crate::policies::Policies;
 use crate::readable::Readable;
 use crate::sandbox_namespace::Prepared;
-use crate::script_run::ledger::Ledger;
-use crate::script_run::observe::{contained, has_lost_approval, policies};
-use crate::script_run::queue::{Turn, Usage, heads};
+use crate::script_run::ledger::{Entry, Ledger};
+use crate::script_run::observe::{contained, has_lost_approval, policies, policies_of};
+use crate::script_run::queue::{Place, Turn};
 use crate::script_run::session::Sessions;
-use crate::script_run::step::is_suspended;
 use crate::script_run::{Guarded, RunRef, Watched};
 use crate::store::ResultStore;
 use crate::traces::Traces;
@@ -88,6 +89,8 @@ pub(crate) struct Context {
     checking: Semaphore,
     /// What they answered, by the UID of the run, with a hash of the schemas.
     checks: Mutex<HashMap<String, (String, Answer)>>,
+    /// Limits in the queue, by namespace and policy.
+    limits: Mutex<BTreeMap<(String, PolicyRef), QueueLimits>>,
     wake: mpsc::UnboundedSender<RunRef>,
     runs: OnceLock<Store<Guarded>>,
     /// The newest state of runs that this process wrote, until the watch has caught up.
@@ -117,6 +120,7 @@ impl Context {
             large: Semaphore::new(LARGE_AT_ONCE),
             checking: Semaphore::new(CHECKS_AT_ONCE),
             checks: Mutex::default(),
+            limits: Mutex::default(),
             wake,
             runs: OnceLock::new(),
             written: Mutex::default(),
@@ -185,7 +189,7 @@ impl Context {
         lock(&self.failures).remove(&uid);
         lock(&self.checks).remove(&uid);
         self.sessions.close(&uid);
-        self.ledger.forget(&run.namespace().unwrap_or_default(), &uid);
+        self.ledger.forget(&uid);
         self.metrics.sessions(self.sessions.len());
     }
 
@@ -215,33 +219,15 @@ impl Context {
         lock(&self.failures).remove(uid);
     }
 
-    /// Who holds a slot in this namespace and who waits, as far as can be seen. Pods count too: a run that lost its finalizer does not
-    /// free its slot while its pod lives.
-    pub(crate) fn usage(&self, namespace: &str) -> Usage {
-        let mut usage = Usage::default();
-        let is_any_contained = self.contains_anything();
-        for guarded in self.runs() {
-            let Ok(Watched { run, .. }) = &guarded.0 else { continue };
-            if run.namespace().as_deref() != Some(namespace) {
-                continue;
-            }
-            let Some(status) = &run.status else { continue };
-            // A run that was released has no pod and gets none, also while a finalizer of somebody else keeps the object.
-            let is_released = run.metadata.deletion_timestamp.is_some() && !run.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
-            if status.is_true(&ConditionType::Finished) || is_released {
-                continue;
-            }
-            let uid = run.uid().unwrap_or_default();
-            if status.is_true(&ConditionType::Admitted) {
-                usage.active.insert(uid);
-            } else if status.condition(&ConditionType::Admitted).is_some() {
-                let is_suspended = is_any_contained && is_suspended(&self.contained(run));
-                let waiting = if is_suspended { &mut usage.suspended } else { &mut usage.waiting };
-                waiting.insert(turn(run));
-            }
+    /// Limits of the runs of a namespace that name this policy. They are kept until a policy or a namespace changes.
+    pub(crate) fn queue_limits(&self, namespace: &str, policy: &PolicyRef) -> QueueLimits {
+        let key = (namespace.to_owned(), policy.clone());
+        if let Some(known) = lock(&self.limits).get(&key) {
+            return *known;
         }
-        usage.active.extend(self.pods.living_runs(&crate::names::sandbox_namespace(namespace)));
-        usage
+        let limits = queue_limits(&policies_of(namespace, policy, self).taking_part);
+        lock(&self.limits).insert(key, limits);
+        limits
     }
 
     /// Whether any policy keeps anything from running.
@@ -278,22 +264,26 @@ impl Context {
         lock(&self.ending).insert(run.uid().unwrap_or_default());
     }
 
-    /// Wakes who is next in a namespace: a slot may be free. Whoever takes it wakes the next.
+    /// Wakes who is next: a slot of this namespace may be free, and with it one of the cluster, which another may get. The first of those who wait here
+    /// are looked at anew in any case: policies may refuse them by now.
     pub(crate) fn wake_waiting(&self, namespace: &str) {
-        let assumed = self.ledger.assumed(namespace);
-        let runs = self.runs();
-        let waiting =
-            runs.iter().filter_map(|guarded| guarded.0.as_ref().ok()).map(|watched| &watched.run).filter(|run| {
-                run.namespace().as_deref() == Some(namespace) && waits(run) && !assumed.contains(&run.uid().unwrap_or_default())
-            });
-        for run in heads(waiting.map(|run| (&run.spec.policy_ref, turn(run), run))) {
-            let _ = self.wake.unbounded_send(RunRef::new(&run.name_any()).within(namespace));
+        let wake = |namespace: &str, name: &str| {
+            let _ = self.wake.unbounded_send(RunRef::new(name).within(namespace));
+        };
+        for name in self.ledger.heads(namespace) {
+            wake(namespace, &name);
+        }
+        let living = |each: &mut dyn FnMut(&str, &str)| self.pods.living(each);
+        let limits_of = |namespace: &str, policy: &PolicyRef| self.queue_limits(namespace, policy);
+        for (namespace, name) in self.ledger.next(namespace, self.settings.cluster_limits, living, limits_of, self.now().as_microsecond()) {
+            wake(&namespace, &name);
         }
     }
 
     /// After a change of policies or approvals. Wakes every run whose script has not started, but of those that wait only the next in line: if it is refused, it
     /// wakes the one after, and those that were approved. Of all others those that the policies deny or end, or that lost an approval.
     pub(crate) fn wake_concerned(&self) {
+        lock(&self.limits).clear();
         let mut waiting = HashSet::new();
         let is_any_contained = self.contains_anything();
         for guarded in self.runs() {
@@ -350,17 +340,39 @@ fn census<'a>(runs: impl Iterator<Item = &'a ScriptRun>, now: Timestamp) -> Cens
         let phase = status.and_then(|status| status.phase.clone()).unwrap_or(Phase::Queued);
         *census.by_phase.entry(phase).or_default() += 1;
         if waits(run) {
-            let waited = Duration::from_secs(u64::try_from(now.as_second() - turn(run).created).unwrap_or(0));
+            let waited = Duration::from_secs(u64::try_from(now.as_second() - created(run)).unwrap_or(0));
             census.longest_wait = census.longest_wait.max(waited);
         }
     }
     census
 }
 
-/// The place of a run in the queue.
-pub(crate) fn turn(run: &ScriptRun) -> Turn {
-    let created = run.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
-    Turn { created, uid: run.uid().unwrap_or_default() }
+/// Seconds since the epoch when it was created, less its priority.
+fn arrived(run: &ScriptRun) -> i64 {
+    created(run).saturating_sub(run.spec.priority.unwrap_or(0).max(0))
+}
+
+fn created(run: &ScriptRun) -> i64 {
+    run.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+}
+
+/// A run as the queue sees it.
+pub(crate) fn entry(run: &ScriptRun) -> Entry {
+    let turn = Turn { arrived: arrived(run), uid: run.uid().unwrap_or_default(), name: run.name_any() };
+    let served = run.status.as_ref().and_then(|status| status.clocks.as_ref()?.admitted.as_ref()).map(|time| time.0.as_microsecond());
+    let namespace = run.namespace().unwrap_or_default();
+    Entry { namespace, policy: run.spec.policy_ref.clone(), turn, place: place(run), served }
+}
+
+fn place(run: &ScriptRun) -> Option<Place> {
+    let status = run.status.as_ref()?;
+    // A run that was released has no pod and gets none, also while a finalizer of somebody else keeps the object.
+    let is_released = run.metadata.deletion_timestamp.is_some() && !run.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    if status.is_true(&ConditionType::Finished) || is_released {
+        return None;
+    }
+    let admitted = status.condition(&ConditionType::Admitted)?;
+    Some(if admitted.status == ConditionStatus::True { Place::Active } else { Place::Waits })
 }
 
 fn version(run: &ScriptRun) -> u64 {

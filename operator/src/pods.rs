@@ -1,6 +1,6 @@
 //! Pods of the sandbox namespaces, watched one namespace at a time: the operator has no right to see any other pod.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -114,13 +114,14 @@ impl PodCache {
         }
     }
 
-    /// UIDs of runs whose pod has not ended.
-    pub(crate) fn living_runs(&self, namespace: &str) -> HashSet<String> {
-        let Some(seen) = self.seen(namespace) else {
-            return HashSet::new();
-        };
-        let seen = lock(&seen);
-        seen.pods.iter().filter(|(_, pod)| lives(pod)).map(|(uid, _)| uid.clone()).collect()
+    /// Tells of every pod that has not ended its tenant namespace and the UID of its run.
+    pub(crate) fn living(&self, each: &mut dyn FnMut(&str, &str)) {
+        let all: Vec<Arc<Mutex<Seen>>> = lock(&self.watches).values().map(|watch| watch.seen.clone()).collect();
+        for seen in all {
+            for (uid, pod) in lock(&seen).pods.iter().filter(|(_, pod)| lives(pod)) {
+                each(pod.labels().get(RUN_NAMESPACE).map_or("", String::as_str), uid);
+            }
+        }
     }
 
     /// Every pod that is known in a namespace.

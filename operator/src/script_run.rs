@@ -29,17 +29,17 @@ pub(crate) mod validate;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
 use futures::channel::mpsc;
+use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use kube::runtime::controller::{Action, Config};
-use kube::runtime::reflector::ObjectRef;
-use kube::runtime::{Controller, watcher};
+use kube::runtime::reflector::{self, ObjectRef};
+use kube::runtime::{Controller, WatchStreamExt as _, watcher};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::Reason;
 use tracing::Instrument as _;
 
-use crate::context::Context;
+use crate::context::{Context, entry};
 use crate::error::Error;
 use apply::Done;
 pub(crate) use guarded::{Body, Guarded, Watched};
@@ -68,15 +68,37 @@ pub(crate) async fn run(
     stop: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let api: Api<Guarded> = Api::all(context.client.clone());
-    let controller =
-        Controller::new(api, watcher::Config::default().page_size(PAGE)).with_config(Config::default().concurrency(concurrency));
-    context.set_runs(controller.store());
-    controller
+    let (reader, writer) = reflector::store();
+    context.set_runs(reader.clone());
+    // The queue sees what the cache sees, and before any pass does.
+    let queued = context.clone();
+    let watched = watcher(api, watcher::Config::default().page_size(PAGE))
+        .default_backoff()
+        .reflect(writer)
+        .inspect_ok(move |event| note(event, &queued))
+        .applied_objects();
+    Controller::for_stream(watched, reader)
+        .with_config(Config::default().concurrency(concurrency))
         .reconcile_on(woken)
         .graceful_shutdown_on(stop)
         .run(reconcile, error_policy, context)
         .for_each(|_| std::future::ready(()))
         .await;
+}
+
+/// Tells the queue what the watch shows.
+fn note(event: &watcher::Event<Guarded>, context: &Context) {
+    let show = |guarded: &Guarded| {
+        if let Ok(watched) = &guarded.0 {
+            context.ledger.show(entry(&watched.run));
+        }
+    };
+    match event {
+        watcher::Event::Init => context.ledger.list_begins(),
+        watcher::Event::InitApply(guarded) | watcher::Event::Apply(guarded) => show(guarded),
+        watcher::Event::InitDone => context.ledger.list_ends(),
+        watcher::Event::Delete(guarded) => context.ledger.hide(&guarded.uid().unwrap_or_default()),
+    }
 }
 
 async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {

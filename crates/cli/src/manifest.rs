@@ -122,6 +122,7 @@ fn of_script(run: &Run, text: String) -> Result<ScriptRun> {
         resources: None,
         timeout_seconds: None,
         grace_period_seconds: None,
+        priority: None,
         cancel: None,
         ttl_seconds_after_finished: None,
     };

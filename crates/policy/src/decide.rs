@@ -10,9 +10,10 @@ use paddock_crds::{
 use sha2::{Digest as _, Sha256};
 
 use crate::approval;
-use crate::bounds::{Ruled, Said, bounds, smallest};
+use crate::bounds::{Ruled, Said, bounds};
 use crate::check::problems;
 use crate::quantity::Quantity;
+use crate::queue::{QueueLimits, queue_limits};
 use crate::rules::{Named, compile};
 
 /// A policy that takes part, with who it is.
@@ -54,6 +55,8 @@ pub struct Ask {
     pub timeout_seconds: Option<i64>,
     /// Seconds.
     pub grace_period_seconds: Option<i64>,
+    /// Head start in the queue, in seconds.
+    pub priority: Option<i64>,
     /// Everything else.
     pub capabilities: Capabilities,
 }
@@ -66,6 +69,7 @@ impl Ask {
             resources: spec.resources.clone().unwrap_or_default(),
             timeout_seconds: spec.timeout_seconds,
             grace_period_seconds: spec.grace_period_seconds,
+            priority: spec.priority,
             capabilities: spec.capabilities.clone().unwrap_or_default(),
         }
     }
@@ -97,12 +101,8 @@ pub struct Grant {
     pub timeout_seconds: u32,
     /// Seconds from TERM to KILL.
     pub grace_seconds: u32,
-    /// Active runs in the namespace with which this one may still start.
-    pub max_concurrent: u32,
-    /// Active runs that the cluster tier allows in the namespace, whatever a policy of the namespace says: the quota behind the queue.
-    pub max_pods: u32,
-    /// Waiting runs in the namespace.
-    pub max_queued: u32,
+    /// How many of its kind may run and wait.
+    pub queue: QueueLimits,
 }
 
 /// Why nothing is granted.
@@ -129,8 +129,7 @@ pub(crate) const DEFAULT_SCRATCH: Bytes = Bytes(16 << 20);
 const DEFAULT_CPU_MILLI: u64 = 500;
 const DEFAULT_TIMEOUT: i64 = 30;
 const DEFAULT_GRACE: i64 = 5;
-const DEFAULT_CONCURRENT: i64 = 10;
-const DEFAULT_QUEUED: i64 = 100;
+const DEFAULT_PRIORITY: i64 = 0;
 /// What a sandbox must have beside its scratch space. A floor that was chosen, not measured: an interpreter may need more.
 pub(crate) const LEAST_MEMORY: u64 = 32 << 20;
 
@@ -194,7 +193,7 @@ pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
     deciding.capabilities(&ask.capabilities);
     let is_asked = ask.resources.memory.is_some() || ask.resources.scratch.is_some();
     deciding.memory_holds_scratch(memory, scratch, is_asked);
-    let max_concurrent = |policy: &Policy| policy.rules.limits.max_concurrent;
+    deciding.priority(ask.priority);
 
     let result = match (deciding.refusal(), runtime) {
         (Some(refusal), _) => Err(refusal),
@@ -206,9 +205,7 @@ pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
             scratch_bytes: scratch.units(),
             timeout_seconds: clamp(timeout),
             grace_seconds: clamp(grace),
-            max_concurrent: clamp(smallest(&policies, DEFAULT_CONCURRENT, max_concurrent)),
-            max_pods: clamp(smallest(&cluster_tier, DEFAULT_CONCURRENT, max_concurrent)),
-            max_queued: clamp(smallest(&policies, DEFAULT_QUEUED, |policy| policy.rules.limits.max_queued)),
+            queue: queue_limits(&policies),
         }),
     };
     Outcome { result, decisions: deciding.decisions }
@@ -236,7 +233,7 @@ fn milli(value: u64) -> Quantity {
     Quantity::parse(&format!("{value}m")).unwrap_or(Quantity::of(1))
 }
 
-fn clamp(value: i64) -> u32 {
+pub(crate) fn clamp(value: i64) -> u32 {
     u32::try_from(value.max(0)).unwrap_or(u32::MAX)
 }
 
@@ -386,6 +383,22 @@ impl Deciding<'_> {
             self.grant(permission, rule);
         }
         asked
+    }
+
+    /// A head start in the queue. Nobody is refused for asking for none.
+    fn priority(&mut self, asked: Option<i64>) {
+        let Some(asked) = asked.filter(|asked| *asked > 0) else { return };
+        let said = |policy: &&Policy| {
+            let own = policy.rules.limits.max_priority.map(|max| (max, named(policy, "limits.maxPriority")));
+            own.or_else(|| (policy.effect == Effect::Allow).then(|| (DEFAULT_PRIORITY, "built-in: priority".to_owned())))
+        };
+        let (most, rule) = self.policies.iter().filter_map(said).min_by_key(|(most, _)| *most).unwrap_or_default();
+        if asked > most {
+            let message = format!("priority {asked} is more than the {most} that is allowed ({rule})");
+            self.refuse(format!("priority:{asked}"), rule, Reason::LimitExceeded, message);
+        } else {
+            self.grant(format!("priority:{asked}"), rule);
+        }
     }
 
     /// No policy can grant any of these in this version, so each one that is asked for is refused by name.

@@ -9,21 +9,22 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ConditionType, LargeResult, Phase, Reason, ScriptRun, ScriptRunStatus};
+use paddock_crds::{ConditionType, LargeResult, Phase, PolicyRef, Reason, ScriptRun, ScriptRunStatus};
+use paddock_policy::QueueLimits;
 use paddock_protocol::ControlMessage;
 use serde_json::json;
 
 use super::guarded::drop_body;
 use super::pod::{difference, is_job_of, render_job, render_pod};
 use super::pod_facts::PodSeen;
-use super::queue::{Admission, QueueLimits};
+use super::queue::Admission;
 use super::result::{Stored, produced};
 use super::session::{Listening, PodAge};
 use super::status::{least, smaller};
 use super::step::{Seen, Step, Stop, is_suspended};
 use super::validate::ValidRun;
 use super::{Guarded, Watched, events, observe};
-use crate::context::{Context, turn};
+use crate::context::{Context, entry};
 use crate::error::{Error, code, response, within};
 use crate::metrics::Clock;
 use crate::names::{FINALIZER, pod_name, sandbox_namespace};
@@ -188,9 +189,11 @@ fn reserve(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
     let Some(valid) = valid(seen) else {
         return Done::Wait(Duration::from_secs(1));
     };
-    let max_concurrent = if is_suspended(&seen.containment) { 0 } else { valid.grant.max_concurrent };
-    let limits = QueueLimits { max_concurrent, max_queued: valid.grant.max_queued };
-    Done::Queued(context.ledger.reserve(&valid.namespace, limits, &turn(run), || context.usage(&valid.namespace)))
+    let limits = QueueLimits { suspended: is_suspended(&seen.containment), ..valid.grant.queue };
+    let living = |each: &mut dyn FnMut(&str, &str)| context.pods.living(each);
+    let limits_of = |namespace: &str, policy: &PolicyRef| context.queue_limits(namespace, policy);
+    let now = context.now().as_microsecond();
+    Done::Queued(context.ledger.reserve(entry(run), limits, context.settings.cluster_limits, living, limits_of, now))
 }
 
 /// Pod first, then the ConfigMap that it mounts, so that the ConfigMap can belong to the pod and go with it. The kubelet waits for it.
@@ -485,7 +488,7 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
         if let Some(traces) = &context.traces {
             traces.send(after);
         }
-        context.ledger.forget(&after.namespace().unwrap_or_default(), &after.uid().unwrap_or_default());
+        context.ledger.forget(&after.uid().unwrap_or_default());
         context.ended(after);
         context.sessions.close(&after.uid().unwrap_or_default());
         context.metrics.sessions(context.sessions.len());

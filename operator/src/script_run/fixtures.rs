@@ -16,7 +16,7 @@ use paddock_protocol::{Cause, KEY_BYTES, Output, Report, SealingKey, Transcript}
 use super::apply::Done;
 use super::job::Fixed;
 use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen, WaitsFor};
-use super::queue::Admission;
+use super::queue::{Admission, ClusterLimits};
 use super::status::compute_status;
 use super::step::{SandboxSeen, Seen, Step, StreamSeen};
 use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, validate};
@@ -38,6 +38,7 @@ pub(crate) fn settings() -> Settings {
         image_pull_policy: "IfNotPresent",
         runtime_class: "gvisor-nonet".into(),
         start_budget_seconds: 60,
+        cluster_limits: ClusterLimits { concurrent: 1000, queued: 1000 },
         operator_namespace: "paddock-system".into(),
         operator_service_account: "paddock-operator".into(),
         sandbox_cluster_role: "paddock-sandbox".into(),
@@ -56,6 +57,7 @@ pub(crate) fn a_run() -> ScriptRun {
         resources: None,
         timeout_seconds: Some(10),
         grace_period_seconds: None,
+        priority: None,
         cancel: None,
         ttl_seconds_after_finished: None,
     };

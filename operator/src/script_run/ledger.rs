@@ -1,84 +1,183 @@
-//! Slots that were given away and are not yet to be seen in the watched objects. The only state that admission has in memory.
+//! The queue in memory: what the watch has shown of all runs, and the slots that were given away and are not yet to be seen there.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Mutex;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::queue::{Admission, QueueLimits, Turn, Usage, admit};
+use paddock_crds::PolicyRef;
+use paddock_policy::QueueLimits;
 
-/// Assumed slots by namespace. One lock makes "count, decide, assume" one act.
+use super::queue::{Admission, Asker, ClusterLimits, Line, Orphans, Place, Turn};
+
+/// A run as the queue sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) namespace: String,
+    pub(crate) policy: PolicyRef,
+    pub(crate) turn: Turn,
+    /// `None`: it neither waits nor holds a slot.
+    pub(crate) place: Option<Place>,
+    /// When it got a slot, in microseconds since the epoch.
+    pub(crate) served: Option<i64>,
+}
+
+impl Entry {
+    fn asker(&self) -> Asker<'_> {
+        Asker { namespace: &self.namespace, policy: &self.policy, turn: &self.turn }
+    }
+}
+
+/// One lock makes "count, decide, assume" one act.
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
-    assumed: Mutex<BTreeMap<String, BTreeSet<String>>>,
+pub(crate) struct Ledger(Mutex<Book>);
+
+#[derive(Debug, Default)]
+struct Book {
+    line: Line,
+    /// What the watch has shown, by UID.
+    seen: HashMap<String, Entry>,
+    /// Slots that were given away, by UID.
+    assumed: BTreeMap<String, Entry>,
+    /// Runs that a list that is under way has shown.
+    listed: Option<HashSet<String>>,
+}
+
+impl Book {
+    /// The place of a run from what was seen and what is assumed.
+    fn settle(&mut self, uid: &str, before: Option<&Entry>) {
+        if let Some(before) = before {
+            self.line.take_out(before.asker());
+        }
+        let seen = self.seen.get(uid);
+        let assumed = self.assumed.get(uid).map(|entry| (entry, Place::Active));
+        let Some((entry, place)) = assumed.or_else(|| seen.and_then(|entry| entry.place.map(|place| (entry, place)))) else { return };
+        self.line.put(entry.asker(), place);
+    }
+
+    fn show(&mut self, entry: Entry) {
+        let uid = entry.turn.uid.clone();
+        if let Some(served) = entry.served {
+            self.line.was_served(&entry.namespace, served);
+        }
+        let before = if entry.place.is_some() { self.seen.insert(uid.clone(), entry) } else { self.seen.remove(&uid) };
+        self.settle(&uid, before.as_ref());
+    }
+
+    fn hide(&mut self, uid: &str) {
+        let before = self.seen.remove(uid);
+        self.settle(uid, before.as_ref());
+    }
 }
 
 impl Ledger {
-    /// Decides on top of what is assumed, and assumes the slot if it is given. `usage` is read under the lock.
-    pub(crate) fn reserve(&self, namespace: &str, limits: QueueLimits, turn: &Turn, usage: impl FnOnce() -> Usage) -> Admission {
-        let mut assumed = self.lock();
-        let mut usage = usage();
-        let own = assumed.entry(namespace.to_owned()).or_default();
-        usage.active.extend(own.iter().cloned());
-        usage.waiting.retain(|turn| !usage.active.contains(&turn.uid));
-        usage.suspended.retain(|turn| !usage.active.contains(&turn.uid));
-        let admission = admit(&usage, limits, turn);
+    /// The watch shows a run.
+    pub(crate) fn show(&self, entry: Entry) {
+        let mut book = self.lock();
+        if let Some(listed) = &mut book.listed {
+            listed.insert(entry.turn.uid.clone());
+        }
+        book.show(entry);
+    }
+
+    /// The watch shows that a run is gone.
+    pub(crate) fn hide(&self, uid: &str) {
+        self.lock().hide(uid);
+    }
+
+    /// The watch begins anew: what its list does not show is gone.
+    pub(crate) fn list_begins(&self) {
+        self.lock().listed = Some(HashSet::new());
+    }
+
+    /// The list is complete.
+    pub(crate) fn list_ends(&self) {
+        let mut book = self.lock();
+        let Some(listed) = book.listed.take() else { return };
+        let gone: Vec<String> = book.seen.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+        for uid in gone {
+            book.hide(&uid);
+        }
+        book.line.forget_idle();
+    }
+
+    /// Decides, and assumes the slot if it is given.
+    pub(crate) fn reserve(
+        &self,
+        entry: Entry,
+        limits: QueueLimits,
+        cluster: ClusterLimits,
+        living: impl Fn(&mut dyn FnMut(&str, &str)),
+        limits_of: impl Fn(&str, &PolicyRef) -> QueueLimits,
+        now: i64,
+    ) -> Admission {
+        let mut book = self.lock();
+        let orphans = orphans(&book.line, &entry.namespace, living);
+        let admission = book.line.admit(entry.asker(), limits, cluster, orphans, limits_of, now);
         if admission == Admission::Admit {
-            own.insert(turn.uid.clone());
+            let uid = entry.turn.uid.clone();
+            book.line.was_served(&entry.namespace, now);
+            let before = book.seen.get(&uid).cloned();
+            book.assumed.insert(uid.clone(), entry);
+            book.settle(&uid, before.as_ref());
         }
         admission
     }
 
-    /// UIDs of the runs whose slots are assumed.
-    pub(crate) fn assumed(&self, namespace: &str) -> BTreeSet<String> {
-        self.lock().get(namespace).cloned().unwrap_or_default()
+    /// Who would get a slot that has become free in this namespace, by namespace and name.
+    pub(crate) fn next(
+        &self,
+        namespace: &str,
+        cluster: ClusterLimits,
+        living: impl Fn(&mut dyn FnMut(&str, &str)),
+        limits_of: impl Fn(&str, &PolicyRef) -> QueueLimits,
+        now: i64,
+    ) -> Vec<(String, String)> {
+        let book = self.lock();
+        let orphans = orphans(&book.line, namespace, living);
+        book.line.next(namespace, cluster, orphans, limits_of, now)
     }
 
-    /// Takes an assumption back: the admission could not be stored, or the run is finished or gone.
-    pub(crate) fn forget(&self, namespace: &str, uid: &str) {
-        let mut assumed = self.lock();
-        if let Some(own) = assumed.get_mut(namespace) {
-            own.remove(uid);
-            if own.is_empty() {
-                assumed.remove(namespace);
-            }
-        }
+    /// The first of those that wait in this namespace, one for each policy that they name, by name.
+    pub(crate) fn heads(&self, namespace: &str) -> Vec<String> {
+        self.lock().line.heads(namespace)
+    }
+
+    /// Takes an assumption back: the run is finished or gone.
+    pub(crate) fn forget(&self, uid: &str) {
+        let mut book = self.lock();
+        let before = book.assumed.remove(uid);
+        book.settle(uid, before.as_ref());
     }
 
     /// Takes back the assumptions of runs that are gone; returns the namespaces that had some.
-    pub(crate) fn forget_all_but(&self, present: &HashSet<String>) -> Vec<String> {
-        let mut freed = Vec::new();
-        self.lock().retain(|namespace, own| {
-            let before = own.len();
-            own.retain(|uid| present.contains(uid));
-            if own.len() < before {
-                freed.push(namespace.clone());
-            }
-            !own.is_empty()
-        });
+    pub(crate) fn forget_all_but(&self, present: &HashSet<String>) -> HashSet<String> {
+        let mut book = self.lock();
+        let gone: Vec<String> = book.assumed.keys().filter(|uid| !present.contains(*uid)).cloned().collect();
+        let mut freed = HashSet::new();
+        for uid in gone {
+            let before = book.assumed.remove(&uid);
+            freed.extend(before.iter().map(|entry| entry.namespace.clone()));
+            book.settle(&uid, before.as_ref());
+        }
         freed
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, BTreeSet<String>>> {
-        self.assumed.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Pods that live count too: a run that lost its finalizer does not free its slot while its pod lives. `living` tells of each its tenant namespace
+/// and the UID of its run.
+fn orphans(line: &Line, namespace: &str, living: impl Fn(&mut dyn FnMut(&str, &str))) -> Orphans {
+    let mut orphans = Orphans::default();
+    living(&mut |tenant, uid| {
+        if !line.holds_a_slot(tenant, uid) {
+            orphans.of_the_cluster += 1;
+            orphans.of_the_namespace += usize::from(tenant == namespace);
+        }
+    });
+    orphans
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: QueueLimits = QueueLimits { max_concurrent: 1, max_queued: 10 };
-
-    fn turn(uid: &str) -> Turn {
-        Turn { created: 0, uid: uid.into() }
-    }
-
-    #[test]
-    fn a_stale_view_does_not_give_a_slot_twice() {
-        let ledger = Ledger::default();
-        assert_eq!(ledger.reserve("ns", LIMITS, &turn("a"), Usage::default), Admission::Admit);
-        assert_eq!(ledger.reserve("ns", LIMITS, &turn("b"), Usage::default), Admission::Wait { ahead: 0 });
-        assert_eq!(ledger.reserve("other", LIMITS, &turn("c"), Usage::default), Admission::Admit);
-        ledger.forget("ns", "a");
-        assert_eq!(ledger.reserve("ns", LIMITS, &turn("b"), Usage::default), Admission::Admit);
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::PostParams;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
-use paddock_crds::{ConditionType, PolicyKind, Reason, Requester, ScriptRun, TakenPolicy};
+use paddock_crds::{ConditionType, PolicyKind, PolicyRef, Reason, Requester, ScriptRun, TakenPolicy};
 use paddock_policy::{Approval, Containment, Facts, approving, containment, input_demand, is_revoked, output_grant, selects};
 use paddock_protocol::{Opener, Transcript};
 
@@ -157,7 +157,7 @@ pub(crate) fn wanted(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Op
     let namespace = context.caches.namespaces.get(&ObjectRef::new(&tenant))?;
     let of_cluster_tier = valid.policies.iter().filter(|policy| policy.kind == PolicyKind::ClusterSandboxPolicy);
     let cluster_policies = of_cluster_tier.map(|policy| policy.name.clone()).collect();
-    Some(Wanted { tenant, tenant_uid: namespace.uid()?, max_pods: valid.grant.max_pods, cluster_policies })
+    Some(Wanted { tenant, tenant_uid: namespace.uid()?, max_pods: valid.grant.queue.concurrent, cluster_policies })
 }
 
 async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Error> {
@@ -187,9 +187,13 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Err
 }
 
 pub(crate) fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
-    let namespace = run.namespace().unwrap_or_default();
-    let labels = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(&namespace)).map(|namespace| namespace.labels().clone());
-    let sandbox = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(&sandbox_namespace(&namespace)));
+    policies_of(&run.namespace().unwrap_or_default(), &run.spec.policy_ref, context)
+}
+
+/// Those that take part in a namespace for runs that name this one.
+pub(crate) fn policies_of(namespace: &str, named: &PolicyRef, context: &Context) -> PoliciesSeen {
+    let labels = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(namespace)).map(|namespace| namespace.labels().clone());
+    let sandbox = context.caches.namespaces.get(&ObjectRef::<Namespace>::new(&sandbox_namespace(namespace)));
     let labels = labels.unwrap_or_default();
     let mut seen = PoliciesSeen { gone: sandbox_namespace::remembered(sandbox.as_deref()), ..PoliciesSeen::default() };
     for guarded in context.caches.cluster_policies.state() {
@@ -209,13 +213,13 @@ pub(crate) fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
     seen.taking_part.sort_by(|one, other| one.taken.name.cmp(&other.taken.name));
     seen.gone.retain(|name| !seen.taking_part.iter().any(|policy| policy.taken.name == *name));
     seen.labels = labels;
-    if run.spec.policy_ref.kind == PolicyKind::SandboxPolicy {
-        let named = ObjectRef::new(&run.spec.policy_ref.name).within(&namespace);
-        match context.caches.policies.get(&named).as_deref().map(|guarded| &guarded.0) {
+    if named.kind == PolicyKind::SandboxPolicy {
+        let reference = ObjectRef::new(&named.name).within(namespace);
+        match context.caches.policies.get(&reference).as_deref().map(|guarded| &guarded.0) {
             Some(Ok(policy)) => {
                 seen.taking_part.push(context.policies.used(policy));
             }
-            Some(Err(_)) => seen.unusable = Some(format!("SandboxPolicy {} cannot be read", run.spec.policy_ref.name)),
+            Some(Err(_)) => seen.unusable = Some(format!("SandboxPolicy {} cannot be read", named.name)),
             None => {}
         }
     }

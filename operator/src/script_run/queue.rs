@@ -1,32 +1,71 @@
-//! Who may take a slot. Pure: usage and limits in, an answer out.
+//! Who gets a slot. Pure: what is known of all runs, the limits and the time in, an answer out.
+//!
+//! Between tenants the slots of the cluster are shared by weight: the next one goes to the tenant that has the fewest for its weight, and of equals to
+//! the one that has waited longest since it was served. Whoever waits is served in the end, since its time grows and that of the others starts
+//! anew. Within a tenant the oldest goes first, but a priority counts as so many seconds of age, so that it cannot keep others waiting for ever.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, btree_set};
+use std::iter::Peekable;
 
-/// What is known about the other runs of a namespace.
+use paddock_crds::PolicyRef;
+use paddock_policy::QueueLimits;
+
+/// Everything that is known of runs that wait or hold a slot. It can be built from stored objects alone, in any order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Usage {
-    /// UIDs of runs that hold a slot: admitted and not finished, about to be, or with a pod that lives.
-    pub(crate) active: BTreeSet<String>,
-    /// Runs that wait for a slot, in their order.
-    pub(crate) waiting: BTreeSet<Turn>,
-    /// Runs that wait because a policy of theirs is suspended: they hold up nobody, and take a place in the queue.
-    pub(crate) suspended: BTreeSet<Turn>,
+pub(crate) struct Line {
+    tenants: BTreeMap<String, Tenant>,
+    active: usize,
+    waiting: usize,
 }
 
-/// Place in the queue: older first, equals by UID.
+/// The runs of one tenant namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Tenant {
+    /// UIDs of those that hold a slot, with the policy that they name.
+    active: BTreeMap<String, PolicyRef>,
+    /// Those that wait, by the policy that they name: runs of one policy have the same limits.
+    waiting: BTreeMap<PolicyRef, BTreeSet<Turn>>,
+    /// The last time that one of them got a slot, in microseconds since the epoch.
+    served: i64,
+}
+
+/// Place among those that wait in a tenant: older first, equals by UID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Turn {
-    /// Creation, in seconds since the epoch.
-    pub(crate) created: i64,
+    /// Creation less its priority, in seconds since the epoch.
+    pub(crate) arrived: i64,
     /// UID of the run.
     pub(crate) uid: String,
+    /// Name of the run.
+    pub(crate) name: String,
 }
 
-/// Limits of a namespace.
+/// What a run is to the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct QueueLimits {
-    pub(crate) max_concurrent: u32,
-    pub(crate) max_queued: u32,
+pub(crate) enum Place {
+    /// It waits.
+    Waits,
+    /// It holds a slot.
+    Active,
+}
+
+/// Limits of the whole cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClusterLimits {
+    pub(crate) concurrent: usize,
+    pub(crate) queued: usize,
+}
+
+/// Which limit a run waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// That of the policy that it names.
+    Policy,
+    /// That of its namespace.
+    Tenant,
+    /// That of the cluster.
+    Cluster,
 }
 
 /// The answer.
@@ -34,94 +73,334 @@ pub(crate) struct QueueLimits {
 pub(crate) enum Admission {
     /// Take the slot.
     Admit,
-    /// Wait; so many wait before this one.
+    /// Wait for a slot of this kind; so many of the namespace wait before this one.
     Wait {
+        /// What there is none left of.
+        full: Full,
         /// 0 for the next in line.
         ahead: usize,
     },
     /// As many wait as may.
-    Full,
+    Refuse(Full),
 }
 
-/// Decides for one run. It takes a slot only if there is one for everybody who waits before it as well.
-pub(crate) fn admit(usage: &Usage, limits: QueueLimits, turn: &Turn) -> Admission {
-    if usage.active.contains(&turn.uid) {
-        return Admission::Admit;
-    }
-    let ahead = usage.waiting.iter().filter(|other| *other < turn).count();
-    let free = (limits.max_concurrent as usize).saturating_sub(usage.active.len());
-    if ahead < free {
-        return Admission::Admit;
-    }
-    let is_waiting = usage.waiting.contains(turn) || usage.suspended.contains(turn);
-    if !is_waiting && usage.waiting.len() + usage.suspended.len() >= limits.max_queued as usize {
-        return Admission::Full;
-    }
-    Admission::Wait { ahead }
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) policy: &'a PolicyRef,
+    pub(crate) turn: &'a Turn,
 }
 
-/// Of those who wait, the first of each kind. Runs of one policy have the same limits, so no other of them gets a slot before its first.
-pub(crate) fn heads<K: Ord, T>(waiting: impl IntoIterator<Item = (K, Turn, T)>) -> Vec<T> {
-    let mut first: BTreeMap<K, (Turn, T)> = BTreeMap::new();
-    for (kind, turn, run) in waiting {
-        if first.get(&kind).is_none_or(|(known, _)| turn < *known) {
-            first.insert(kind, (turn, run));
+/// Slots that are taken by pods whose run is not known to hold one: somebody took its finalizer off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Orphans {
+    pub(crate) of_the_namespace: usize,
+    pub(crate) of_the_cluster: usize,
+}
+
+impl Line {
+    /// Puts a run where it is now.
+    pub(crate) fn put(&mut self, asker: Asker<'_>, place: Place) {
+        self.take_out(asker);
+        let tenant = self.tenants.entry(asker.namespace.to_owned()).or_default();
+        match place {
+            Place::Active => {
+                tenant.active.insert(asker.turn.uid.clone(), asker.policy.clone());
+                self.active += 1;
+            }
+            Place::Waits => {
+                tenant.waiting.entry(asker.policy.clone()).or_default().insert(asker.turn.clone());
+                self.waiting += 1;
+            }
         }
     }
-    first.into_values().map(|(_, run)| run).collect()
+
+    /// Takes a run out, wherever it is.
+    pub(crate) fn take_out(&mut self, asker: Asker<'_>) {
+        let Some(tenant) = self.tenants.get_mut(asker.namespace) else { return };
+        self.active -= usize::from(tenant.active.remove(&asker.turn.uid).is_some());
+        if let Some(waiting) = tenant.waiting.get_mut(asker.policy) {
+            self.waiting -= usize::from(waiting.remove(asker.turn));
+            if waiting.is_empty() {
+                tenant.waiting.remove(asker.policy);
+            }
+        }
+    }
+
+    /// A run of the namespace got a slot at this time, in microseconds since the epoch.
+    pub(crate) fn was_served(&mut self, namespace: &str, at: i64) {
+        let tenant = self.tenants.entry(namespace.to_owned()).or_default();
+        tenant.served = tenant.served.max(at);
+    }
+
+    /// Forgets tenants of which nothing is known but when they were served.
+    pub(crate) fn forget_idle(&mut self) {
+        self.tenants.retain(|_, tenant| !tenant.active.is_empty() || !tenant.waiting.is_empty());
+    }
+
+    pub(crate) fn holds_a_slot(&self, namespace: &str, uid: &str) -> bool {
+        self.tenants.get(namespace).is_some_and(|tenant| tenant.active.contains_key(uid))
+    }
+
+    /// Decides for one run, which may be in line or new. `limits_of` gives the limits of others, by namespace and policy.
+    pub(crate) fn admit(
+        &self,
+        asker: Asker<'_>,
+        limits: QueueLimits,
+        cluster: ClusterLimits,
+        orphans: Orphans,
+        limits_of: impl Fn(&str, &PolicyRef) -> QueueLimits,
+        now: i64,
+    ) -> Admission {
+        if self.holds_a_slot(asker.namespace, &asker.turn.uid) {
+            return Admission::Admit;
+        }
+        let free = cluster.concurrent.saturating_sub(self.active + orphans.of_the_cluster);
+        // Where there is room for everybody, only those of the same tenant can be in the way.
+        let is_contended = free <= self.waiting;
+        let full = match self.full(asker, limits, orphans) {
+            Some(full) => full,
+            None if free == 0 => Full::Cluster,
+            None => {
+                let mut contest = Contest { contenders: BTreeMap::new(), now };
+                for (namespace, tenant) in &self.tenants {
+                    if is_contended && *namespace != asker.namespace && !tenant.waiting.is_empty() {
+                        contest.enter(namespace, tenant, &limits_of, 0);
+                    }
+                }
+                let none = Tenant::default();
+                let own = self.tenants.get(asker.namespace).unwrap_or(&none);
+                let own_limits = |namespace: &str, policy: &PolicyRef| {
+                    if policy == asker.policy { limits } else { limits_of(namespace, policy) }
+                };
+                contest.enter(asker.namespace, own, &own_limits, orphans.of_the_namespace);
+                contest.ask(asker, limits, own);
+                if contest.serve(free, Some(&asker.turn.uid)).1 {
+                    return Admission::Admit;
+                }
+                if is_contended { Full::Cluster } else { Full::Tenant }
+            }
+        };
+        self.wait(asker, limits, cluster, full)
+    }
+
+    /// Whether the asker's own limits have no slot, whoever else asks.
+    fn full(&self, asker: Asker<'_>, limits: QueueLimits, orphans: Orphans) -> Option<Full> {
+        let tenant = self.tenants.get(asker.namespace);
+        let active = tenant.map_or(0, |tenant| tenant.active.len()) + orphans.of_the_namespace;
+        let of_the_policy = tenant.map_or(0, |tenant| tenant.active_of(asker.policy));
+        if limits.policy_concurrent.is_some_and(|most| of_the_policy >= most as usize) {
+            return Some(Full::Policy);
+        }
+        (limits.suspended || active >= limits.concurrent as usize).then_some(Full::Tenant)
+    }
+
+    fn wait(&self, asker: Asker<'_>, limits: QueueLimits, cluster: ClusterLimits, full: Full) -> Admission {
+        let none = Tenant::default();
+        let tenant = self.tenants.get(asker.namespace).unwrap_or(&none);
+        let of_the_policy = tenant.waiting.get(asker.policy);
+        if !of_the_policy.is_some_and(|waiting| waiting.contains(asker.turn)) {
+            if limits.policy_queued.is_some_and(|most| of_the_policy.map_or(0, BTreeSet::len) >= most as usize) {
+                return Admission::Refuse(Full::Policy);
+            }
+            if tenant.waiting.values().map(BTreeSet::len).sum::<usize>() >= limits.queued as usize {
+                return Admission::Refuse(Full::Tenant);
+            }
+            if self.waiting >= cluster.queued {
+                return Admission::Refuse(Full::Cluster);
+            }
+        }
+        let ahead = tenant.waiting.values().map(|waiting| waiting.range(..asker.turn).count()).sum();
+        Admission::Wait { full, ahead }
+    }
+
+    /// The first of those that wait in this namespace, one for each policy that they name, by name.
+    pub(crate) fn heads(&self, namespace: &str) -> Vec<String> {
+        let tenant = self.tenants.get(namespace);
+        tenant
+            .iter()
+            .flat_map(|tenant| tenant.waiting.values())
+            .filter_map(|waiting| waiting.first())
+            .map(|turn| turn.name.clone())
+            .collect()
+    }
+
+    /// The runs that would get the free slots, in the order in which they would: by namespace and name.
+    pub(crate) fn next(
+        &self,
+        namespace: &str,
+        cluster: ClusterLimits,
+        orphans: Orphans,
+        limits_of: impl Fn(&str, &PolicyRef) -> QueueLimits,
+        now: i64,
+    ) -> Vec<(String, String)> {
+        let free = cluster.concurrent.saturating_sub(self.active + orphans.of_the_cluster);
+        let is_contended = free <= self.waiting;
+        let mut contest = Contest { contenders: BTreeMap::new(), now };
+        for (name, tenant) in &self.tenants {
+            let is_own = name == namespace;
+            if (is_contended || is_own) && !tenant.waiting.is_empty() {
+                contest.enter(name, tenant, &limits_of, if is_own { orphans.of_the_namespace } else { 0 });
+            }
+        }
+        contest.serve(free, None).0
+    }
+}
+
+impl Tenant {
+    fn active_of(&self, policy: &PolicyRef) -> usize {
+        self.active.values().filter(|active| *active == policy).count()
+    }
+}
+
+/// Slots being given away, one by one.
+struct Contest<'a> {
+    contenders: BTreeMap<&'a str, Contender<'a>>,
+    now: i64,
+}
+
+/// A tenant that wants slots.
+struct Contender<'a> {
+    /// Of the namespace: the smallest of what its kinds say, which all say the same.
+    concurrent: usize,
+    weight: u64,
+    active: usize,
+    served: i64,
+    kinds: BTreeMap<&'a PolicyRef, Kind<'a>>,
+}
+
+/// Those of a tenant that name the same policy.
+struct Kind<'a> {
+    limits: QueueLimits,
+    active: usize,
+    waiting: Option<Peekable<btree_set::Iter<'a, Turn>>>,
+    /// Who asks and is not in line yet.
+    asker: Option<&'a Turn>,
+}
+
+impl<'a> Contest<'a> {
+    fn enter(&mut self, namespace: &'a str, tenant: &'a Tenant, limits_of: &impl Fn(&str, &PolicyRef) -> QueueLimits, orphans: usize) {
+        let active = tenant.active.len() + orphans;
+        let mut contender = Contender { concurrent: usize::MAX, weight: u64::MAX, active, served: tenant.served, kinds: BTreeMap::new() };
+        for (policy, waiting) in &tenant.waiting {
+            let kind = Kind {
+                limits: limits_of(namespace, policy),
+                active: tenant.active_of(policy),
+                waiting: Some(waiting.iter().peekable()),
+                asker: None,
+            };
+            contender.add(policy, kind);
+        }
+        self.contenders.insert(namespace, contender);
+    }
+
+    /// Lets the one who asks take part, who may be in line already.
+    fn ask(&mut self, asker: Asker<'a>, limits: QueueLimits, tenant: &'a Tenant) {
+        let Some(contender) = self.contenders.get_mut(asker.namespace) else { return };
+        if tenant.waiting.get(asker.policy).is_some_and(|waiting| waiting.contains(asker.turn)) {
+            return;
+        }
+        if let Some(kind) = contender.kinds.get_mut(asker.policy) {
+            kind.asker = Some(asker.turn);
+            return;
+        }
+        contender.add(asker.policy, Kind { limits, active: tenant.active_of(asker.policy), waiting: None, asker: Some(asker.turn) });
+    }
+
+    /// Gives away so many slots, or until `uid` has got one. Tells who got one, by namespace and name, and whether `uid` did.
+    fn serve(&mut self, free: usize, uid: Option<&str>) -> (Vec<(String, String)>, bool) {
+        let mut served = Vec::new();
+        for _ in 0..free {
+            let firsts = self.contenders.iter_mut().filter_map(|(namespace, contender)| {
+                let (policy, turn) = contender.first()?;
+                Some(Claim { namespace, policy, turn, active: contender.active as u64, weight: contender.weight, served: contender.served })
+            });
+            let now = self.now;
+            let Some(best) = firsts.min_by(|one, other| one.order(other, now)) else { break };
+            let (namespace, policy, turn) = (best.namespace, best.policy, best.turn);
+            if let Some(contender) = self.contenders.get_mut(namespace) {
+                contender.take(policy, now);
+            }
+            served.push((namespace.to_owned(), turn.name.clone()));
+            if uid == Some(turn.uid.as_str()) {
+                return (served, true);
+            }
+        }
+        (served, false)
+    }
+}
+
+/// What a tenant can say for its first run.
+struct Claim<'a> {
+    namespace: &'a str,
+    policy: &'a PolicyRef,
+    turn: &'a Turn,
+    active: u64,
+    weight: u64,
+    served: i64,
+}
+
+impl Claim<'_> {
+    /// Who goes first: see the module.
+    fn order(&self, other: &Self, now: i64) -> Ordering {
+        (self.active * other.weight)
+            .cmp(&(other.active * self.weight))
+            .then_with(|| other.waited(now).cmp(&self.waited(now)))
+            .then_with(|| self.namespace.cmp(other.namespace))
+    }
+
+    /// Microseconds since it was served last, or since its first run came if that was later, by its weight.
+    fn waited(&self, now: i64) -> i128 {
+        let since = self.served.max(self.turn.arrived.saturating_mul(1_000_000));
+        i128::from(now.saturating_sub(since)) * i128::from(self.weight)
+    }
+}
+
+impl<'a> Contender<'a> {
+    fn add(&mut self, policy: &'a PolicyRef, kind: Kind<'a>) {
+        self.concurrent = self.concurrent.min(kind.limits.concurrent as usize);
+        self.weight = self.weight.min(u64::from(kind.limits.weight.max(1)));
+        self.kinds.insert(policy, kind);
+    }
+
+    /// The first of those whose limits have room.
+    fn first(&mut self) -> Option<(&'a PolicyRef, &'a Turn)> {
+        if self.active >= self.concurrent {
+            return None;
+        }
+        let open = self
+            .kinds
+            .iter_mut()
+            .filter(|(_, kind)| !kind.limits.suspended && kind.limits.policy_concurrent.is_none_or(|most| kind.active < most as usize));
+        open.filter_map(|(policy, kind)| kind.first().map(|turn| (*policy, turn))).min_by_key(|(_, turn)| *turn)
+    }
+
+    fn take(&mut self, policy: &PolicyRef, now: i64) {
+        if let Some(kind) = self.kinds.get_mut(policy) {
+            kind.take();
+        }
+        self.active += 1;
+        self.served = now;
+    }
+}
+
+impl<'a> Kind<'a> {
+    fn first(&mut self) -> Option<&'a Turn> {
+        let waiting = self.waiting.as_mut().and_then(|waiting| waiting.peek().copied());
+        [waiting, self.asker].into_iter().flatten().min()
+    }
+
+    fn take(&mut self) {
+        let first = self.first();
+        if first == self.asker {
+            self.asker = None;
+        } else if let Some(waiting) = &mut self.waiting {
+            waiting.next();
+        }
+        self.active += 1;
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    fn turn(created: i64) -> Turn {
-        Turn { created, uid: format!("u{created}") }
-    }
-
-    fn usage(active: usize, waiting: &[i64]) -> Usage {
-        Usage {
-            active: (0..active).map(|n| format!("active-{n}")).collect(),
-            waiting: waiting.iter().copied().map(turn).collect(),
-            ..Usage::default()
-        }
-    }
-
-    #[rstest]
-    #[case::room(usage(1, &[]), 5, Admission::Admit)]
-    #[case::none_left(usage(2, &[]), 5, Admission::Wait { ahead: 0 })]
-    #[case::the_older_one_first(usage(1, &[3]), 5, Admission::Wait { ahead: 1 })]
-    #[case::the_older_one_itself(usage(1, &[3]), 3, Admission::Admit)]
-    #[case::the_younger_one_does_not_matter(usage(1, &[9]), 5, Admission::Admit)]
-    #[case::queue_full(usage(2, &[1, 2, 3]), 5, Admission::Full)]
-    #[case::but_not_for_those_in_it(usage(2, &[1, 2, 3]), 3, Admission::Wait { ahead: 2 })]
-    #[case::over_the_limit(usage(7, &[]), 5, Admission::Wait { ahead: 0 })]
-    fn decides(#[case] usage: Usage, #[case] created: i64, #[case] expected: Admission) {
-        assert_eq!(admit(&usage, QueueLimits { max_concurrent: 2, max_queued: 3 }, &turn(created)), expected);
-    }
-
-    #[test]
-    fn only_the_first_of_each_policy_is_next() {
-        let waiting = [("a", 3), ("b", 9), ("a", 1), ("a", 2), ("b", 5)].map(|(policy, created)| (policy, turn(created), created));
-        assert_eq!(heads(waiting), [1, 5]);
-    }
-
-    #[test]
-    fn who_waits_for_a_suspended_policy_holds_up_nobody_and_takes_a_place() {
-        let mut usage = usage(1, &[]);
-        usage.suspended = [1, 2, 3].into_iter().map(turn).collect();
-        let limits = QueueLimits { max_concurrent: 2, max_queued: 3 };
-        assert_eq!(admit(&usage, limits, &turn(5)), Admission::Admit);
-        let none_left = QueueLimits { max_concurrent: 1, ..limits };
-        assert_eq!(admit(&usage, none_left, &turn(5)), Admission::Full);
-        assert_eq!(admit(&usage, none_left, &turn(2)), Admission::Wait { ahead: 0 });
-    }
-
-    #[test]
-    fn a_limit_of_zero_admits_nobody() {
-        let limits = QueueLimits { max_concurrent: 0, max_queued: 1 };
-        assert_eq!(admit(&Usage::default(), limits, &turn(1)), Admission::Wait { ahead: 0 });
-    }
-}
+mod tests;

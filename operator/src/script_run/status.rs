@@ -13,7 +13,7 @@ use paddock_policy::{Approving, Refusal};
 use super::apply::Done;
 use super::outcome::Outcome;
 use super::pod_facts::{PodLife, PodSeen, WaitsFor};
-use super::queue::Admission;
+use super::queue::{Admission, Full};
 use super::result::{partial_result, produced, signed, with_stored};
 use super::step::{Seen, Step, is_suspended};
 use super::text::{cut, visible};
@@ -245,12 +245,18 @@ impl Report {
             Admission::Wait { .. } if is_suspended => {
                 self.waits(&Reason::Suspended, "a policy that the run is under is suspended; the run waits until that changes");
             }
-            // The place in the queue is not stored: it would be a write for every run that waits, at every end of another.
-            Admission::Wait { .. } => {
-                self.waits(&Reason::WaitingForSlot, "as many runs are active as the policies allow; the run waits for its turn");
+            Admission::Wait { full, ahead } => {
+                // The place is that at which it began to wait. Each step forward would be a write for every run that waits.
+                let what = whose_slots(*full);
+                let told = self.status.condition(&ConditionType::Admitted).filter(|told| told.reason == Reason::WaitingForSlot);
+                let message = match told.filter(|told| told.message.starts_with(what)) {
+                    Some(told) => told.message.clone(),
+                    None => format!("{what}; the run waits for its turn, behind {ahead} of this namespace"),
+                };
+                self.waits(&Reason::WaitingForSlot, &message);
             }
-            Admission::Full => {
-                let message = "as many runs wait in this namespace as the policies allow";
+            Admission::Refuse(full) => {
+                let message = whose_places(*full);
                 self.condition(ConditionType::Accepted, false, Reason::QueueFull, message);
                 self.end(&Outcome::plain(Phase::Refused, Reason::Refused, message));
             }
@@ -375,6 +381,22 @@ impl Report {
         }
         self.tell(outcome.phase.clone(), &outcome.message);
         self.audit("finished", Some(outcome.reason.clone()));
+    }
+}
+
+fn whose_slots(full: Full) -> &'static str {
+    match full {
+        Full::Policy => "as many runs that name the same policy are active as it allows",
+        Full::Tenant => "as many runs are active in this namespace as the policies allow",
+        Full::Cluster => "as many runs are active in the cluster as its administrator allows",
+    }
+}
+
+fn whose_places(full: Full) -> &'static str {
+    match full {
+        Full::Policy => "as many runs that name the same policy wait as it allows",
+        Full::Tenant => "as many runs wait in this namespace as the policies allow",
+        Full::Cluster => "as many runs wait in the cluster as its administrator allows",
     }
 }
 

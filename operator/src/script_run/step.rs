@@ -401,7 +401,9 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
         };
     }
     if has_result {
-        return Step::Rest { wake: Some(Duration::from_secs(5)) };
+        // The kubelet started the container once more after the script had ended: that runner waits in vain, and holds the slot.
+        let waits_in_vain = is_another_runner(status, &seen.stream.transcript) && seen.stream.stop_sent.is_none();
+        return if waits_in_vain { Step::StopPod(Stop::Gracefully) } else { Step::Rest { wake: Some(Duration::from_secs(5)) } };
     }
     // The kubelet started the container a second time: this runner waits in vain, and the one that had the script is gone.
     if is_another_runner(status, &seen.stream.transcript) {

@@ -5,19 +5,25 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use paddock_crds::{ConditionType, LargeResult, Phase, ScriptRun, StoredResult};
+use paddock_policy::QueueLimits;
 use paddock_protocol::{Output, Refused, RefusedReason, Report, Transcript};
 
 use super::apply::Done;
 use super::fixtures::{a_pod, a_report, a_run, at, present, seen, settings};
-use super::ledger::Ledger;
+use super::ledger::{Entry, Ledger};
 use super::pod_facts::{Ended, PodFacts, PodLife};
-use super::queue::{Admission, QueueLimits, Turn, Usage};
+use super::queue::{Admission, ClusterLimits};
 use super::status::compute_status;
 use super::step::{Seen, Step, Stop, StreamSeen, next_step};
+use crate::context::entry;
 
-const RUNS: usize = 4;
-const LIMIT: u32 = 2;
-const SEEDS: u64 = 3000;
+/// Every other one in the second tenant.
+const RUNS: usize = 5;
+const TENANTS: [&str; 2] = ["team", "crew"];
+const LIMITS: QueueLimits =
+    QueueLimits { concurrent: 2, queued: 100, policy_concurrent: None, policy_queued: None, weight: 100, suspended: false };
+const CLUSTER: ClusterLimits = ClusterLimits { concurrent: 3, queued: 100 };
+const SEEDS: u64 = 10_000;
 
 /// A small generator: the stories need chance, not quality.
 struct Chance(u64);
@@ -87,6 +93,7 @@ impl World {
             let mut run = a_run();
             let uid = format!("uid-{number}");
             run.metadata.name = Some(format!("run-{number}"));
+            run.metadata.namespace = Some(TENANTS[number % 2].into());
             run.metadata.uid = Some(uid.clone());
             (uid, run)
         });
@@ -200,8 +207,10 @@ impl World {
         }
     }
 
-    fn living(&self) -> usize {
-        self.pods.values().filter(|node| node.facts.ended().is_none()).count()
+    /// Pods that live, by tenant.
+    fn living(&self) -> Vec<(&str, &str)> {
+        let living = self.pods.iter().filter(|(_, node)| node.facts.ended().is_none());
+        living.map(|(uid, _)| (TENANTS[uid.trim_start_matches("uid-").parse::<usize>().unwrap() % 2], uid.as_str())).collect()
     }
 }
 
@@ -212,7 +221,24 @@ fn over(exit_code: i32) -> PodLife {
 impl Operator {
     /// A new process lists everything anew.
     fn fresh(world: &World) -> Self {
-        Self { watched: world.runs.clone(), ..Self::default() }
+        let operator = Self { watched: world.runs.clone(), ..Self::default() };
+        operator.ledger.list_begins();
+        for run in world.runs.values() {
+            operator.ledger.show(entry(run));
+        }
+        operator.ledger.list_ends();
+        operator
+    }
+
+    /// The watch of a run catches up.
+    fn watch(&mut self, world: &World, uid: &str) {
+        if let Some(run) = world.runs.get(uid) {
+            self.ledger.show(entry(run));
+            self.watched.insert(uid.to_owned(), run.clone());
+        } else {
+            self.ledger.hide(uid);
+            self.watched.remove(uid);
+        }
     }
 
     fn version(run: &ScriptRun) -> u64 {
@@ -222,21 +248,6 @@ impl Operator {
     fn view(&self, uid: &str) -> Option<ScriptRun> {
         let watched = self.watched.get(uid)?;
         Some(self.written.get(uid).filter(|own| Self::version(own) > Self::version(watched)).unwrap_or(watched).clone())
-    }
-
-    fn usage(&self, world: &World) -> Usage {
-        let mut usage = Usage::default();
-        for uid in self.watched.keys() {
-            let Some(run) = self.view(uid) else { continue };
-            let Some(status) = &run.status else { continue };
-            if status.is_true(&ConditionType::Admitted) && !status.is_true(&ConditionType::Finished) {
-                usage.active.insert(uid.clone());
-            } else if status.phase == Some(Phase::Queued) {
-                usage.waiting.insert(Turn { created: 0, uid: uid.clone() });
-            }
-        }
-        usage.active.extend(world.pods.iter().filter(|(_, node)| node.facts.ended().is_none()).map(|(uid, _)| uid.clone()));
-        usage
     }
 
     fn stream(&self, uid: &str, node: &Node) -> StreamSeen {
@@ -286,7 +297,7 @@ impl Operator {
             && let Some(newer) = world.store(uid, ScriptRun { status: Some(status), ..run })
         {
             if newer.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished)) {
-                self.ledger.forget("team", uid);
+                self.ledger.forget(uid);
             }
             self.written.insert(uid.to_owned(), newer);
         }
@@ -296,9 +307,13 @@ impl Operator {
         let pod_uid = node.map(|node| node.facts.uid.clone()).unwrap_or_default();
         match step {
             Step::Admit => {
-                let limits = QueueLimits { max_concurrent: LIMIT, max_queued: 100 };
-                let turn = Turn { created: 0, uid: uid.to_owned() };
-                Done::Queued(self.ledger.reserve("team", limits, &turn, || self.usage(world)))
+                let living = |each: &mut dyn FnMut(&str, &str)| {
+                    for (tenant, uid) in world.living() {
+                        each(tenant, uid);
+                    }
+                };
+                let now = at(world.second).as_microsecond();
+                Done::Queued(self.ledger.reserve(entry(run), LIMITS, CLUSTER, living, |_, _| LIMITS, now))
             }
             Step::CreatePod => {
                 world.pod_count += 1;
@@ -355,7 +370,7 @@ impl Operator {
                     assert!(!world.pods.contains_key(uid), "released before its pod was gone");
                     world.runs.remove(uid);
                     self.watched.remove(uid);
-                    self.ledger.forget("team", uid);
+                    self.ledger.forget(uid);
                 }
                 Done::Gone
             }
@@ -368,7 +383,12 @@ fn check(world: &World, seed: u64) {
     for (uid, starts) in &world.starts {
         assert!(*starts <= 1, "seed {seed}: {uid} ran {starts} times");
     }
-    assert!(world.living() <= LIMIT as usize, "seed {seed}: {} pods live", world.living());
+    let living = world.living();
+    assert!(living.len() <= CLUSTER.concurrent, "seed {seed}: {living:?} live");
+    for tenant in TENANTS {
+        let own = living.iter().filter(|(of, _)| *of == tenant).count();
+        assert!(own <= LIMITS.concurrent as usize, "seed {seed}: {living:?} live");
+    }
     for (uid, run) in &world.runs {
         let status = run.status.clone().unwrap_or_default();
         if status.phase == Some(Phase::Succeeded) {
@@ -398,10 +418,7 @@ fn tell(seed: u64, stormy: u64) {
         let uid = format!("uid-{}", world.chance.below(RUNS as u64));
         if is_calm || world.chance.one_in(2) {
             // The watch of this run catches up; at other times the operator works on what it saw last.
-            match world.runs.get(&uid) {
-                Some(run) => _ = operator.watched.insert(uid.clone(), run.clone()),
-                None => _ = operator.watched.remove(&uid),
-            }
+            operator.watch(&world, &uid);
         }
         let crash = (!is_calm && world.chance.one_in(8)).then(|| world.chance.below(3));
         operator.pass(&mut world, &uid, crash);
@@ -421,9 +438,12 @@ fn tell(seed: u64, stormy: u64) {
 
 #[test]
 fn no_story_runs_a_script_twice_exceeds_the_limit_or_gets_stuck() {
-    for seed in 1..=SEEDS {
-        tell(seed, 150);
-    }
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
+    std::thread::scope(|scope| {
+        for first in 1..=threads {
+            scope.spawn(move || (first..=SEEDS).step_by(usize::try_from(threads).unwrap()).for_each(|seed| tell(seed, 100)));
+        }
+    });
 }
 
 #[test]
@@ -434,7 +454,7 @@ fn a_story_without_trouble_succeeds() {
         world.happen(true);
         for number in 0..RUNS {
             let uid = format!("uid-{number}");
-            operator.watched.insert(uid.clone(), world.runs[&uid].clone());
+            operator.watch(&world, &uid);
             operator.pass(&mut world, &uid, None);
         }
         check(&world, 7);
@@ -450,12 +470,12 @@ fn a_story_without_trouble_succeeds() {
 #[test]
 fn nobody_is_admitted_twice_on_a_stale_view() {
     let ledger = Ledger::default();
-    let limits = QueueLimits { max_concurrent: LIMIT, max_queued: 100 };
     let admitted = (0..10)
         .filter(|number| {
-            let turn = Turn { created: 0, uid: format!("uid-{number}") };
-            ledger.reserve("team", limits, &turn, Usage::default) == Admission::Admit
+            let mut own: Entry = entry(&a_run());
+            own.turn.uid = format!("uid-{number}");
+            ledger.reserve(own, LIMITS, CLUSTER, |_| (), |_, _| LIMITS, 0) == Admission::Admit
         })
         .count();
-    assert_eq!(admitted, LIMIT as usize);
+    assert_eq!(admitted, LIMITS.concurrent as usize);
 }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::decide::RuntimeGrant;
+use crate::queue::QueueLimits;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
@@ -146,9 +147,7 @@ fn grant() -> Grant {
         scratch_bytes: 16_777_216,
         timeout_seconds: 30,
         grace_seconds: 5,
-        max_concurrent: 10,
-        max_pods: 10,
-        max_queued: 100,
+        queue: QueueLimits { concurrent: 10, queued: 100, policy_concurrent: None, policy_queued: None, weight: 100, suspended: false },
     }
 }
 
@@ -211,7 +210,7 @@ fn whatever_could_matter_changes_the_digest() {
         assert!(all.insert(of(&grant(), args, script, input)), "{args:?} {script} {input:?}");
     }
     let mut queue = grant();
-    (queue.max_concurrent, queue.max_pods, queue.max_queued) = (1, 2, 3);
+    (queue.queue.concurrent, queue.queue.queued) = (1, 2);
     assert!(all.contains(&of(&queue, &[], "s", None)), "how many others run does not matter");
 }
 

@@ -23,15 +23,21 @@ fn amounts() -> impl Strategy<Value = ResourceAmounts> {
 
 fn limits() -> impl Strategy<Value = Limits> {
     let seconds = || maybe(1_i64..100);
-    (maybe(amounts()), maybe(amounts()), seconds(), seconds(), maybe(0_i64..20), maybe(0_i64..20), maybe(0_i64..200)).prop_map(
-        |(default, max, default_timeout_seconds, max_timeout_seconds, max_grace_period_seconds, max_concurrent, max_queued)| Limits {
-            default,
-            max,
-            default_timeout_seconds,
-            max_timeout_seconds,
-            max_grace_period_seconds,
-            max_concurrent,
-            max_queued,
+    let queue = (maybe(0_i64..20), maybe(0_i64..200), maybe(0_i64..10), maybe(1_i64..200));
+    (maybe(amounts()), maybe(amounts()), seconds(), seconds(), maybe(0_i64..20), queue).prop_map(
+        |(default, max, default_timeout_seconds, max_timeout_seconds, max_grace_period_seconds, queue)| {
+            let (max_concurrent, max_queued, max_priority, weight) = queue;
+            Limits {
+                default,
+                max,
+                default_timeout_seconds,
+                max_timeout_seconds,
+                max_grace_period_seconds,
+                max_concurrent,
+                max_queued,
+                max_priority,
+                weight,
+            }
         },
     )
 }
@@ -86,12 +92,13 @@ fn base() -> Policy {
 }
 
 fn asks() -> impl Strategy<Value = Ask> {
-    (select(RUNTIMES.to_vec()), amounts(), maybe(1_i64..100), maybe(0_i64..20), any::<bool>()).prop_map(
-        |(runtime, resources, timeout_seconds, grace_period_seconds, subprocess)| Ask {
+    (select(RUNTIMES.to_vec()), amounts(), maybe(1_i64..100), maybe(0_i64..20), maybe(0_i64..10), any::<bool>()).prop_map(
+        |(runtime, resources, timeout_seconds, grace_period_seconds, priority, subprocess)| Ask {
             runtime: runtime.into(),
             resources,
             timeout_seconds,
             grace_period_seconds,
+            priority,
             capabilities: Capabilities { subprocess, ..Capabilities::default() },
         },
     )
@@ -106,9 +113,16 @@ fn is_within(narrow: &Grant, wide: &Grant) -> bool {
         && narrow.scratch_bytes <= wide.scratch_bytes
         && narrow.timeout_seconds <= wide.timeout_seconds
         && narrow.grace_seconds <= wide.grace_seconds
-        && narrow.max_concurrent <= wide.max_concurrent
-        && narrow.max_pods <= wide.max_pods
-        && narrow.max_queued <= wide.max_queued
+        && narrow.queue.concurrent <= wide.queue.concurrent
+        && narrow.queue.queued <= wide.queue.queued
+        && narrow.queue.weight <= wide.queue.weight
+        && is_bound_within(narrow.queue.policy_concurrent, wide.queue.policy_concurrent)
+        && is_bound_within(narrow.queue.policy_queued, wide.queue.policy_queued)
+}
+
+/// None is no bound.
+fn is_bound_within(narrow: Option<u32>, wide: Option<u32>) -> bool {
+    wide.is_none_or(|wide| narrow.is_some_and(|narrow| narrow <= wide))
 }
 
 proptest! {

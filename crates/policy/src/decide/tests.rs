@@ -34,6 +34,7 @@ fn ask() -> Ask {
         resources: ResourceAmounts::default(),
         timeout_seconds: None,
         grace_period_seconds: None,
+        priority: None,
         capabilities: Capabilities::default(),
     }
 }
@@ -54,7 +55,7 @@ fn reason(outcome: &Outcome) -> &Reason {
 fn built_in_values_hold_where_no_policy_says_anything() {
     let grant = decide(&[cluster(Limits::default()), tenant(Limits::default())], &ask()).result.unwrap();
     assert_eq!((grant.memory_bytes, grant.cpu_milli, grant.scratch_bytes), (128 << 20, 500, 16 << 20));
-    assert_eq!((grant.timeout_seconds, grant.grace_seconds, grant.max_concurrent, grant.max_queued), (30, 5, 10, 100));
+    assert_eq!((grant.timeout_seconds, grant.grace_seconds, grant.queue.concurrent, grant.queue.queued), (30, 5, 10, 100));
     assert_eq!(grant.runtime, RuntimeGrant { image: "img".into(), command: vec!["/usr/bin/python3".into()], extension: None });
 }
 
@@ -135,15 +136,15 @@ fn every_capability_is_answered_by_name() {
 }
 
 #[test]
-fn a_policy_of_the_namespace_narrows_the_queue_and_not_the_quota() {
+fn a_policy_of_the_namespace_counts_its_own_runs_beside_those_of_the_namespace() {
     let at_most = |count| Limits { max_concurrent: Some(count), ..Limits::default() };
     let grant = |cluster_limit, tenant_limit| decide(&[cluster(cluster_limit), tenant(tenant_limit)], &ask()).result.unwrap();
     let narrower = grant(at_most(8), at_most(2));
-    assert_eq!((narrower.max_concurrent, narrower.max_pods), (2, 8));
+    assert_eq!((narrower.queue.policy_concurrent, narrower.queue.concurrent), (Some(2), 8));
     let wider = grant(at_most(8), at_most(20));
-    assert_eq!((wider.max_concurrent, wider.max_pods), (8, 8));
-    let silent = grant(Limits::default(), at_most(20));
-    assert_eq!((silent.max_concurrent, silent.max_pods), (10, 10));
+    assert_eq!((wider.queue.policy_concurrent, wider.queue.concurrent), (Some(20), 8));
+    let silent = grant(Limits::default(), Limits::default());
+    assert_eq!((silent.queue.policy_concurrent, silent.queue.concurrent, silent.queue.weight), (None, 10, 100));
 }
 
 #[test]
@@ -215,7 +216,7 @@ fn no_policy_of_a_namespace_widens_the_cluster_tier() {
             assert_eq!(reason(&decide(&with, &asked)), &Reason::LimitExceeded);
         }
         let [alone, with] = [decide(&alone, &ask()), decide(&with, &ask())].map(|outcome| outcome.result.unwrap());
-        assert_eq!((with.max_concurrent, with.max_queued), (alone.max_concurrent, alone.max_queued));
+        assert_eq!((with.queue.concurrent, with.queue.queued), (alone.queue.concurrent, alone.queue.queued));
     }
 }
 
@@ -229,7 +230,7 @@ fn the_silence_of_a_policy_that_allows_is_the_built_in_value() {
     assert_eq!(refusal.message, "memory 1Gi is more than the 128Mi that is allowed (built-in: memory)");
     let narrow = restricting(Limits { max_concurrent: Some(3), ..Limits::default() });
     let grant = decide(&[wide.clone(), narrow], &asked).result.unwrap();
-    assert_eq!((grant.memory_bytes, grant.max_concurrent, grant.max_pods), (1 << 30, 3, 3));
+    assert_eq!((grant.memory_bytes, grant.queue.concurrent), (1 << 30, 3));
 }
 
 #[test]
@@ -265,4 +266,15 @@ fn a_policy_with_a_problem_refuses_every_run_and_names_it() {
         refusal.message,
         "SandboxPolicy/default: limits.default.memory: 2Gi is more than limits.max.memory, 1Gi; and 1 more, see its status"
     );
+}
+
+#[test]
+fn a_head_start_in_the_queue_is_allowed_by_all_or_not_at_all() {
+    let asked = |priority| Ask { priority: Some(priority), ..ask() };
+    let at_most = |most| Limits { max_priority: Some(most), ..Limits::default() };
+    assert!(decide(&[cluster(Limits::default())], &asked(0)).result.is_ok());
+    assert_eq!(reason(&decide(&[cluster(Limits::default())], &asked(1))), &Reason::LimitExceeded);
+    assert!(decide(&[cluster(at_most(60))], &asked(60)).result.is_ok());
+    assert_eq!(reason(&decide(&[cluster(at_most(60)), tenant(at_most(30))], &asked(60))), &Reason::LimitExceeded);
+    assert_eq!(reason(&decide(&[cluster(Limits::default()), tenant(at_most(30))], &asked(20))), &Reason::LimitExceeded);
 }

@@ -117,10 +117,10 @@ fn a_lie_about_sizes_does_not_make_the_status_invalid() {
 #[test]
 fn a_waiting_run_tells_for_what() {
     let run = a_run();
-    let waiting = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Wait { ahead: 3 }), 1);
+    let waiting = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Wait { full: Full::Tenant, ahead: 3 }), 1);
     assert_eq!(holds(&waiting, &ConditionType::Admitted), Some((ConditionStatus::False, Reason::WaitingForSlot)));
     assert_eq!(status(&waiting).phase, Some(Phase::Queued));
-    let full = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Full), 1);
+    let full = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Refuse(Full::Tenant)), 1);
     assert_eq!(holds(&full, &ConditionType::Accepted), Some((ConditionStatus::False, Reason::QueueFull)));
     assert_eq!(status(&full).phase, Some(Phase::Refused));
 }

@@ -4,7 +4,7 @@ use rstest::rstest;
 
 use super::super::apply::Done;
 use super::super::fixtures::*;
-use super::super::queue::Admission;
+use super::super::queue::{Admission, Full};
 use super::super::status::compute_status;
 use super::*;
 
@@ -384,7 +384,7 @@ fn an_approval_that_is_lost_stops_what_was_admitted_and_puts_back_what_waits() {
     assert_eq!((outcome.phase, outcome.reason), (Phase::Killed, Reason::ApprovalRevoked));
 
     let run = a_run();
-    let queued = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Wait { ahead: 0 }), 0);
+    let queued = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Wait { full: Full::Tenant, ahead: 0 }), 0);
     let awaits = step(&queued, &lost(&queued), 1);
     assert_eq!(awaits, Step::AwaitApproval { until: at(61) });
     assert!(status(&after(&queued, &lost(&queued), &awaits, &Done::Yes, 1)).condition(&ConditionType::Admitted).is_none());
@@ -394,4 +394,16 @@ fn an_approval_that_is_lost_stops_what_was_admitted_and_puts_back_what_waits() {
     assert_eq!(step(&run, &seen, 1), Step::RecordStop(Reason::ApprovalRevoked));
     let run = after(&run, &seen, &Step::RecordStop(Reason::ApprovalRevoked), &Done::Yes, 1);
     assert_eq!(step(&run, &seen, 1), Step::StopPod(Stop::AtOnce));
+}
+
+#[test]
+fn a_runner_that_was_started_after_the_script_had_ended_is_stopped() {
+    let run = started(0);
+    let told = with_pod(&run, a_stream(|transcript| transcript.report = Some(a_report(0))), |pod| pod.life = PodLife::Running);
+    let run = after(&run, &told, &Step::RecordResult, &Done::Yes, 1);
+    assert!(is_rest(&step(&run, &told, 2)));
+    let mut again = with_pod(&run, a_stream(|transcript| transcript.boot = Some("boot-2".into())), |pod| pod.life = PodLife::Running);
+    assert_eq!(step(&run, &again, 2), Step::StopPod(Stop::Gracefully));
+    again.stream.stop_sent = Some(Stop::Gracefully);
+    assert!(is_rest(&step(&run, &again, 3)));
 }

@@ -1,0 +1,73 @@
+use paddock_crds::{PolicyKind, PolicyRef};
+
+use super::super::queue::{Full, Place};
+use super::*;
+
+const LIMITS: QueueLimits =
+    QueueLimits { concurrent: 1, queued: 10, policy_concurrent: None, policy_queued: None, weight: 100, suspended: false };
+const CLUSTER: ClusterLimits = ClusterLimits { concurrent: 100, queued: 100 };
+const WAIT: Admission = Admission::Wait { full: Full::Tenant, ahead: 0 };
+
+fn entry(namespace: &str, uid: &str, place: Option<Place>) -> Entry {
+    let policy = PolicyRef { kind: PolicyKind::ClusterSandboxPolicy, name: "baseline".into() };
+    let turn = Turn { arrived: 0, uid: uid.into(), name: uid.into() };
+    Entry { namespace: namespace.into(), policy, turn, place, served: None }
+}
+
+fn reserve(ledger: &Ledger, namespace: &str, uid: &str) -> Admission {
+    ledger.reserve(entry(namespace, uid, None), LIMITS, CLUSTER, |_| (), |_, _| LIMITS, 0)
+}
+
+#[test]
+fn a_stale_view_does_not_give_a_slot_twice() {
+    let ledger = Ledger::default();
+    assert_eq!(reserve(&ledger, "ns", "a"), Admission::Admit);
+    assert_eq!(reserve(&ledger, "ns", "a"), Admission::Admit, "it has it");
+    assert_eq!(reserve(&ledger, "ns", "b"), WAIT);
+    assert_eq!(reserve(&ledger, "other", "c"), Admission::Admit);
+    // What the watch shows of a time before does not take the slot back.
+    ledger.show(entry("ns", "a", Some(Place::Waits)));
+    ledger.show(entry("ns", "a", None));
+    assert_eq!(reserve(&ledger, "ns", "b"), WAIT);
+    ledger.forget("a");
+    assert_eq!(reserve(&ledger, "ns", "b"), Admission::Admit);
+}
+
+#[test]
+fn what_is_forgotten_and_still_shown_holds_its_slot() {
+    let ledger = Ledger::default();
+    assert_eq!(reserve(&ledger, "ns", "a"), Admission::Admit);
+    ledger.show(entry("ns", "a", Some(Place::Active)));
+    ledger.forget("a");
+    assert_eq!(reserve(&ledger, "ns", "b"), WAIT);
+    ledger.show(entry("ns", "a", None));
+    assert_eq!(reserve(&ledger, "ns", "b"), Admission::Admit);
+}
+
+#[test]
+fn a_list_that_does_not_show_a_run_ends_it_for_the_queue() {
+    let ledger = Ledger::default();
+    ledger.show(entry("ns", "a", Some(Place::Active)));
+    ledger.show(entry("ns", "b", Some(Place::Waits)));
+    ledger.list_begins();
+    ledger.show(entry("ns", "b", Some(Place::Waits)));
+    assert_eq!(reserve(&ledger, "ns", "b"), WAIT, "the list is not complete");
+    ledger.list_ends();
+    assert_eq!(ledger.heads("ns"), ["b"]);
+    assert_eq!(reserve(&ledger, "ns", "b"), Admission::Admit);
+    assert!(ledger.heads("ns").is_empty(), "it has a slot");
+    assert_eq!(ledger.forget_all_but(&HashSet::new()), ["ns".to_owned()].into());
+    assert_eq!(ledger.heads("ns"), ["b"], "it is shown as one that waits");
+}
+
+#[test]
+fn a_pod_whose_run_is_not_known_takes_a_slot() {
+    let ledger = Ledger::default();
+    let living = |each: &mut dyn FnMut(&str, &str)| each("ns", "gone");
+    let ask = |namespace: &str| ledger.reserve(entry(namespace, "b", None), LIMITS, CLUSTER, living, |_, _| LIMITS, 0);
+    assert_eq!(ask("ns"), WAIT);
+    assert_eq!(ask("other"), Admission::Admit);
+    let only_one = ClusterLimits { concurrent: 1, queued: 100 };
+    let admission = ledger.reserve(entry("third", "d", None), LIMITS, only_one, living, |_, _| LIMITS, 0);
+    assert_eq!(admission, Admission::Wait { full: Full::Cluster, ahead: 0 });
+}
