@@ -81,6 +81,10 @@ bench-run: install ## Cold runs beside bare pods, as one JSON line
 bench-burst: install ## A hundred runs at once beside a hundred bare pods, as one JSON line
 	@cargo run --quiet -p paddock-e2e --example bench burst
 
+.PHONY: bench-policy
+bench-policy: ## One decision beside Rego and Cedar over the same rules, in microseconds, as JSON lines
+	@cargo run --quiet --release --manifest-path bench/Cargo.toml
+
 .PHONY: sbom
 sbom: packages ## What is in each binary and each runtime's image, as CycloneDX in target/sbom; needs python3-venv
 	@./hack/sbom

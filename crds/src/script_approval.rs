@@ -32,6 +32,8 @@ use serde::{Deserialize, Serialize};
         .message("runUid is immutable"),
     validation = Rule::new("has(self.expiresAt) == has(oldSelf.expiresAt) && (!has(self.expiresAt) || self.expiresAt == oldSelf.expiresAt)")
         .message("expiresAt is immutable"),
+    validation = Rule::new("!has(self.expiresAt) || self.expiresAt < timestamp('9000-01-01T00:00:00Z')")
+        .message("expiresAt must be before the year 9000; without it the decision does not expire by itself"),
     validation = Rule::new("has(self.comment) == has(oldSelf.comment) && (!has(self.comment) || self.comment == oldSelf.comment)")
         .message("comment is immutable"),
     validation = Rule::new("!has(oldSelf.revoked) || !oldSelf.revoked || (has(self.revoked) && self.revoked)")

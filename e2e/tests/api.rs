@@ -362,6 +362,14 @@ async fn a_script_is_read_from_a_config_map_only_for_those_who_may_read_it() {
         let run = tenant.run(script("main.sh")).await;
         assert_eq!(harness::stdout(&run), "echo from a map\n".replace("echo ", ""));
         assert_refused(&tenant.run(script("other.sh")).await, &Reason::SourceNotFound);
+        // One that is deeper than a parser goes, in what the API server takes from anybody: it is read all the same.
+        let fields = (0..200).fold(json!({}), |inner, _| json!({ "f:a": inner }));
+        let managed = json!([{ "manager": "e2e", "operation": "Update", "apiVersion": "v1", "time": "2026-01-01T00:00:00Z", "fieldsType": "FieldsV1", "fieldsV1": { "f:data": fields } }]);
+        let deep = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "deep", "namespace": tenant.name, "managedFields": managed }, "data": { "main.sh": "echo deep" } });
+        harness::kubectl(&["create", "--filename=-"], &deep.to_string()).unwrap();
+        let mut of_the_deep = script("main.sh");
+        of_the_deep.0["script"]["source"]["configMapKeyRef"]["name"] = json!("deep");
+        assert_eq!(harness::stdout(&tenant.run(of_the_deep).await), "deep\n");
         // Somebody who may create runs and read no ConfigMap.
         tenant.role("blind", "scriptruns", &["create", "get", "list"]).await;
         let client = user("blind").await;

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use futures::future::join_all;
 use harness::{Script, Tenant, admin, assert_end, assert_refused, eventually, member, status, stdout, tenant, user};
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{ApprovalDecision, ApprovalStatus, ConditionType, Phase, Reason, ScriptApproval, ScriptApprovalSpec, ScriptRun};
@@ -173,6 +174,18 @@ async fn nobody_makes_or_changes_an_approval_who_may_not() {
         assert!(refusal(patch(&anna, stamp).await).contains("cannot be changed"));
         assert!(refusal(patch(&wide, json!({ "spec": { "revoked": true } })).await).contains("only who holds the verb approve"));
         patch(&wide, json!({ "metadata": { "labels": { "a": "b" } } })).await.unwrap();
+        // An owner that is gone would have it collected, and its trace with it.
+        let owner = json!({ "apiVersion": "v1", "kind": "ConfigMap", "name": "nope", "uid": "00000000-0000-0000-0000-000000000001" });
+        let owned = json!({ "metadata": { "ownerReferences": [owner] } });
+        assert!(refusal(patch(&anna, owned).await).contains("a decision has no owner"));
+        // A time that not every parser can read is none.
+        let mut never = approval.clone();
+        never.spec.expires_at = Some(Time("8999-12-31T23:59:59Z".parse().unwrap()));
+        create(&anna, &never).await.unwrap();
+        let raw = json!({ "apiVersion": "paddock.dev/v1alpha1", "kind": "ScriptApproval", "metadata": { "name": "never" },
+            "spec": { "digest": digest, "decision": "Approve", "expiresAt": "9999-12-31T23:59:59Z" } });
+        let refused = harness::kubectl(&["create", "--namespace", &tenant.name, "--filename=-"], &raw.to_string());
+        assert!(refused.is_err_and(|error| format!("{error:#}").contains("before the year 9000")));
         patch(&anna, json!({ "spec": { "revoked": true } })).await.unwrap();
         assert!(refusal(patch(&anna, json!({ "spec": { "revoked": false } })).await).contains("cannot be taken back"));
     })

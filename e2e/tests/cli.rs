@@ -298,9 +298,11 @@ async fn who_may_decide_sees_what_waits_and_decides() {
         assert_eq!(computed.out, stored);
         // The administrator wrote the policy and created the run, so their own approval does not count.
         let approve = "kubectl paddock -n $N approve one --comment fine";
-        let own = desk.type_(approve).expect(0);
+        desk.type_(approve).expect(1).tells("give --digest with the digest that you have seen, or --yes");
+        let own = desk.type_(&format!("{approve} --yes")).expect(0);
+        assert!(own.out.contains("note:       you asked for this run; this approval will not count"), "{own:?}");
         assert!(own.out.contains("script:\n  echo paid $1\n") && own.out.contains("\"to\": \"<joe>\""), "{own:?}");
-        desk.type_("kubectl paddock -n $N --as joe approve one").expect(1).tells("cannot decide");
+        desk.type_("kubectl paddock -n $N --as joe approve one --yes").expect(1).tells("cannot decide");
         desk.type_(&format!("{approve} --as anna --digest {}", "0".repeat(64))).expect(1).tells("and not the one that you have seen");
         desk.type_(&format!("{approve} --as anna --digest {stored}")).expect(0);
         desk.type_("kubectl -n $N wait --for=condition=Finished --timeout=120s scriptrun/one").expect(0);
@@ -311,7 +313,7 @@ async fn who_may_decide_sees_what_waits_and_decides() {
         let is_waiting = |status: &paddock_crds::ScriptRunStatus| status.phase == Some(Phase::AwaitingApproval);
         let two = tenant.runs().get("two").await.unwrap();
         tenant.until(&two, "it waits", is_waiting).await;
-        desk.type_("kubectl paddock -n $N deny two --as anna --every-run --comment no").expect(0);
+        desk.type_("kubectl paddock -n $N deny two --as anna --every-run --comment no --yes").expect(0);
         tenant.finished(&two).await;
         desk.type_("kubectl paddock -n $N run pay.sh --policy careful --arg 7 --input '{\"to\":\"<joe>\",\"sum\":1.5}'").expect(120);
         let denial = desk
@@ -320,6 +322,20 @@ async fn who_may_decide_sees_what_waits_and_decides() {
             .out;
         desk.type_(&format!("kubectl paddock -n $N revoke {denial} --as anna")).expect(0);
         assert_eq!(desk.type_("kubectl paddock -n $N pending").expect(0).out, "nothing waits for an approval\n");
+        // A run that no parser can read to its end hides nothing, and can be denied.
+        let deep = "[".repeat(300) + &"]".repeat(300);
+        desk.write("deep.json", &format!(
+            r#"{{"apiVersion":"paddock.dev/v1alpha1","kind":"ScriptRun","metadata":{{"name":"deep"}},"spec":{{"policyRef":{{"kind":"SandboxPolicy","name":"careful"}},"script":{{"runtime":"shell","source":{{"inline":"true"}},"input":{deep}}}}}}}"#
+        ));
+        desk.type_("kubectl -n $N create -f deep.json").expect(0);
+        eventually("it is listed", || async {
+            let pending = desk.type_("kubectl paddock -n $N pending").expect(0);
+            if pending.out.contains("deep") { Ok(()) } else { Err(pending) }
+        })
+        .await;
+        desk.type_("kubectl paddock -n $N approve deep --as anna --yes").expect(1).tells("what cannot be seen is not approved");
+        desk.type_("kubectl paddock -n $N deny deep --as anna --yes").expect(0);
+        desk.type_("kubectl -n $N wait --for=condition=Finished --timeout=60s scriptrun/deep").expect(0);
     })
     .await;
 }
@@ -342,6 +358,27 @@ async fn policies_are_tried_stopped_and_resumed() {
         tenant.finished(&waits).await;
         assert!(desk.type_("kubectl paddock -n $N explain waits").expect(0).out.ends_with("allowed\n"));
         desk.type_("kubectl paddock -n $N suspend nothing").expect(1).tells("not found");
+
+        let effective = desk.type_("kubectl paddock -n $N policy effective limited").expect(0).out;
+        let timeout = effective.lines().find(|line| line.starts_with("timeoutSeconds")).unwrap();
+        assert!(timeout.contains("at most 20") && timeout.ends_with("SandboxPolicy/limited: limits.maxTimeoutSeconds"), "{effective}");
+        assert!(effective.ends_with("policies: ClusterSandboxPolicy/baseline, SandboxPolicy/limited\n"), "{effective}");
+
+        // Written, suspended and resumed: three revisions, of which the first and the last say the same.
+        let history = eventually("all is seen", || async {
+            let history = desk.type_("kubectl paddock -n $N policy history limited").expect(0).out;
+            if history.contains("3 (holds)") { Ok(history) } else { Err(history) }
+        })
+        .await;
+        assert_eq!(history.matches("kubernetes-admin").count(), 3, "{history}");
+        let diff = desk.type_("kubectl paddock -n $N policy diff limited --from 1 --to 2").expect(0).out;
+        assert!(diff.contains("+suspend: Queue\n") && diff.contains("--- limited revision 1"), "{diff}");
+        assert_eq!(desk.type_("kubectl paddock -n $N policy diff limited --from 1").expect(0).out, "");
+        let back = desk.type_("kubectl paddock -n $N policy rollback limited").expect(0).out;
+        assert_eq!(back, "SandboxPolicy/limited says what it said in revision 2, as revision 4\n");
+        assert!(desk.type_("kubectl -n $N get sandboxpolicy limited -o jsonpath={.spec.suspend}").expect(0).out == "Queue");
+        desk.type_("kubectl paddock -n $N policy rollback limited --to 9").expect(1).tells("revision 9 of limited is not kept");
+        assert!(desk.type_("kubectl paddock policy history cluster/baseline").expect(0).out.contains("(holds)"));
     })
     .await;
 }

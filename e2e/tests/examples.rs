@@ -58,3 +58,23 @@ async fn every_example_works() {
     })
     .await;
 }
+
+/// Each of the worked policies has a file of cases that comes out as it says, and is taken by a cluster.
+#[test]
+fn every_worked_policy_holds_its_cases() {
+    let clone = harness::layout().clone;
+    let mut files: Vec<_> = std::fs::read_dir(clone.join("manifests/policies")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let (cases, policies): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| path.to_string_lossy().ends_with(".cases.yaml"));
+    assert_eq!((cases.len(), policies.len()), (5, 5));
+    for (cases, policy) in cases.iter().zip(&policies) {
+        let told = call(std::process::Command::new(clone.join("target/debug/kubectl-paddock")).args(["policy", "test"]).arg(cases));
+        let told = told.unwrap_or_else(|error| panic!("{error:#}"));
+        assert!(told.contains("cases as expected"), "{told}");
+        let guide = std::fs::read_to_string(clone.join("docs/policies.md")).unwrap();
+        assert!(guide.contains(policy.file_name().unwrap().to_str().unwrap()), "{} is not in the guide", policy.display());
+        // What is meant for a namespace of its own is tried in one that is there.
+        let text = std::fs::read_to_string(policy).unwrap().replace("namespace: tools", "namespace: default");
+        harness::kubectl(&["apply", "--dry-run=server", "--validate=strict", "--filename=-"], &text).unwrap();
+    }
+}

@@ -5,13 +5,15 @@
 mod harness;
 
 use harness::{Script, Tenant, admin, assert_end, assert_refused, eventually, kubectl, status, stdout, tenant, user};
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{
-    ConditionStatus, ConditionType, Phase, PolicyConditionType, PolicyReason, Reason, SandboxPolicy, ScriptRun, ScriptRunStatus,
+    ClusterSandboxPolicy, ConditionStatus, ConditionType, Phase, PolicyConditionType, PolicyReason, Reason, SandboxPolicy, ScriptRun,
+    ScriptRunStatus,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn ask_for(memory: &str) -> Script {
     Script::shell("true").with(json!({ "resources": { "memory": memory } }))
@@ -299,12 +301,80 @@ async fn an_expression_that_cannot_be_used_refuses_and_its_author_is_told() {
         assert_eq!(told().await, None, "it speaks of the newest generation");
         assert_refused(&tenant.run(limited("true")).await, &Reason::PolicyInvalid);
         // The deepest and the longest that the schema lets in.
-        for expression in ["(".repeat(1024), "!".repeat(1024), "[".repeat(512) + &"]".repeat(512), "a+".repeat(511) + "a"] {
+        let sum = format!("([]{})", "+run.labels".repeat(17));
+        let long = format!("({sum}+{sum}).all(k,size({sum}+{sum})>0)");
+        for expression in [long, "(".repeat(1024), "!".repeat(1024), "[".repeat(512) + &"]".repeat(512), "a+".repeat(511) + "a"] {
             tenant.policy_with(json!({ "rules": [{ "name": "hostile", "expression": expression }] })).await;
             assert_eq!(ready(&tenant).await.0, ConditionStatus::False);
         }
         tenant.policy(json!({})).await;
         assert_end(&tenant.run(limited("true")).await, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}
+
+/// The revisions of a policy: number, author and spec.
+async fn revisions(client: &Client, namespace: &str, uid: &str) -> Vec<(i64, String, Value)> {
+    let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
+    let list = api.list(&ListParams::default().labels(&format!("paddock.dev/policy-uid={uid}"))).await.unwrap();
+    let of = |revision: ControllerRevision| {
+        let author = revision.annotations().get("paddock.dev/author").cloned().unwrap_or_default();
+        (revision.revision, author, revision.data.unwrap().0["spec"].clone())
+    };
+    let mut all: Vec<_> = list.items.into_iter().map(of).collect();
+    all.sort_by_key(|(number, ..)| *number);
+    all
+}
+
+#[tokio::test]
+async fn what_a_policy_said_is_kept_with_who_wrote_it_and_cannot_be_changed() {
+    tenant("history", |tenant| async move {
+        let alice = tenant.bind("alice", "admin").await;
+        let policies: Api<SandboxPolicy> = Api::namespaced(alice.clone(), &tenant.name);
+        eventually("the role is in force", || async { policies.list(&ListParams::default()).await }).await;
+        tenant.policy(json!({ "maxConcurrent": 1 })).await;
+        ready(&tenant).await;
+        let write = async |count: i64| {
+            let patch = json!({ "spec": { "limits": { "maxConcurrent": count } } });
+            policies.patch("limited", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+            ready(&tenant).await;
+        };
+        write(2).await;
+        let uid = policies.get("limited").await.unwrap().metadata.uid.unwrap();
+        let kept = revisions(&alice, &tenant.name, &uid).await;
+        let told: Vec<_> =
+            kept.iter().map(|(number, author, spec)| (*number, author.as_str(), spec["limits"]["maxConcurrent"].as_i64())).collect();
+        assert_eq!(told, [(1, "kubernetes-admin", Some(1)), (2, "alice", Some(2))]);
+        // Not even who administers the namespace can change, remove or add to it.
+        let own: Api<ControllerRevision> = Api::namespaced(alice.clone(), &tenant.name);
+        let name = own.list(&ListParams::default()).await.unwrap().items[0].name_any();
+        assert!(own.delete(&name, &DeleteParams::default()).await.is_err());
+        let patch = Patch::Merge(json!({ "revision": 9 }));
+        assert!(own.patch(&name, &PatchParams::default(), &patch).await.is_err());
+        // Labels alone are no revision, and the oldest ones go.
+        let label = Patch::Merge(json!({ "metadata": { "labels": { "a": "b" } } }));
+        policies.patch("limited", &PatchParams::default(), &label).await.unwrap();
+        for count in 3..=23 {
+            write(count).await;
+        }
+        let numbers: Vec<i64> = revisions(&alice, &tenant.name, &uid).await.iter().map(|(number, ..)| *number).collect();
+        assert_eq!(numbers, (4..=23).collect::<Vec<_>>());
+        policies.delete("limited", &DeleteParams::default()).await.unwrap();
+        eventually("they go with the policy", || async {
+            let left = revisions(&alice, &tenant.name, &uid).await;
+            if left.is_empty() { Ok(()) } else { Err(left.len()) }
+        })
+        .await;
+        // Those of the cluster are kept by the operator.
+        tenant.cluster_policy(json!({ "effect": "Restrict", "limits": { "maxConcurrent": 5 } })).await;
+        let cluster: Api<ClusterSandboxPolicy> = Api::all(tenant.client.clone());
+        let uid = cluster.get(&tenant.name).await.unwrap().metadata.uid.unwrap();
+        eventually("it is kept", || async {
+            let kept = revisions(&tenant.client, harness::OPERATOR_NAMESPACE, &uid).await;
+            if kept.len() == 1 { Ok(()) } else { Err(kept) }
+        })
+        .await;
+        tenant.no_cluster_policy().await;
     })
     .await;
 }

@@ -66,7 +66,7 @@ fn granted(roles: &[&str]) -> Rights {
 }
 
 /// What no audit log can show under its own name, or no test can bring about.
-const UNSEEN: [(&str, &str); 6] = [
+const UNSEEN: [(&str, &str); 7] = [
     // Asked for by the API server when a RoleBinding is written.
     ("clusterroles", "bind"),
     // Asked for beside `get` when an attach is upgraded.
@@ -75,6 +75,8 @@ const UNSEEN: [(&str, &str); 6] = [
     ("leases", "create"),
     // Where an Event of the same kind repeats within minutes.
     ("events", "patch"),
+    // Asked for beside `patch` where server-side apply creates.
+    ("customresourcedefinitions", "create"),
     // Where a CRD is not served at the first look.
     ("customresourcedefinitions", "watch"),
     // Of the uninstallation, where somebody else writes a run at the same moment. The operator uses it all the time.

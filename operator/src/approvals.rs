@@ -7,12 +7,40 @@ use paddock_policy::Approval;
 use crate::context::Context;
 use crate::names::{APPROVER, APPROVER_GROUPS, APPROVER_UID, stamped};
 
-/// Those of a namespace. If one of them cannot be read, none count: it might be a denial of anything.
-pub(crate) fn of_namespace(namespace: &str, context: &Context) -> Vec<Approval> {
-    let all = context.caches.approvals.state();
-    let own = all.iter().filter(|approval| approval.namespace().as_deref() == Some(namespace));
-    let read: Option<Vec<&ScriptApproval>> = own.map(|approval| approval.0.as_ref().ok()).collect();
-    read.unwrap_or_default().into_iter().filter_map(approval).collect()
+/// Those of a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Approvals {
+    /// Those that could be read.
+    pub(crate) read: Vec<Approval>,
+    /// One of them could not: a newer version may have written it, and it may be a denial of anything.
+    pub(crate) unreadable: Option<String>,
+}
+
+impl Approvals {
+    /// What may let a run start: nothing, as long as there is a decision that is not understood.
+    pub(crate) fn of_a_start(&self) -> &[Approval] {
+        if self.unreadable.is_some() { &[] } else { &self.read }
+    }
+}
+
+pub(crate) fn of_namespace(namespace: &str, context: &Context) -> Approvals {
+    let mut approvals = Approvals::default();
+    for object in context.caches.approvals.state().iter().filter(|approval| approval.namespace().as_deref() == Some(namespace)) {
+        match &object.0 {
+            Ok(object) => approvals.read.extend(approval(object)),
+            Err(unreadable) => {
+                let name = unreadable.metadata.name.clone().unwrap_or_default();
+                tracing::warn!(
+                    namespace,
+                    approval = name,
+                    why = unreadable.why,
+                    "no run of the namespace is approved: a decision cannot be read"
+                );
+                approvals.unreadable = Some(name);
+            }
+        }
+    }
+    approvals
 }
 
 /// An approval without a stamp is nobody's; a denial is one whoever made it.

@@ -47,6 +47,9 @@ pub(crate) struct Config {
     /// Runs that may wait at once in the whole cluster
     #[arg(long, default_value = "100000", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub(crate) max_queued: u32,
+    /// Revisions that are kept of each policy
+    #[arg(long, default_value = "20", value_parser = clap::value_parser!(i64).range(1..=1000))]
+    pub(crate) policy_history: i64,
     /// Runs that are worked on at once
     #[arg(long, default_value = "32", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) concurrency: u16,
@@ -123,6 +126,7 @@ pub(crate) struct Settings {
     pub(crate) runtime_class: String,
     pub(crate) start_budget_seconds: u32,
     pub(crate) cluster_limits: ClusterLimits,
+    pub(crate) policy_history: i64,
     pub(crate) operator_namespace: String,
     pub(crate) operator_service_account: String,
     pub(crate) sandbox_cluster_role: String,
@@ -174,6 +178,7 @@ impl Config {
             runtime_class: self.runtime_class.clone(),
             start_budget_seconds: self.start_budget_seconds,
             cluster_limits: ClusterLimits { concurrent: self.max_concurrent as usize, queued: self.max_queued as usize },
+            policy_history: self.policy_history,
             operator_namespace: self.namespace.clone(),
             operator_service_account: self.service_account.clone(),
             sandbox_cluster_role: self.sandbox_cluster_role.clone(),

@@ -208,6 +208,7 @@ impl Context {
 
     /// Doubles with each failure in a row, from 250 ms to a minute.
     pub(crate) fn back_off(&self, uid: &str) -> Duration {
+        self.ledger.stand_aside(uid);
         let mut failures = lock(&self.failures);
         let count = failures.entry(uid.to_owned()).or_insert(0);
         *count = (*count + 1).min(8);
@@ -273,10 +274,22 @@ impl Context {
         for name in self.ledger.heads(namespace) {
             wake(namespace, &name);
         }
+        self.wake_next(namespace, None);
+    }
+
+    /// Wakes those who would get the free slots now. Whose turn it is depends on the time: somebody who was woken for a slot and does not get it passes
+    /// it on by this, to others than itself (`but`).
+    pub(crate) fn wake_next(&self, namespace: &str, but: Option<&str>) {
+        let wake = |namespace: &str, name: &str| {
+            let _ = self.wake.unbounded_send(RunRef::new(name).within(namespace));
+        };
         let living = |each: &mut dyn FnMut(&str, &str)| self.pods.living(each);
         let limits_of = |namespace: &str, policy: &PolicyRef| self.queue_limits(namespace, policy);
-        for (namespace, name) in self.ledger.next(namespace, self.settings.cluster_limits, living, limits_of, self.now().as_microsecond()) {
-            wake(&namespace, &name);
+        let now = self.now().as_microsecond();
+        for (of, name) in self.ledger.next(namespace, self.settings.cluster_limits, living, limits_of, now) {
+            if of != namespace || but != Some(name.as_str()) {
+                wake(&of, &name);
+            }
         }
     }
 

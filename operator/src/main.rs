@@ -19,6 +19,7 @@ mod pods;
 mod policies;
 mod readable;
 mod retire;
+mod revisions;
 mod sandbox_namespace;
 mod script_run;
 mod sealing;

@@ -41,6 +41,16 @@ pub(crate) const APPROVER_UID: &str = "paddock.dev/approver-uid";
 pub(crate) const APPROVER_GROUPS: &str = "paddock.dev/approver-groups";
 /// On a policy: the user name of who wrote its spec.
 pub(crate) const AUTHOR: &str = "paddock.dev/author";
+/// On a policy: the UID of who wrote its spec.
+pub(crate) const AUTHOR_UID: &str = "paddock.dev/author-uid";
+/// On a revision of a policy: the UID of the policy.
+pub(crate) const POLICY_UID: &str = "paddock.dev/policy-uid";
+/// On a revision of a policy: the kind of the policy.
+pub(crate) const POLICY_KIND: &str = "paddock.dev/policy-kind";
+/// On a revision of a policy, as an annotation: the name of the policy.
+pub(crate) const POLICY_NAME: &str = "paddock.dev/policy";
+/// On a revision of a policy, as an annotation: the hash of its spec, as in the status of runs.
+pub(crate) const POLICY_HASH: &str = "paddock.dev/policy-hash";
 /// What the cluster stamps on a run.
 pub(crate) const STAMPS: [&str; 3] = [REQUESTER, REQUESTER_UID, REQUESTER_GROUPS];
 /// Annotation by which whoever creates a run makes it part of a trace of their own: W3C `traceparent`.

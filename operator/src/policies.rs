@@ -25,6 +25,7 @@ use crate::error::{Error, code, within};
 use crate::input_check::{self, Answer, Question, Schema};
 use crate::names::AUTHOR;
 use crate::readable::Readable;
+use crate::revisions;
 use crate::script_run::text::cut;
 
 /// A status that could not be written is tried again after this long.
@@ -100,6 +101,8 @@ struct Entry {
     has_judged_schemas: bool,
     /// Expressions that could not be evaluated on a run, with why.
     failed: BTreeMap<String, String>,
+    /// Its revision is stored.
+    is_kept: bool,
 }
 
 /// All policies that were used, by UID.
@@ -126,7 +129,7 @@ impl Policies {
         policy.problems.extend(object.problems());
         let policy = Arc::new(policy);
         let has_judged_schemas = object.rules().input.schemas.is_empty();
-        let entry = Entry { policy: policy.clone(), has_judged_schemas, failed: BTreeMap::new() };
+        let entry = Entry { policy: policy.clone(), has_judged_schemas, failed: BTreeMap::new(), is_kept: false };
         self.lock().insert(uid, entry);
         policy
     }
@@ -155,6 +158,19 @@ impl Policies {
             {
                 self.news.notify_one();
             }
+        }
+    }
+
+    /// Whether the revision of this generation was stored by this process.
+    fn is_kept<P: PolicyObject>(&self, object: &P) -> bool {
+        let policy = self.used(object);
+        self.lock().get(&policy.taken.uid).is_some_and(|known| known.is_kept)
+    }
+
+    fn kept<P: PolicyObject>(&self, object: &P) {
+        let policy = self.used(object);
+        if let Some(entry) = self.lock().get_mut(&policy.taken.uid).filter(|known| Arc::ptr_eq(&known.policy, &policy)) {
+            entry.is_kept = true;
         }
     }
 
@@ -217,6 +233,15 @@ async fn report<P: PolicyObject>(policy: &Readable<P>, api: Api<Readable<P>>, co
         }
     };
     let generation = policy.meta().generation.unwrap_or(0);
+    let before = stored.as_ref().and_then(|status| status.observed_generation);
+    // What the status calls observed is kept. An earlier process may have observed it before revisions were.
+    if let Ok(object) = &policy.0
+        && !context.policies.is_kept(object)
+    {
+        let settings = &context.settings;
+        revisions::record(object, before, (&context.client, &settings.operator_namespace, settings.policy_history)).await?;
+        context.policies.kept(object);
+    }
     let failed = context.policies.failures(&policy.uid().unwrap_or_default());
     let Some(status) = status_of(stored.as_ref(), generation, &problems, &failed, context.now()) else { return Ok(()) };
     // Of another version nothing is told: the watch brings it, and it is looked at anew.

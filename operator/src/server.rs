@@ -1,5 +1,7 @@
 //! Putting the parts together: health, lease, caches, controllers, and the way out.
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +11,9 @@ use futures::channel::mpsc;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt as _};
 use paddock_crds::{ClusterSandboxPolicy, SandboxPolicy, ScriptApproval};
 use prometheus_client::registry::Registry;
 use serde::de::DeserializeOwned;
@@ -24,6 +27,7 @@ use crate::error::within;
 use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
 use crate::metrics::Metrics;
+use crate::names::CLUSTER_POLICIES;
 use crate::readable::Readable;
 use crate::store::ResultStore;
 use crate::traces::Traces;
@@ -83,10 +87,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let (wake, woken) = mpsc::unbounded();
     let (changed, changes) = watch::channel(());
-    let namespaces = cache::<Namespace>(&client, &changed);
-    let namespaced = cache::<Readable<SandboxPolicy>>(&client, &changed);
-    let cluster_policies = cache::<Readable<ClusterSandboxPolicy>>(&client, &changed);
-    let approvals = cache::<Readable<ScriptApproval>>(&client, &changed);
+    let namespaces = cache::<Namespace>(&client, &changed, of_a_namespace);
+    let namespaced = cache::<Readable<SandboxPolicy>>(&client, &changed, of_a_spec);
+    let cluster_policies = cache::<Readable<ClusterSandboxPolicy>>(&client, &changed, of_a_spec);
+    let approvals = cache::<Readable<ScriptApproval>>(&client, &changed, of_a_spec);
     let sync = async {
         namespaces.wait_until_ready().await?;
         namespaced.wait_until_ready().await?;
@@ -161,19 +165,53 @@ async fn server_minor(client: &Client) -> Result<u32> {
     Ok(minor)
 }
 
-/// A cache that says when something in it changed.
-fn cache<K>(client: &Client, changed: &watch::Sender<()>) -> Store<K>
+/// What decisions look at of an object with a spec: everything else may change as often as anybody likes.
+fn of_a_spec<K: Resource>(object: &K) -> u64 {
+    let metadata = object.meta();
+    hash_of(&(metadata.generation, metadata.deletion_timestamp.is_some()))
+}
+
+/// What decisions look at of a namespace.
+fn of_a_namespace(namespace: &Namespace) -> u64 {
+    let metadata = &namespace.metadata;
+    let remembered = namespace.annotations().get(CLUSTER_POLICIES);
+    hash_of(&(&metadata.uid, &metadata.labels, remembered, metadata.deletion_timestamp.is_some()))
+}
+
+fn hash_of(parts: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    parts.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A cache that says when something in it changed that `matters`.
+fn cache<K>(client: &Client, changed: &watch::Sender<()>, matters: impl Fn(&K) -> u64 + Send + 'static) -> Store<K>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (reader, writer) = reflector::store();
     let stream = watcher(Api::<K>::all(client.clone()), watcher::Config::default()).default_backoff().reflect(writer);
     let changed = changed.clone();
+    let mut known: HashMap<String, u64> = HashMap::new();
     tokio::spawn(async move {
         let mut stream = std::pin::pin!(stream);
         loop {
             match stream.try_next().await {
-                Ok(Some(_)) => changed.send_replace(()),
+                Ok(Some(Event::Apply(object))) => {
+                    let now = matters(&object);
+                    if known.insert(object.uid().unwrap_or_default(), now) != Some(now) {
+                        changed.send_replace(());
+                    }
+                }
+                Ok(Some(Event::Delete(object))) => {
+                    known.remove(&object.uid().unwrap_or_default());
+                    changed.send_replace(());
+                }
+                Ok(Some(Event::Init | Event::InitApply(_))) => {}
+                Ok(Some(Event::InitDone)) => {
+                    known.clear();
+                    changed.send_replace(());
+                }
                 Ok(None) => return,
                 Err(error) => tracing::debug!(error = %error, "a watch is tried again"),
             }
@@ -186,5 +224,34 @@ where
 async fn wake_on_change(context: Arc<Context>, mut changes: watch::Receiver<()>) {
     while changes.changed().await.is_ok() {
         context.wake_concerned();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_crds::{SandboxPolicy, SandboxPolicySpec};
+
+    use super::*;
+
+    #[test]
+    fn only_what_decisions_look_at_counts_as_a_change() {
+        let mut policy = SandboxPolicy::new("p", SandboxPolicySpec::default());
+        policy.metadata.generation = Some(1);
+        let before = of_a_spec(&policy);
+        policy.metadata.labels = Some([("a".to_owned(), "b".to_owned())].into());
+        policy.metadata.resource_version = Some("9".into());
+        assert_eq!(of_a_spec(&policy), before);
+        policy.metadata.generation = Some(2);
+        assert_ne!(of_a_spec(&policy), before);
+
+        let mut namespace = Namespace::default();
+        let before = of_a_namespace(&namespace);
+        namespace.metadata.annotations = Some([("a".to_owned(), "b".to_owned())].into());
+        assert_eq!(of_a_namespace(&namespace), before);
+        namespace.metadata.annotations = Some([(CLUSTER_POLICIES.to_owned(), "b".to_owned())].into());
+        assert_ne!(of_a_namespace(&namespace), before);
+        namespace.metadata.annotations = None;
+        namespace.metadata.labels = Some([("a".to_owned(), "b".to_owned())].into());
+        assert_ne!(of_a_namespace(&namespace), before);
     }
 }

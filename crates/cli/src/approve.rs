@@ -1,26 +1,37 @@
 //! Commands of those who decide: what waits for them, approve, deny, take back, and the digest that is decided on.
 
 use std::collections::BTreeSet;
+use std::io::{IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use jiff::{Span, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ApprovalDecision, ApprovalStatus, Phase, ScriptApproval, ScriptApprovalSpec, ScriptRun, ScriptRunStatus};
+use paddock_crds::{ApprovalDecision, ApprovalStatus, Phase, ScriptApproval, ScriptApprovalSpec, ScriptRun, ScriptRunStatus, Verdict};
 use paddock_policy::script_hash;
 use serde_json::json;
 
 use crate::arguments::Decide;
 use crate::cluster::{Cluster, explained};
 use crate::exit::Exit;
+use crate::explain::whoever_asks;
+use crate::shallow::Shallow;
 use crate::table::{Cell, plain, table};
 use crate::terminal::{Tone, has_colours, printable};
 
 /// `kubectl paddock pending`.
 pub(crate) async fn pending(cluster: &Cluster, all_namespaces: bool) -> Result<Exit> {
-    let api = if all_namespaces { Api::all(cluster.client.clone()) } else { cluster.runs() };
-    let runs: Vec<ScriptRun> = api.list(&ListParams::default()).await.map_err(|error| explained(error, "list the runs"))?.items;
+    let client = cluster.client.clone();
+    let api: Api<Shallow> = if all_namespaces { Api::all(client) } else { Api::namespaced(client, &cluster.namespace) };
+    let runs: Vec<ScriptRun> = api
+        .list(&ListParams::default())
+        .await
+        .map_err(|error| explained(error, "list the runs"))?
+        .items
+        .into_iter()
+        .map(|run| run.0)
+        .collect();
     let waits = |run: &&ScriptRun| run.status.as_ref().is_some_and(|status| status.phase == Some(Phase::AwaitingApproval));
     let rows: Vec<Vec<Cell>> = runs.iter().filter(waits).flat_map(rows).collect();
     if rows.is_empty() {
@@ -53,7 +64,8 @@ fn rows(run: &ScriptRun) -> Vec<Vec<Cell>> {
 
 /// `kubectl paddock approve` and `deny`.
 pub(crate) async fn decide(cluster: &Cluster, decision: ApprovalDecision, arguments: &Decide) -> Result<Exit> {
-    let run = cluster.run(&arguments.name).await?;
+    let api: Api<Shallow> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let Shallow(run, is_whole) = api.get(&arguments.name).await.map_err(|error| explained(error, "read the run"))?;
     let status = run.status.clone().unwrap_or_default();
     let needed = status.approval.clone().with_context(|| format!("the run {} needs no approval", arguments.name))?;
     ensure!(status.phase.as_ref().is_none_or(|phase| !phase.is_final()), "the run {} is over", arguments.name);
@@ -62,6 +74,19 @@ pub(crate) async fn decide(cluster: &Cluster, decision: ApprovalDecision, argume
         ensure!(is_one, "the digest of the run is {}, and not the one that you have seen", needed.digest);
     }
     print!("{}", shown(&run, &status, &needed)?);
+    if !is_whole {
+        ensure!(
+            decision == ApprovalDecision::Deny,
+            "the input of the run is nested too deeply to be shown, and what cannot be seen is not approved"
+        );
+        println!("input:      nested too deeply to be shown");
+    }
+    if decision == ApprovalDecision::Approve
+        && let Some(why) = why_it_does_not_count(&whoever_asks(cluster).await?.username, &run, &status)
+    {
+        println!("note:       {why}; this approval will not count");
+    }
+    confirm(arguments, decision)?;
     let expires_at = match arguments.expires_in {
         Some(seconds) => Some(Time(Timestamp::now().checked_add(Span::new().seconds(seconds)).context("--expires-in is too long")?)),
         None => None,
@@ -85,6 +110,33 @@ pub(crate) async fn decide(cluster: &Cluster, decision: ApprovalDecision, argume
     Ok(Exit::Done)
 }
 
+/// What is known to be so before the operator looks at groups and ages.
+fn why_it_does_not_count(who: &str, run: &ScriptRun, status: &ScriptRunStatus) -> Option<String> {
+    let is_requester = status.requester.as_ref().is_some_and(|requester| requester.username == who);
+    let is_end_user = run.spec.end_user.as_ref().is_some_and(|user| user.username == who);
+    let author = status.policies.iter().find(|policy| policy.author.as_deref() == Some(who));
+    match author {
+        _ if is_requester => Some("you asked for this run".into()),
+        _ if is_end_user => Some("this run is for you".into()),
+        Some(policy) => Some(format!("you wrote {} {}", policy.kind.as_str(), policy.name)),
+        None => None,
+    }
+}
+
+/// A name can be given to another run between one look and the next, so that nobody decides by a name alone.
+fn confirm(arguments: &Decide, decision: ApprovalDecision) -> Result<()> {
+    if arguments.yes || arguments.digest.is_some() {
+        return Ok(());
+    }
+    ensure!(std::io::stdin().is_terminal(), "nobody can be asked here: give --digest with the digest that you have seen, or --yes");
+    print!("{} this? [y/N] ", if decision == ApprovalDecision::Approve { "Approve" } else { "Deny" });
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "nothing was decided");
+    Ok(())
+}
+
 /// Of an approval those that unanswered demands are bound to; a denial is of the input.
 fn digests(decision: ApprovalDecision, needed: &ApprovalStatus) -> BTreeSet<String> {
     let open = needed.demanded.iter().filter(|demanded| !demanded.is_answered());
@@ -105,6 +157,12 @@ fn shown(run: &ScriptRun, status: &ScriptRunStatus, needed: &ApprovalStatus) -> 
         text += &format!("for:        {}\n", printable(&user.username));
     }
     text += &format!("image:      {}\ndigest:     {}\n", printable(status.image.as_deref().unwrap_or_default()), needed.digest);
+    if let Some(seconds) = status.timeout_seconds {
+        text += &format!("seconds:    {seconds}\n");
+    }
+    for decision in status.decisions.iter().filter(|decision| decision.verdict == Verdict::Granted) {
+        text += &format!("granted:    {}\n", printable(&decision.permission));
+    }
     let script = &run.spec.script;
     match (&script.source.inline, &script.source.config_map_key_ref) {
         (Some(inline), _) => {
@@ -123,6 +181,9 @@ fn shown(run: &ScriptRun, status: &ScriptRunStatus, needed: &ApprovalStatus) -> 
     }
     if let Some(input) = &script.input {
         text += &format!("input:\n{}\n", indented(&serde_json::to_string_pretty(input)?));
+    }
+    if let Some(schema) = &script.input_schema {
+        text += &format!("schema of the input:\n{}\n", indented(&serde_json::to_string_pretty(schema)?));
     }
     Ok(text)
 }

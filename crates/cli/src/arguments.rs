@@ -204,9 +204,12 @@ pub(crate) struct Decide {
     /// Every run of the namespace with the same digest, not this one alone
     #[arg(long)]
     pub(crate) every_run: bool,
-    /// The digest that you have seen: nothing is decided if it is another
+    /// The digest that you have seen: nothing is decided if it is another, and nothing is asked
     #[arg(long)]
     pub(crate) digest: Option<String>,
+    /// Decide without a question
+    #[arg(short, long, conflicts_with = "digest")]
+    pub(crate) yes: bool,
     /// Seconds until the decision counts no more
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i64).range(1..=31_536_000))]
     pub(crate) expires_in: Option<i64>,
@@ -223,6 +226,48 @@ pub(crate) enum PolicyCommand {
         /// The file
         file: PathBuf,
     },
+    /// Tell what the policies of the namespace allow together, and which rule says so
+    Effective {
+        /// The policy that runs name: NAME of a SandboxPolicy, or cluster/NAME
+        #[arg(default_value = "cluster/baseline")]
+        policy: String,
+        /// File with policies, instead of those of the cluster; can be repeated
+        #[arg(short, long = "policy", value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Label of the namespace, where policies come from files; can be repeated
+        #[arg(short, long, value_name = "KEY=VALUE")]
+        label: Vec<String>,
+    },
+    /// List what a policy said, who wrote it, and when it was seen
+    History(Kept),
+    /// Compare two revisions of a policy
+    Diff {
+        #[command(flatten)]
+        kept: Kept,
+        /// The older revision [default: the one before]
+        #[arg(long)]
+        from: Option<i64>,
+        /// The newer revision [default: the newest]
+        #[arg(long)]
+        to: Option<i64>,
+    },
+    /// Have a policy say again what it said in a revision
+    Rollback {
+        #[command(flatten)]
+        kept: Kept,
+        /// The revision [default: the one before the newest]
+        #[arg(long)]
+        to: Option<i64>,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Kept {
+    /// NAME of a SandboxPolicy in the namespace, or cluster/NAME
+    pub(crate) policy: String,
+    /// Namespace of Paddock, which keeps the revisions of ClusterSandboxPolicies
+    #[arg(long, default_value = "paddock-system")]
+    pub(crate) paddock_namespace: String,
 }
 
 #[derive(Args, Debug)]

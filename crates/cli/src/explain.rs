@@ -11,7 +11,8 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{
-    ClusterSandboxPolicy, Decision, Effect, PolicyKind, PolicyRules, Reason, Requester, SandboxPolicy, ScriptRun, TakenPolicy, Verdict,
+    ClusterSandboxPolicy, Decision, Effect, PolicyKind, PolicyRef, PolicyRules, Reason, Requester, SandboxPolicy, ScriptRun, TakenPolicy,
+    Verdict,
 };
 use paddock_policy::{
     Ask, Containment, Digests, Facts, Policy, Refusal, Subject, TenantFacts, containment, demanded, digests, hash_of, input_demand, judge,
@@ -23,11 +24,11 @@ use serde_json::Value;
 use crate::arguments::{Connection, Explain, Output, Run, Shown};
 use crate::cluster::{Cluster, explained};
 use crate::exit::Exit;
-use crate::manifest::{Texts, script_run};
+use crate::manifest::{Texts, policy_ref, script_run};
 use crate::show::document;
 use crate::stored::as_stored;
 use crate::table::{Cell, plain, table};
-use crate::terminal::{Tone, has_colours};
+use crate::terminal::{Tone, has_colours, printable};
 
 /// Policies as they were written.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +65,10 @@ impl Written {
 
     /// Those that take part in the decision on a run, in a namespace with these labels.
     fn taking_part(&self, run: &ScriptRun, labels: &BTreeMap<String, String>) -> Result<Vec<Policy>> {
+        self.taking_part_for(&run.spec.policy_ref, labels)
+    }
+
+    fn taking_part_for(&self, named: &PolicyRef, labels: &BTreeMap<String, String>) -> Result<Vec<Policy>> {
         let mut taking_part = Vec::new();
         for policy in &self.cluster {
             let is_selected = selects(&policy.spec.namespace_selector, labels);
@@ -72,7 +77,6 @@ impl Written {
                 taking_part.push(used(PolicyKind::ClusterSandboxPolicy, policy, &spec, policy.spec.effect, &policy.spec.rules));
             }
         }
-        let named = &run.spec.policy_ref;
         let namespaced = self.namespaced.iter().filter(|policy| named.kind == PolicyKind::SandboxPolicy && policy.name_any() == named.name);
         for policy in namespaced.take(1) {
             let spec = serde_json::to_value(&policy.spec)?;
@@ -213,6 +217,23 @@ pub(crate) async fn digest(cluster: impl AsyncFn() -> Result<Cluster>, connectio
     Ok(Exit::Done)
 }
 
+/// `kubectl paddock policy effective`.
+pub(crate) async fn effective(
+    cluster: impl AsyncFn() -> Result<Cluster>,
+    policy: &str,
+    files: &[PathBuf],
+    label: &[String],
+) -> Result<Exit> {
+    let (written, labels) = if files.is_empty() { of_cluster(&cluster().await?).await? } else { (Written::read(files)?, labels(label)?) };
+    let policies = written.taking_part_for(&policy_ref(policy)?, &labels)?;
+    let names: Vec<String> = policies.iter().map(|policy| format!("{}/{}", policy.taken.kind.as_str(), policy.taken.name)).collect();
+    let lines = paddock_policy::effective(&policies);
+    let rows: Vec<Vec<Cell>> = lines.iter().map(|(field, value, rule)| vec![plain(field), plain(printable(value)), plain(rule)]).collect();
+    print!("{}", table(&["FIELD", "VALUE", "RULE"], &rows, has_colours()));
+    println!("\npolicies: {}", if names.is_empty() { "none: nothing may run".to_owned() } else { names.join(", ") });
+    Ok(Exit::Done)
+}
+
 async fn explained_by(cluster: impl AsyncFn() -> Result<Cluster>, connection: &Connection, arguments: &Explain) -> Result<Explanation> {
     Ok(if arguments.policy.is_empty() && !arguments.target.exists() {
         of_run(&cluster().await?, &arguments.target).await?
@@ -249,7 +270,7 @@ pub(crate) fn nobody() -> Requester {
 }
 
 /// As whom the API server knows whoever asks.
-async fn whoever_asks(cluster: &Cluster) -> Result<Requester> {
+pub(crate) async fn whoever_asks(cluster: &Cluster) -> Result<Requester> {
     let api: Api<SelfSubjectReview> = Api::all(cluster.client.clone());
     let review = api.create(&PostParams::default(), &SelfSubjectReview::default()).await;
     let review = review.map_err(|error| explained(error, "ask who you are"))?;

@@ -8,6 +8,8 @@ mod explain;
 mod follow;
 mod manifest;
 mod policy;
+mod revisions;
+mod shallow;
 mod show;
 mod starter;
 mod stored;
@@ -58,7 +60,13 @@ async fn dispatch(arguments: Arguments) -> Result<Exit> {
         Command::Revoke { name } => approve::revoke(&cluster().await?, &name).await,
         Command::Suspend { policy, kill } => policy::suspend(&cluster().await?, &policy, Some(if kill { "Kill" } else { "Queue" })).await,
         Command::Resume { policy } => policy::suspend(&cluster().await?, &policy, None).await,
-        Command::Policy(PolicyCommand::Test { file }) => policy::test(&file),
+        Command::Policy(command) => match command {
+            PolicyCommand::Test { file } => policy::test(&file),
+            PolicyCommand::Effective { policy, files, label } => explain::effective(cluster, &policy, &files, &label).await,
+            PolicyCommand::History(kept) => revisions::history(&cluster().await?, &kept).await,
+            PolicyCommand::Diff { kept, from, to } => revisions::diff(&cluster().await?, &kept, from, to).await,
+            PolicyCommand::Rollback { kept, to } => revisions::rollback(&cluster().await?, &kept, to).await,
+        },
         Command::Init(kit) => starter::init(&kit),
         Command::Version { client, output } => version::version(if client { None } else { Some(cluster().await) }, output).await,
         Command::Completion { shell } => {

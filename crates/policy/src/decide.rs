@@ -126,9 +126,9 @@ pub struct Outcome {
 // What holds where no policy says anything.
 pub(crate) const DEFAULT_MEMORY: Bytes = Bytes(128 << 20);
 pub(crate) const DEFAULT_SCRATCH: Bytes = Bytes(16 << 20);
-const DEFAULT_CPU_MILLI: u64 = 500;
-const DEFAULT_TIMEOUT: i64 = 30;
-const DEFAULT_GRACE: i64 = 5;
+pub(crate) const DEFAULT_CPU_MILLI: u64 = 500;
+pub(crate) const DEFAULT_TIMEOUT: i64 = 30;
+pub(crate) const DEFAULT_GRACE: i64 = 5;
 const DEFAULT_PRIORITY: i64 = 0;
 /// What a sandbox must have beside its scratch space. A floor that was chosen, not measured: an interpreter may need more.
 pub(crate) const LEAST_MEMORY: u64 = 32 << 20;
@@ -136,7 +136,7 @@ pub(crate) const LEAST_MEMORY: u64 = 32 << 20;
 pub(crate) struct Bytes(pub(crate) u64);
 
 impl Bytes {
-    fn quantity(&self) -> Quantity {
+    pub(crate) fn quantity(&self) -> Quantity {
         Quantity::of(self.0)
     }
 }
@@ -212,7 +212,7 @@ pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
 }
 
 /// The cluster tier first, equals by name: what is said must not depend on the order in which policies are found.
-fn in_order(policies: &[impl Borrow<Policy>]) -> Vec<&Policy> {
+pub(crate) fn in_order(policies: &[impl Borrow<Policy>]) -> Vec<&Policy> {
     let mut policies: Vec<&Policy> = policies.iter().map(Borrow::borrow).collect();
     policies.sort_by_key(|policy| (!is_of_cluster_tier(policy), policy.taken.name.clone()));
     policies
@@ -229,7 +229,7 @@ fn is_of_cluster_tier(policy: &Policy) -> bool {
     policy.taken.kind == PolicyKind::ClusterSandboxPolicy
 }
 
-fn milli(value: u64) -> Quantity {
+pub(crate) fn milli(value: u64) -> Quantity {
     Quantity::parse(&format!("{value}m")).unwrap_or(Quantity::of(1))
 }
 
@@ -439,7 +439,7 @@ impl Deciding<'_> {
 }
 
 /// A quantity as people write it.
-fn shown(field: &str, value: Quantity) -> String {
+pub(crate) fn shown(field: &str, value: Quantity) -> String {
     if field == "cpu" { format!("{}m", value.milli()) } else { quantity_of_bytes(value.units()).0 }
 }
 

@@ -16,6 +16,8 @@ const MAX_LENGTH: usize = 1024;
 const MAX_NODES: usize = 256;
 /// Deepest syntax tree, in nodes: everything that walks it recurses.
 const MAX_DEPTH: u16 = 32;
+/// Parts of an expression that are inside of loops: each costs as much as the list is long.
+const MAX_LOOPED: usize = 48;
 /// Longest list that a loop runs over.
 pub(crate) const MAX_LIST: usize = 1000;
 /// Largest compiled regular expression, in bytes. It is compiled each time that it is used.
@@ -78,7 +80,7 @@ impl Expression {
         }
         let parser = PrattParser::new().max_recursion_depth(MAX_DEPTH).max_expression_node_count(MAX_NODES);
         let tree = parser.parse(source).map_err(|errors| first_line(&errors.to_string()))?;
-        let mut checking = Checking { nodes: 0, depth: 0, bound: Vec::new() };
+        let mut checking = Checking { nodes: 0, looped: 0, depth: 0, bound: Vec::new() };
         checking.node(&tree)?;
         Ok(Self { source: source.to_owned(), tree: Arc::new(tree) })
     }
@@ -91,7 +93,7 @@ impl Expression {
         match variables.resolve(&self.tree) {
             Ok(Value::Bool(holds)) => Ok(holds),
             Ok(_) => Err("it is neither true nor false".into()),
-            Err(error) => Err(told(&error)),
+            Err(error) => Err(self.told(&error)),
         }
     }
 }
@@ -112,10 +114,20 @@ pub(crate) fn variables(subject: &Subject<'_>) -> Result<Variables, String> {
     Ok(context)
 }
 
-/// Values of a run do not belong into what the author of a script reads of a policy.
+impl Expression {
+    /// Values of a run do not belong into what the author of a policy reads, nor text of its author into a condition: a key is told if it stands in
+    /// the expression.
+    fn told(&self, error: &ExecutionError) -> String {
+        match error {
+            ExecutionError::NoSuchKey(key) if self.source.contains(key.as_str()) => format!("there is no {key}"),
+            ExecutionError::NoSuchKey(_) => "there is no such key".into(),
+            other => told(other),
+        }
+    }
+}
+
 fn told(error: &ExecutionError) -> String {
     match error {
-        ExecutionError::NoSuchKey(key) => format!("there is no {key}"),
         ExecutionError::UndeclaredReference(name) => format!("{name} is not known"),
         ExecutionError::NoSuchOverload(overload) => format!("{} does not take values of these kinds", overload.function()),
         ExecutionError::ValuesNotComparable(..) => "it compares what cannot be compared".into(),
@@ -132,6 +144,7 @@ fn first_line(text: &str) -> String {
 
 struct Checking {
     nodes: usize,
+    looped: usize,
     depth: u16,
     /// Variables of the loops around.
     bound: Vec<String>,
@@ -142,6 +155,10 @@ impl Checking {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
             return Err(format!("it has more than {MAX_NODES} parts"));
+        }
+        self.looped += usize::from(!self.bound.is_empty());
+        if self.looped > MAX_LOOPED {
+            return Err(format!("it has more than {MAX_LOOPED} parts in loops"));
         }
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -194,11 +211,44 @@ impl Checking {
         if name == "matches" {
             self.regex(call)?;
         }
+        self.lists(call)?;
         if name.starts_with("get") {
             call.args.iter().try_for_each(zone)?;
         }
         call.target.iter().try_for_each(|target| self.node(target))?;
         call.args.iter().try_for_each(|argument| self.node(argument))
+    }
+
+    /// Lists and maps grow by `+`, and take as long to look through or to compare as they are long. What kind a value is of is not known before it is
+    /// evaluated, so one operand must be something that can only be a single value: with a list, the other kind is then an error.
+    fn lists(&self, call: &CallExpr) -> Result<(), String> {
+        let has_a_single = || call.args.iter().chain(call.target.as_deref()).any(|operand| self.is_single(operand));
+        match call.func_name.as_str() {
+            "_+_" if !has_a_single() => {
+                Err("one side of + must be written out, or be string(…), int(…), a sum or a variable of a loop: lists cannot be added"
+                    .into())
+            }
+            "@in" if !self.bound.is_empty() => Err("in cannot be used in a loop".into()),
+            "_==_" | "_!=_" if !self.bound.is_empty() && !has_a_single() => {
+                Err("lists cannot be compared in a loop: one side of == must be written out, or be the variable of the loop".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it can be neither a list nor a map. The lists of a loop hold strings, and what is written out in them.
+    fn is_single(&self, node: &IdedExpr) -> bool {
+        const SINGLE: [&str; 9] = ["string", "int", "size", "timestamp", "duration", "_-_", "_*_", "_/_", "_%_"];
+        match &node.expr {
+            Expr::Literal(_) => true,
+            Expr::Ident(name) => self.bound.iter().any(|bound| bound == name),
+            Expr::Call(call) => {
+                let name = call.func_name.as_str();
+                // A sum is checked by itself.
+                SINGLE.contains(&name) || name == "_+_" || name.starts_with("get")
+            }
+            _ => false,
+        }
     }
 
     /// It is compiled each time, so it must be known, small, and in no loop.
@@ -218,19 +268,34 @@ impl Checking {
         if !self.bound.is_empty() {
             return Err("a loop cannot be in another".into());
         }
+        if comprehension.iter_var2.is_some() {
+            return Err("a loop has one variable".into());
+        }
         if matches!(comprehension.accu_init.expr, Expr::List(_) | Expr::Map(_)) {
             return Err("map and filter cannot be used; all, exists and exists_one can".into());
+        }
+        if !is_a_list_at_hand(&comprehension.iter_range) {
+            return Err("a loop runs over a field, as requester.groups, or a list that is written out".into());
         }
         self.node(&comprehension.iter_range)?;
         self.node(&comprehension.accu_init)?;
         self.bound.push(comprehension.accu_var.clone());
         self.bound.push(comprehension.iter_var.clone());
-        self.bound.extend(comprehension.iter_var2.clone());
         for part in [&comprehension.loop_cond, &comprehension.loop_step, &comprehension.result] {
             self.node(part)?;
         }
         self.bound.clear();
         Ok(())
+    }
+}
+
+/// A field of a variable, or literals.
+fn is_a_list_at_hand(node: &IdedExpr) -> bool {
+    match &node.expr {
+        Expr::Ident(_) => true,
+        Expr::Select(select) => !select.test && is_a_list_at_hand(&select.operand),
+        Expr::List(list) => list.elements.iter().all(|element| matches!(element.expr, Expr::Literal(_))),
+        _ => false,
     }
 }
 

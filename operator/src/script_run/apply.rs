@@ -17,7 +17,7 @@ use serde_json::json;
 use super::guarded::drop_body;
 use super::pod::{difference, is_job_of, render_job, render_pod};
 use super::pod_facts::PodSeen;
-use super::queue::Admission;
+use super::queue::{Admission, Full};
 use super::result::{Stored, produced};
 use super::session::{Listening, PodAge};
 use super::status::{least, smaller};
@@ -193,7 +193,11 @@ fn reserve(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
     let living = |each: &mut dyn FnMut(&str, &str)| context.pods.living(each);
     let limits_of = |namespace: &str, policy: &PolicyRef| context.queue_limits(namespace, policy);
     let now = context.now().as_microsecond();
-    Done::Queued(context.ledger.reserve(entry(run), limits, context.settings.cluster_limits, living, limits_of, now))
+    let admission = context.ledger.reserve(entry(run), limits, context.settings.cluster_limits, living, limits_of, now);
+    if matches!(admission, Admission::Wait { full: Full::Cluster, .. }) {
+        context.wake_next(&valid.namespace, Some(&valid.name));
+    }
+    Done::Queued(admission)
 }
 
 /// Pod first, then the ConfigMap that it mounts, so that the ConfigMap can belong to the pod and go with it. The kubelet waits for it.

@@ -39,6 +39,7 @@ pub(crate) fn settings() -> Settings {
         runtime_class: "gvisor-nonet".into(),
         start_budget_seconds: 60,
         cluster_limits: ClusterLimits { concurrent: 1000, queued: 1000 },
+        policy_history: 20,
         operator_namespace: "paddock-system".into(),
         operator_service_account: "paddock-operator".into(),
         sandbox_cluster_role: "paddock-sandbox".into(),

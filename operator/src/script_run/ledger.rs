@@ -37,6 +37,8 @@ struct Book {
     seen: HashMap<String, Entry>,
     /// Slots that were given away, by UID.
     assumed: BTreeMap<String, Entry>,
+    /// Runs whose passes fail: nobody waits behind them, and they ask anew with their next pass.
+    troubled: HashSet<String>,
     /// Runs that a list that is under way has shown.
     listed: Option<HashSet<String>>,
 }
@@ -50,6 +52,9 @@ impl Book {
         let seen = self.seen.get(uid);
         let assumed = self.assumed.get(uid).map(|entry| (entry, Place::Active));
         let Some((entry, place)) = assumed.or_else(|| seen.and_then(|entry| entry.place.map(|place| (entry, place)))) else { return };
+        if place == Place::Waits && self.troubled.contains(uid) {
+            return;
+        }
         self.line.put(entry.asker(), place);
     }
 
@@ -99,7 +104,16 @@ impl Ledger {
         book.line.forget_idle();
     }
 
-    /// Decides, and assumes the slot if it is given.
+    /// The pass of a run has failed.
+    pub(crate) fn stand_aside(&self, uid: &str) {
+        let mut book = self.lock();
+        if book.troubled.insert(uid.to_owned()) {
+            let before = book.seen.get(uid).cloned();
+            book.settle(uid, before.as_ref());
+        }
+    }
+
+    /// Decides, and assumes the slot if it is given, or the place in line: whoever asks a moment later must count it.
     pub(crate) fn reserve(
         &self,
         entry: Entry,
@@ -110,6 +124,10 @@ impl Ledger {
         now: i64,
     ) -> Admission {
         let mut book = self.lock();
+        if book.troubled.remove(&entry.turn.uid) {
+            let before = book.seen.get(&entry.turn.uid).cloned();
+            book.settle(&entry.turn.uid, before.as_ref());
+        }
         let orphans = orphans(&book.line, &entry.namespace, living);
         let admission = book.line.admit(entry.asker(), limits, cluster, orphans, limits_of, now);
         if admission == Admission::Admit {
@@ -118,6 +136,8 @@ impl Ledger {
             let before = book.seen.get(&uid).cloned();
             book.assumed.insert(uid.clone(), entry);
             book.settle(&uid, before.as_ref());
+        } else if matches!(admission, Admission::Wait { .. }) && !book.seen.contains_key(&entry.turn.uid) {
+            book.show(Entry { place: Some(Place::Waits), ..entry });
         }
         admission
     }
@@ -144,6 +164,7 @@ impl Ledger {
     /// Takes an assumption back: the run is finished or gone.
     pub(crate) fn forget(&self, uid: &str) {
         let mut book = self.lock();
+        book.troubled.remove(uid);
         let before = book.assumed.remove(uid);
         book.settle(uid, before.as_ref());
     }

@@ -9,7 +9,7 @@ use kube::api::PostParams;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::{ConditionType, PolicyKind, PolicyRef, Reason, Requester, ScriptRun, TakenPolicy};
-use paddock_policy::{Approval, Containment, Facts, approving, containment, input_demand, is_revoked, output_grant, selects};
+use paddock_policy::{Containment, Facts, approving, containment, input_demand, is_revoked, output_grant, selects};
 use paddock_protocol::{Opener, Transcript};
 
 use super::guarded::{Unfit, read_whole};
@@ -19,12 +19,13 @@ use super::pod_facts::{PodFacts, PodSeen};
 use super::step::{SandboxSeen, Seen};
 use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, requester, validate};
 use super::{Body, Watched};
-use crate::approvals;
+use crate::approvals::{self, Approvals};
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::input_check::{self, Question, Schema};
 use crate::names::{RUN_UID, pod_name, sandbox_namespace};
 use crate::pods::Cached;
+use crate::readable::Readable;
 use crate::sandbox_namespace::{self, Wanted};
 
 /// The run with its body, if a decision has to be made on it. `None` if it is gone.
@@ -109,8 +110,8 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let containment = contained(run, &policies);
     let to_approve = valid.and_then(|valid| valid.to_approve.as_ref());
     let are_needed = to_approve.is_some() || run.status.as_ref().is_some_and(|status| status.approval.is_some());
-    let approvals = if are_needed { approvals::of_namespace(&run.namespace().unwrap_or_default(), context) } else { Vec::new() };
-    let approving = approving(to_approve, &approvals, context.now());
+    let approvals = if are_needed { approvals::of_namespace(&run.namespace().unwrap_or_default(), context) } else { Approvals::default() };
+    let approving = approving(to_approve, approvals.of_a_start(), context.now());
     let has_lost_approval = has_lost_approval(run, &approvals, context.now());
     let leading_since = context.fence.up_since();
     Ok(Seen { decision, sandbox, pod, stream, containment, approving, has_lost_approval, output, leading_since })
@@ -227,9 +228,13 @@ pub(crate) fn policies_of(namespace: &str, named: &PolicyRef, context: &Context)
 }
 
 /// Whether a run that is under way has lost an approval whose loss ends it.
-pub(crate) fn has_lost_approval(run: &ScriptRun, approvals: &[Approval], now: Timestamp) -> bool {
+pub(crate) fn has_lost_approval(run: &ScriptRun, approvals: &Approvals, now: Timestamp) -> bool {
+    // What is not understood may be the approval itself.
+    if approvals.unreadable.is_some() {
+        return false;
+    }
     let needed = run.status.as_ref().and_then(|status| status.approval.as_ref());
-    needed.is_some_and(|needed| is_revoked(needed, &run.uid().unwrap_or_default(), approvals, now))
+    needed.is_some_and(|needed| is_revoked(needed, &run.uid().unwrap_or_default(), &approvals.read, now))
 }
 
 /// What the policies keep of a run from what is stored of it. Of one that was not accepted yet the decision tells.
@@ -268,9 +273,13 @@ pub(crate) async fn source(run: &ScriptRun, context: &Context) -> Result<SourceS
         Some(requester) if may_read(&requester, &namespace, &reference.name, context).await? => {}
         _ => return Ok(forbidden("the requester")),
     }
-    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    let api: Api<Readable<ConfigMap>> = Api::namespaced(context.client.clone(), &namespace);
     let config_map = match within("the source ConfigMap", api.get_opt(&reference.name)).await? {
-        Ok(Some(config_map)) => config_map,
+        Ok(Some(Readable(Ok(config_map)))) => config_map,
+        Ok(Some(Readable(Err(unreadable)))) => {
+            let message = format!("the ConfigMap {} cannot be read: {}", reference.name, unreadable.why);
+            return Ok(SourceSeen::Refused(Reason::SourceNotFound, message));
+        }
         Ok(None) => {
             return Ok(SourceSeen::Refused(Reason::SourceNotFound, format!("there is no ConfigMap {}", reference.name)));
         }

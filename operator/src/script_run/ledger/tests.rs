@@ -71,3 +71,30 @@ fn a_pod_whose_run_is_not_known_takes_a_slot() {
     let admission = ledger.reserve(entry("third", "d", None), LIMITS, only_one, living, |_, _| LIMITS, 0);
     assert_eq!(admission, Admission::Wait { full: Full::Cluster, ahead: 0 });
 }
+
+#[test]
+fn nobody_waits_behind_a_run_whose_passes_fail() {
+    let ledger = Ledger::default();
+    ledger.show(entry("ns", "a", Some(Place::Waits)));
+    let younger = || Entry { turn: Turn { arrived: 9, uid: "b".into(), name: "b".into() }, ..entry("ns", "b", None) };
+    let ask = |entry: Entry| ledger.reserve(entry, LIMITS, CLUSTER, |_| (), |_, _| LIMITS, 0);
+    assert_eq!(ask(younger()), Admission::Wait { full: Full::Tenant, ahead: 1 });
+    ledger.stand_aside("a");
+    // What the watch shows of it does not put it back; its own next pass does.
+    ledger.show(entry("ns", "a", Some(Place::Waits)));
+    assert_eq!(ledger.heads("ns"), ["b"], "it was told to wait, and counts");
+    assert_eq!(reserve(&ledger, "ns", "a"), Admission::Admit);
+    assert_eq!(ask(younger()), Admission::Wait { full: Full::Tenant, ahead: 0 });
+}
+
+#[test]
+fn who_was_told_to_wait_counts_before_it_is_stored() {
+    let ledger = Ledger::default();
+    let few = QueueLimits { queued: 2, ..LIMITS };
+    let ask = |uid: &str| ledger.reserve(entry("ns", uid, None), few, CLUSTER, |_| (), |_, _| few, 0);
+    assert_eq!(ask("a"), Admission::Admit);
+    assert_eq!((ask("b"), ask("c")), (WAIT, Admission::Wait { full: Full::Tenant, ahead: 1 }));
+    assert_eq!(ask("d"), Admission::Refuse(Full::Tenant));
+    ledger.hide("b");
+    assert!(matches!(ask("d"), Admission::Wait { .. }));
+}

@@ -1,0 +1,184 @@
+//! What several policies say together, field by field, with the rule behind each value. For people: decisions ask the fields themselves.
+
+use std::borrow::Borrow;
+
+use paddock_crds::{Effect, PolicyRules, ResourceAmounts};
+
+use crate::bounds::{Ruled, Said, bounds};
+use crate::decide::{
+    DEFAULT_CPU_MILLI, DEFAULT_GRACE, DEFAULT_MEMORY, DEFAULT_SCRATCH, DEFAULT_TIMEOUT, Policy, in_order, milli, named, shown,
+};
+use crate::output::output_grant;
+use crate::quantity::Quantity;
+use crate::queue::queue_limits;
+use crate::{Containment, Facts, containment, input_demand};
+
+/// One line: the field, what it comes to, and which rule says so, where it is one.
+pub type Line = (String, String, String);
+
+/// Everything that policies say.
+pub fn effective(policies: &[impl Borrow<Policy>]) -> Vec<Line> {
+    let policies = in_order(policies);
+    let mut lines = Vec::new();
+    lines.push(line("runtimes", runtimes(&policies).join(", "), ""));
+    let built_in = [("memory", DEFAULT_MEMORY.quantity()), ("cpu", milli(DEFAULT_CPU_MILLI)), ("scratch", DEFAULT_SCRATCH.quantity())];
+    for (field, built_in) in built_in {
+        let (default, (max, rule)) = bounds(&amounts(&policies, field), &built_in, field);
+        lines.push(line(field, format!("{}, at most {}", shown(field, default), shown(field, max)), &rule));
+    }
+    let seconds = |field: &str, default_of: Field, max_of: Field, built_in: i64| {
+        let of = |(name, of): Field, policy: &Policy| Some((of(&policy.rules)?, named(policy, name)));
+        let said: Vec<Said<i64>> = policies
+            .iter()
+            .map(|policy| Said { effect: policy.effect, default: of(default_of, policy), max: of(max_of, policy) })
+            .collect();
+        let (default, (max, rule)) = bounds(&said, &built_in, field);
+        line(field, format!("{default}, at most {max}"), &rule)
+    };
+    lines.push(seconds(
+        "timeoutSeconds",
+        ("limits.defaultTimeoutSeconds", |rules| rules.limits.default_timeout_seconds),
+        ("limits.maxTimeoutSeconds", |rules| rules.limits.max_timeout_seconds),
+        DEFAULT_TIMEOUT,
+    ));
+    lines.push(seconds(
+        "gracePeriodSeconds",
+        ("", |_| None),
+        ("limits.maxGracePeriodSeconds", |rules| rules.limits.max_grace_period_seconds),
+        DEFAULT_GRACE,
+    ));
+    queue(&policies, &mut lines);
+    demands(&policies, &mut lines);
+    lines
+}
+
+type Field = (&'static str, fn(&PolicyRules) -> Option<i64>);
+
+fn line(field: &str, value: impl Into<String>, rule: &str) -> Line {
+    (field.to_owned(), value.into(), rule.to_owned())
+}
+
+/// Those that every policy offers that names any.
+fn runtimes(policies: &[&Policy]) -> Vec<String> {
+    let offers = |policy: &&Policy, name: &str| match &policy.rules.runtimes {
+        Some(offered) => offered.iter().any(|runtime| runtime.name == name),
+        None => policy.effect == Effect::Restrict,
+    };
+    let named = policies.iter().flat_map(|policy| policy.rules.runtimes.iter().flatten()).map(|runtime| runtime.name.clone());
+    let mut all: Vec<String> = named.filter(|name| policies.iter().all(|policy| offers(policy, name))).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn amounts(policies: &[&Policy], field: &str) -> Vec<Said<Quantity>> {
+    let of = |amounts: &Option<ResourceAmounts>| {
+        let amounts = amounts.as_ref()?;
+        let raw = match field {
+            "memory" => amounts.memory.as_ref(),
+            "cpu" => amounts.cpu.as_ref(),
+            _ => amounts.scratch.as_ref(),
+        };
+        Quantity::parse(&raw?.0).ok()
+    };
+    let ruled = |policy: &Policy, which: &str, amounts: &Option<ResourceAmounts>| -> Option<Ruled<Quantity>> {
+        Some((of(amounts)?, named(policy, &format!("limits.{which}.{field}"))))
+    };
+    let said = |policy: &&Policy| Said {
+        effect: policy.effect,
+        default: ruled(policy, "default", &policy.rules.limits.default),
+        max: ruled(policy, "max", &policy.rules.limits.max),
+    };
+    policies.iter().map(said).collect()
+}
+
+fn queue(policies: &[&Policy], lines: &mut Vec<Line>) {
+    let limits = queue_limits(policies);
+    let both = |of_all: u32, of_policy: Option<u32>| match of_policy {
+        Some(own) => format!("{of_all} in the namespace, {own} of this policy"),
+        None => format!("{of_all} in the namespace"),
+    };
+    lines.push(line("maxConcurrent", both(limits.concurrent, limits.policy_concurrent), ""));
+    lines.push(line("maxQueued", both(limits.queued, limits.policy_queued), ""));
+    lines.push(line("weight", limits.weight.to_string(), ""));
+}
+
+fn demands(policies: &[&Policy], lines: &mut Vec<Line>) {
+    let input = input_demand(policies, "");
+    if let Some((bytes, rule)) = input.max_bytes {
+        lines.push(line("input.maxBytes", bytes.to_string(), &rule));
+    }
+    if let Some(rule) = input.required_by {
+        lines.push(line("input.requireSchema", "true", &rule));
+    }
+    let output = output_grant(policies);
+    lines.push(line("output.maxStreamBytes", output.stream_bytes.to_string(), ""));
+    lines.push(line("output.maxResultBytes", output.result_bytes.to_string(), ""));
+    lines.push(line("output.largeResult", format!("{:?}", output.large_result), ""));
+    for policy in policies {
+        for rule in &policy.rules.rules {
+            lines.push(line("rules", rule.expression.clone(), &named(policy, &format!("rules[{}]", rule.name))));
+        }
+        for demand in &policy.rules.approvals {
+            let count = demand.count.unwrap_or(1);
+            let when = demand.when.as_ref().map(|when| format!(" when {when}")).unwrap_or_default();
+            lines.push(line("approvals", format!("{count}{when}"), &named(policy, &format!("approvals[{}]", demand.name))));
+        }
+        if let Some(deny) = &policy.rules.deny {
+            let counts = [(deny.scripts.len(), "scripts"), (deny.images.len(), "images"), (deny.requesters.len(), "requesters")];
+            let told: Vec<String> = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+            lines.push(line("deny", told.join(", "), &named(policy, "deny")));
+        }
+        for problem in &policy.problems {
+            lines.push(line("problem", problem.to_string(), &named(policy, "status.problems")));
+        }
+    }
+    if let Containment::Queue { rule } | Containment::Kill { rule } = containment(policies, Facts::default()) {
+        lines.push(line("suspend", "true", &rule));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_crds::{PolicyKind, TakenPolicy};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn policy(kind: PolicyKind, name: &str, effect: Effect, rules: Value) -> Policy {
+        let taken = TakenPolicy { kind, name: name.into(), uid: String::new(), author: None, generation: 1, hash: String::new() };
+        Policy::new(taken, effect, serde_json::from_value(rules).unwrap())
+    }
+
+    #[test]
+    fn every_field_is_told_with_the_rule_that_says_so() {
+        let base = json!({
+            "runtimes": [{ "name": "shell", "image": "i", "command": ["/bin/sh"] }, { "name": "python", "image": "p", "command": ["/p"] }],
+            "limits": { "max": { "memory": "1Gi" }, "maxConcurrent": 7 },
+        });
+        let own = json!({
+            "runtimes": [{ "name": "shell" }],
+            "limits": { "max": { "memory": "256Mi" }, "maxConcurrent": 2, "maxTimeoutSeconds": 10 },
+            "rules": [{ "name": "a", "expression": "true" }],
+            "approvals": [{ "name": "b", "count": 2 }],
+            "suspend": "Queue",
+        });
+        let all = [
+            policy(PolicyKind::SandboxPolicy, "own", Effect::Restrict, own),
+            policy(PolicyKind::ClusterSandboxPolicy, "base", Effect::Allow, base),
+        ];
+        let lines = effective(&all);
+        for expected in [
+            ("runtimes", "shell", ""),
+            ("memory", "128Mi, at most 256Mi", "SandboxPolicy/own: limits.max.memory"),
+            ("cpu", "500m, at most 500m", "built-in: cpu"),
+            ("timeoutSeconds", "10, at most 10", "SandboxPolicy/own: limits.maxTimeoutSeconds"),
+            ("maxConcurrent", "7 in the namespace, 2 of this policy", ""),
+            ("rules", "true", "SandboxPolicy/own: rules[a]"),
+            ("approvals", "2", "SandboxPolicy/own: approvals[b]"),
+            ("suspend", "true", "SandboxPolicy/own: suspend"),
+        ] {
+            assert!(lines.contains(&line(expected.0, expected.1, expected.2)), "{expected:?} is not in {lines:?}");
+        }
+    }
+}
