@@ -90,8 +90,11 @@ fn expressions(rules: usize) -> impl FnMut() -> bool {
     let all: Vec<Value> = (0..rules)
         .map(|number| json!({ "name": format!("r{number}"), "expression": format!("run.memoryBytes <= {}", (100 + number) << 20) }))
         .collect();
-    let mut policies: Vec<Policy> =
-        all.chunks(RULES).enumerate().map(|(number, rules)| policy(&format!("p{number}"), Effect::Restrict, json!({ "rules": rules }))).collect();
+    let mut policies: Vec<Policy> = all
+        .chunks(RULES)
+        .enumerate()
+        .map(|(number, rules)| policy(&format!("p{number}"), Effect::Restrict, json!({ "rules": rules })))
+        .collect();
     policies.push(base());
     let (run, labels) = (a_run(), BTreeMap::new());
     let requester = Requester { username: "jane".into(), uid: None, groups: vec!["team-data".into()] };
@@ -104,7 +107,8 @@ fn expressions(rules: usize) -> impl FnMut() -> bool {
 }
 
 fn rego(rules: usize) -> impl FnMut() -> bool {
-    let mut text = "package paddock\nimport rego.v1\ndefault allow := false\nallow if { input.runtime == \"python\"; count(deny) == 0 }\n".to_owned();
+    let mut text =
+        "package paddock\nimport rego.v1\ndefault allow := false\nallow if { input.runtime == \"python\"; count(deny) == 0 }\n".to_owned();
     for number in 0..rules {
         text += &format!("deny contains \"r{number}\" if input.memoryBytes > {}\n", (100 + number) << 20);
     }

@@ -384,6 +384,9 @@ fn place(run: &ScriptRun) -> Option<Place> {
     if status.is_true(&ConditionType::Finished) || is_released {
         return None;
     }
+    if status.condition(&ConditionType::Approved).is_some_and(|approved| approved.status == ConditionStatus::False) {
+        return Some(Place::Awaits);
+    }
     let admitted = status.condition(&ConditionType::Admitted)?;
     Some(if admitted.status == ConditionStatus::True { Place::Active } else { Place::Waits })
 }

@@ -131,6 +131,7 @@ pub(crate) fn seen(run: &ScriptRun) -> Seen {
         stream: StreamSeen::default(),
         containment: Containment::None,
         approving: Approving::NotNeeded,
+        awaiting: 0,
         has_lost_approval: false,
         output: Ok(output_grant(&policies().taking_part)),
         leading_since: at(-1000),

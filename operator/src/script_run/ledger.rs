@@ -161,6 +161,11 @@ impl Ledger {
         self.lock().line.heads(namespace)
     }
 
+    /// How many others of the namespace wait for approvals.
+    pub(crate) fn awaiting(&self, namespace: &str, uid: &str) -> usize {
+        self.lock().line.awaiting(namespace, uid)
+    }
+
     /// Takes an assumption back: the run is finished or gone.
     pub(crate) fn forget(&self, uid: &str) {
         let mut book = self.lock();

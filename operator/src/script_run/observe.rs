@@ -113,8 +113,9 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let approvals = if are_needed { approvals::of_namespace(&run.namespace().unwrap_or_default(), context) } else { Approvals::default() };
     let approving = approving(to_approve, approvals.of_a_start(), context.now());
     let has_lost_approval = has_lost_approval(run, &approvals, context.now());
+    let awaiting = if to_approve.is_some() { context.ledger.awaiting(&run.namespace().unwrap_or_default(), &uid) } else { 0 };
     let leading_since = context.fence.up_since();
-    Ok(Seen { decision, sandbox, pod, stream, containment, approving, has_lost_approval, output, leading_since })
+    Ok(Seen { decision, sandbox, pod, stream, containment, approving, awaiting, has_lost_approval, output, leading_since })
 }
 
 /// Asks whether the input satisfies the schema of the run and those of the policies. The answer is kept for as long as none of them changes.

@@ -26,6 +26,8 @@ struct Tenant {
     active: BTreeMap<String, PolicyRef>,
     /// Those that wait, by the policy that they name: runs of one policy have the same limits.
     waiting: BTreeMap<PolicyRef, BTreeSet<Turn>>,
+    /// UIDs of those that wait for approvals.
+    awaiting: BTreeSet<String>,
     /// The last time that one of them got a slot, in microseconds since the epoch.
     served: i64,
 }
@@ -48,6 +50,8 @@ pub(crate) enum Place {
     Waits,
     /// It holds a slot.
     Active,
+    /// It waits for approvals, and is not in line.
+    Awaits,
 }
 
 /// Limits of the whole cluster.
@@ -113,6 +117,9 @@ impl Line {
                 tenant.waiting.entry(asker.policy.clone()).or_default().insert(asker.turn.clone());
                 self.waiting += 1;
             }
+            Place::Awaits => {
+                tenant.awaiting.insert(asker.turn.uid.clone());
+            }
         }
     }
 
@@ -120,6 +127,7 @@ impl Line {
     pub(crate) fn take_out(&mut self, asker: Asker<'_>) {
         let Some(tenant) = self.tenants.get_mut(asker.namespace) else { return };
         self.active -= usize::from(tenant.active.remove(&asker.turn.uid).is_some());
+        tenant.awaiting.remove(&asker.turn.uid);
         if let Some(waiting) = tenant.waiting.get_mut(asker.policy) {
             self.waiting -= usize::from(waiting.remove(asker.turn));
             if waiting.is_empty() {
@@ -136,7 +144,12 @@ impl Line {
 
     /// Forgets tenants of which nothing is known but when they were served.
     pub(crate) fn forget_idle(&mut self) {
-        self.tenants.retain(|_, tenant| !tenant.active.is_empty() || !tenant.waiting.is_empty());
+        self.tenants.retain(|_, tenant| !tenant.active.is_empty() || !tenant.waiting.is_empty() || !tenant.awaiting.is_empty());
+    }
+
+    /// How many others of the namespace wait for approvals.
+    pub(crate) fn awaiting(&self, namespace: &str, uid: &str) -> usize {
+        self.tenants.get(namespace).map_or(0, |tenant| tenant.awaiting.len() - usize::from(tenant.awaiting.contains(uid)))
     }
 
     pub(crate) fn holds_a_slot(&self, namespace: &str, uid: &str) -> bool {

@@ -30,6 +30,8 @@ pub(crate) struct Seen {
     pub(crate) containment: Containment,
     /// Where the approvals stand: as long as the run has not started.
     pub(crate) approving: Approving,
+    /// How many other runs of the namespace wait for theirs.
+    pub(crate) awaiting: usize,
     /// An approval by which the run was admitted is gone, and that ends it.
     pub(crate) has_lost_approval: bool,
     /// What becomes of what the script puts out, or why that cannot be told.
@@ -220,7 +222,7 @@ fn before_admission(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Step {
         },
         Some(Ok(_)) => {}
     }
-    if let Some(step) = before_the_approval(run, &seen.approving, now) {
+    if let Some(step) = before_the_approval(run, seen, now) {
         return step;
     }
     if !has_finalizer(run) {
@@ -243,10 +245,15 @@ fn before_admission(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Step {
 }
 
 /// `None` once enough people have approved, or nobody has to.
-fn before_the_approval(run: &ScriptRun, approving: &Approving, now: Timestamp) -> Option<Step> {
+fn before_the_approval(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Option<Step> {
     let end = |phase, reason, message: String| Some(Step::Finish(Outcome::plain(phase, reason, message)));
-    match approving {
+    let is_new = run.status.as_ref().is_none_or(|status| status.approval.is_none());
+    match &seen.approving {
         Approving::NotNeeded | Approving::Approved(_) => None,
+        Approving::Waiting { .. } if is_new && seen.awaiting >= most_that_wait(seen) => Some(Step::Refuse(Refusal {
+            reason: Reason::QueueFull,
+            message: "as many runs wait for approvals in this namespace as may wait".into(),
+        })),
         Approving::Denied { by, .. } => end(Phase::Denied, Reason::ApprovalDenied, format!("{by} has decided that it may not run")),
         Approving::Waiting { wait_seconds, .. } => {
             let until = waits_until(run, *wait_seconds, now);
@@ -257,6 +264,11 @@ fn before_the_approval(run: &ScriptRun, approving: &Approving, now: Timestamp) -
             Some(Step::AwaitApproval { until })
         }
     }
+}
+
+fn most_that_wait(seen: &Seen) -> usize {
+    let valid = seen.decision.as_ref().and_then(|decision| decision.as_ref().ok());
+    valid.map_or(0, |valid| valid.grant.queue.queued as usize)
 }
 
 /// Counted from when the run began to wait, whatever became of the policies since.

@@ -98,3 +98,16 @@ fn who_was_told_to_wait_counts_before_it_is_stored() {
     ledger.hide("b");
     assert!(matches!(ask("d"), Admission::Wait { .. }));
 }
+
+#[test]
+fn who_waits_for_approvals_is_counted_and_in_nobodys_way() {
+    let ledger = Ledger::default();
+    ledger.show(entry("ns", "a", Some(Place::Awaits)));
+    ledger.show(entry("ns", "b", Some(Place::Awaits)));
+    assert_eq!((ledger.awaiting("ns", "a"), ledger.awaiting("ns", "c"), ledger.awaiting("other", "c")), (1, 2, 0));
+    assert_eq!(reserve(&ledger, "ns", "c"), Admission::Admit);
+    ledger.show(entry("ns", "a", Some(Place::Waits)));
+    assert_eq!((ledger.awaiting("ns", "c"), ledger.heads("ns")), (1, vec!["a".to_owned()]));
+    ledger.hide("b");
+    assert_eq!(ledger.awaiting("ns", "c"), 0);
+}

@@ -407,3 +407,13 @@ fn a_runner_that_was_started_after_the_script_had_ended_is_stopped() {
     again.stream.stop_sent = Some(Stop::Gracefully);
     assert!(is_rest(&step(&run, &again, 3)));
 }
+
+#[test]
+fn no_more_wait_for_approvals_than_may_wait() {
+    let run = a_run();
+    let seen = |awaiting, run: &ScriptRun| Seen { approving: lacking_approvals(60, 0), awaiting, ..seen(run) };
+    assert_eq!(step(&run, &seen(99, &run), 0), Step::AwaitApproval { until: at(60) });
+    assert!(matches!(step(&run, &seen(100, &run), 0), Step::Refuse(refusal) if refusal.reason == Reason::QueueFull));
+    let waits = after(&run, &seen(99, &run), &Step::AwaitApproval { until: at(60) }, &Done::Yes, 0);
+    assert_eq!(step(&waits, &seen(200, &waits), 1), Step::AwaitApproval { until: at(60) }, "who waits already goes on");
+}
