@@ -108,7 +108,7 @@ open_enum! {
         Suspended,
         /// Accepted=False: a policy that takes part does not offer the runtime.
         RuntimeNotAllowed,
-        /// Accepted=False: the run asks for more memory, CPU, scratch or time than a policy allows.
+        /// Accepted=False: the run asks for more memory, CPU, scratch, time or priority than a policy allows.
         LimitExceeded,
         /// Accepted=False: the run asks for a capability that a policy does not grant.
         CapabilityRefused,
@@ -143,7 +143,8 @@ open_enum! {
         SchemaRequired,
         /// Accepted=False: a schema for `input` cannot be used, or takes too long.
         SchemaInvalid,
-        /// Accepted=False: as many runs wait in this namespace as the policy allows.
+        /// Accepted=False: as many runs wait, for slots or for approvals, as the policies or the chart's `queue.maxQueued` allow; the message tells
+        /// which.
         QueueFull,
         /// Accepted=False: `sbx-…` exists and does not belong to this tenant namespace.
         SandboxNamespaceForeign,
@@ -151,7 +152,7 @@ open_enum! {
         SandboxNamespaceNotReady,
         /// Admitted: a slot was taken.
         SlotTaken,
-        /// Admitted=False: as many runs are active as the policies allow; the run waits for its turn.
+        /// Admitted=False: as many runs are active as the policies or the chart's `queue.maxConcurrent` allow; the run waits for its turn.
         WaitingForSlot,
         /// Started=False: the ResourceQuota of the sandbox namespace has no room for the pod; it is tried again until the start budget is over.
         QuotaExceeded,

@@ -92,6 +92,10 @@ fn type_of(schema: &JSONSchemaProps) -> String {
         (None, Some(max)) if name == "string" => _ = write!(name, ", at most {max} characters"),
         _ => {}
     }
+    let words: Vec<String> = schema.enum_.iter().flatten().filter_map(|word| word.0.as_str()).map(|word| format!("`{word}`")).collect();
+    if !words.is_empty() {
+        let _ = write!(name, ", one of {}", words.join(", "));
+    }
     if let Some(max) = schema.max_items {
         let _ = write!(name, ", at most {max}");
     }

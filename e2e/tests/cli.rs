@@ -350,7 +350,7 @@ async fn policies_are_tried_stopped_and_resumed() {
         assert!(explained.out.contains("runtime:shell") && explained.out.ends_with("allowed\n"), "{explained:?}");
         desk.type_("kubectl paddock -n $N suspend limited").expect(0);
         let explained = desk.type_("kubectl paddock -n $N explain hello.sh --under limited").expect(120);
-        assert!(explained.out.contains("refused: Suspended"), "{explained:?}");
+        assert!(explained.out.contains("waits: Suspended"), "{explained:?}");
         desk.type_("kubectl paddock -n $N run hello.sh --policy limited --name waits --detach").expect(0);
         let waits = tenant.runs().get("waits").await.unwrap();
         tenant.until(&waits, "it waits", |status| status.phase == Some(Phase::Queued)).await;

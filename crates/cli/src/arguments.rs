@@ -81,7 +81,9 @@ pub(crate) enum Command {
         wait: bool,
     },
     /// Tell every permission that a run asks for, and which rule of which policy grants or refuses it
-    #[command(after_help = "With --policy no cluster is asked. Exits with 0 if the run is allowed, with 120 if it is not.")]
+    #[command(
+        after_help = "With --policy no cluster is asked, and --as and --as-group say who would create the run. Exits with 0 if the run is allowed, with 120 if it is refused, or would wait for approvals or for a policy that is suspended."
+    )]
     Explain(Explain),
     /// List the runs that wait for an approval
     Pending {
@@ -98,7 +100,7 @@ pub(crate) enum Command {
         /// Name of the ScriptApproval
         name: String,
     },
-    /// Print the digest that approvals of a run are bound to
+    /// Print the digest that approvals of a run are bound to, and that of its schema
     #[command(after_help = "With --policy no cluster is asked. docs/approvals.md tells what it is made of.")]
     Digest(Explain),
     /// Suspend a policy: admit nothing more under it
@@ -232,7 +234,7 @@ pub(crate) enum PolicyCommand {
         #[arg(default_value = "cluster/baseline")]
         policy: String,
         /// File with policies, instead of those of the cluster; can be repeated
-        #[arg(short, long = "policy", value_name = "FILE")]
+        #[arg(short = 'p', long = "policy", value_name = "FILE")]
         files: Vec<PathBuf>,
         /// Label of the namespace, where policies come from files; can be repeated
         #[arg(short, long, value_name = "KEY=VALUE")]
@@ -244,10 +246,10 @@ pub(crate) enum PolicyCommand {
     Diff {
         #[command(flatten)]
         kept: Kept,
-        /// The older revision [default: the one before]
+        /// The older revision [default: the newest before the one that holds]
         #[arg(long)]
         from: Option<i64>,
-        /// The newer revision [default: the newest]
+        /// The newer revision [default: the one that holds]
         #[arg(long)]
         to: Option<i64>,
     },
@@ -255,7 +257,7 @@ pub(crate) enum PolicyCommand {
     Rollback {
         #[command(flatten)]
         kept: Kept,
-        /// The revision [default: the one before the newest]
+        /// The revision [default: the newest before the one that holds]
         #[arg(long)]
         to: Option<i64>,
     },

@@ -210,6 +210,11 @@ pub(crate) async fn digest(cluster: impl AsyncFn() -> Result<Cluster>, connectio
         (Some(reason), Some(message)) => format!("there is no digest: {reason}: {message}"),
         _ => "there is no digest: the run needs no approval, or its script is in a ConfigMap".to_owned(),
     })?;
+    if arguments.output != Output::Table {
+        let both = serde_json::json!({ "digest": digest, "schemaDigest": explanation.schema_digest });
+        print!("{}", document(&both, arguments.output == Output::Json)?);
+        return Ok(Exit::Done);
+    }
     println!("{digest}");
     if let Some(digest) = explanation.schema_digest {
         println!("{digest} (with its schema in place of the input)");
@@ -225,7 +230,10 @@ pub(crate) async fn effective(
     label: &[String],
 ) -> Result<Exit> {
     let (written, labels) = if files.is_empty() { of_cluster(&cluster().await?).await? } else { (Written::read(files)?, labels(label)?) };
-    let policies = written.taking_part_for(&policy_ref(policy)?, &labels)?;
+    let named = policy_ref(policy)?;
+    let policies = written.taking_part_for(&named, &labels)?;
+    let is_there = policies.iter().any(|policy| policy.taken.kind == named.kind && policy.taken.name == named.name);
+    ensure!(is_there, "there is no {} {} that takes part in this namespace", named.kind.as_str(), named.name);
     let names: Vec<String> = policies.iter().map(|policy| format!("{}/{}", policy.taken.kind.as_str(), policy.taken.name)).collect();
     let lines = paddock_policy::effective(&policies);
     let rows: Vec<Vec<Cell>> = lines.iter().map(|(field, value, rule)| vec![plain(field), plain(printable(value)), plain(rule)]).collect();
@@ -347,6 +355,9 @@ fn told(explanation: &Explanation, colours: bool) -> String {
     let names: Vec<String> = explanation.policies.iter().map(|policy| format!("{}/{}", policy.kind.as_str(), policy.name)).collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let end = match (&explanation.reason, &explanation.message) {
+        (Some(reason), Some(message)) if matches!(reason.as_str(), "AwaitingApproval" | "Suspended") => {
+            format!("waits: {reason}: {message}")
+        }
         (Some(reason), Some(message)) => format!("refused: {reason}: {message}"),
         _ => "allowed".to_owned(),
     };
@@ -404,7 +415,7 @@ spec: {limits: {max: {memory: 64Mi}}, suspend: Queue}
         ");
         assert!(told_of(spec, "tier=lead").contains("policies: none\nrefused: NoClusterPolicy"));
         let own = spec.replace("ClusterSandboxPolicy, name: base", "SandboxPolicy, name: own");
-        assert!(told_of(&own, "tier=gold").ends_with("refused: Suspended: it would wait: SandboxPolicy/own: suspend\n"));
+        assert!(told_of(&own, "tier=gold").ends_with("waits: Suspended: it would wait: SandboxPolicy/own: suspend\n"));
         assert!(told_of(&own.replace("name: own", "name: other"), "tier=gold").contains("refused: PolicyNotFound"));
     }
 

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::core::ApiResource;
-use kube::{Api, Resource as _, ResourceExt as _};
+use kube::{Api, ResourceExt as _};
 use paddock_crds::{ClusterSandboxPolicy, PolicyKind, PolicyRef, SandboxPolicy};
 use serde_json::Value;
 use similar::TextDiff;
@@ -46,25 +46,26 @@ impl Policy {
         Ok(Self { named, api, now, kept })
     }
 
-    fn revision(&self, number: Option<i64>, before_the_newest: usize) -> Result<&ControllerRevision> {
-        match number {
-            Some(number) => {
-                let found = self.kept.iter().find(|revision| revision.revision == number);
-                found.with_context(|| format!("revision {number} of {} is not kept", self.named.name))
-            }
-            None => {
-                let found = self.kept.iter().rev().nth(before_the_newest);
-                found.with_context(|| format!("{} has no revision before the newest", self.named.name))
-            }
-        }
+    /// The generation that holds now.
+    fn generation(&self) -> i64 {
+        self.now.metadata.generation.unwrap_or(0)
+    }
+
+    /// A revision by its number, or the newest one before the one that holds.
+    fn revision(&self, number: Option<i64>) -> Result<&ControllerRevision> {
+        let Some(number) = number else {
+            let found = before(&self.kept, self.generation());
+            return found.with_context(|| format!("no revision of {} before the one that holds is kept", self.named.name));
+        };
+        let found = self.kept.iter().find(|revision| revision.revision == number);
+        found.with_context(|| format!("revision {number} of {} is not kept", self.named.name))
     }
 }
 
 /// `kubectl paddock policy history`.
 pub(crate) async fn history(cluster: &Cluster, kept: &Kept) -> Result<Exit> {
     let policy = Policy::read(cluster, kept).await?;
-    let now = policy.now.meta().generation.unwrap_or(0);
-    let rows = rows(&policy.kept, now);
+    let rows = rows(&policy.kept, policy.generation());
     print!("{}", table(&["REVISION", "SEEN", "AUTHOR", "HASH"], &rows, has_colours()));
     Ok(Exit::Done)
 }
@@ -94,6 +95,11 @@ fn rows(kept: &[ControllerRevision], now: i64) -> Vec<Vec<Cell>> {
     rows
 }
 
+/// The newest one that is older than `generation`. Oldest first.
+fn before(kept: &[ControllerRevision], generation: i64) -> Option<&ControllerRevision> {
+    kept.iter().rev().find(|revision| revision.revision < generation)
+}
+
 fn spec(revision: &ControllerRevision) -> Result<&Value> {
     let data = revision.data.as_ref().map(|data| &data.0["spec"]);
     data.filter(|spec| spec.is_object()).with_context(|| format!("revision {} holds no policy", revision.revision))
@@ -102,9 +108,14 @@ fn spec(revision: &ControllerRevision) -> Result<&Value> {
 /// `kubectl paddock policy diff`.
 pub(crate) async fn diff(cluster: &Cluster, kept: &Kept, from: Option<i64>, to: Option<i64>) -> Result<Exit> {
     let policy = Policy::read(cluster, kept).await?;
-    let (older, newer) = (policy.revision(from, 1)?, policy.revision(to, 0)?);
-    let titles = [older, newer].map(|revision| format!("{} revision {}", policy.named.name, revision.revision));
-    print!("{}", compared(&titles, spec(older)?, spec(newer)?)?);
+    let older = policy.revision(from)?;
+    let titled = |number: i64| format!("{} revision {number}", policy.named.name);
+    // What holds is at hand, whether its revision was kept or not.
+    let (number, newer) = match to {
+        Some(number) => (number, spec(policy.revision(Some(number))?)?),
+        None => (policy.generation(), &policy.now.data["spec"]),
+    };
+    print!("{}", compared(&[titled(older.revision), titled(number)], spec(older)?, newer)?);
     Ok(Exit::Done)
 }
 
@@ -120,7 +131,7 @@ fn compared(titles: &[String; 2], older: &Value, newer: &Value) -> Result<String
 pub(crate) async fn rollback(cluster: &Cluster, kept: &Kept, to: Option<i64>) -> Result<Exit> {
     let mut policy = Policy::read(cluster, kept).await?;
     let (spec, number) = {
-        let revision = policy.revision(to, 1)?;
+        let revision = policy.revision(to)?;
         (spec(revision)?.clone(), revision.revision)
     };
     ensure!(policy.now.data["spec"] != spec, "{} says already what it said in revision {number}", policy.named.name);
@@ -150,6 +161,12 @@ mod tests {
         assert_eq!(told(&[1, 2], 2), ["1 ", "2 (holds) "]);
         assert_eq!(told(&[3, 6, 8], 10), ["3 ", "4-5 not seen", "6 ", "7 not seen", "8 ", "9-10 not seen"]);
         assert_eq!(told(&[], 4), ["4 not seen"]);
+    }
+
+    #[test]
+    fn what_held_before_is_the_newest_that_was_seen() {
+        let of = |numbers: &[i64], now| before(&kept(numbers), now).map(|revision| revision.revision);
+        assert_eq!((of(&[1, 2, 3], 3), of(&[1, 2, 5], 6), of(&[3], 3), of(&[], 3)), (Some(2), Some(5), None, None));
     }
 
     #[test]

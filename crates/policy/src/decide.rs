@@ -246,6 +246,15 @@ struct Deciding<'a> {
     first_refusal: Option<Refusal>,
 }
 
+/// The most that a run may ask for, and the rule that says so.
+pub(crate) fn most_priority(policies: &[&Policy]) -> Ruled<i64> {
+    let said = |policy: &&Policy| {
+        let own = policy.rules.limits.max_priority.map(|max| (max, named(policy, "limits.maxPriority")));
+        own.or_else(|| (policy.effect == Effect::Allow).then(|| (DEFAULT_PRIORITY, "built-in: priority".to_owned())))
+    };
+    policies.iter().filter_map(said).min_by_key(|(most, _)| *most).unwrap_or_default()
+}
+
 pub(crate) fn named(policy: &Policy, field: &str) -> String {
     format!("{}/{}: {field}", policy.taken.kind.as_str(), policy.taken.name)
 }
@@ -388,11 +397,7 @@ impl Deciding<'_> {
     /// A head start in the queue. Nobody is refused for asking for none.
     fn priority(&mut self, asked: Option<i64>) {
         let Some(asked) = asked.filter(|asked| *asked > 0) else { return };
-        let said = |policy: &&Policy| {
-            let own = policy.rules.limits.max_priority.map(|max| (max, named(policy, "limits.maxPriority")));
-            own.or_else(|| (policy.effect == Effect::Allow).then(|| (DEFAULT_PRIORITY, "built-in: priority".to_owned())))
-        };
-        let (most, rule) = self.policies.iter().filter_map(said).min_by_key(|(most, _)| *most).unwrap_or_default();
+        let (most, rule) = most_priority(self.policies);
         if asked > most {
             let message = format!("priority {asked} is more than the {most} that is allowed ({rule})");
             self.refuse(format!("priority:{asked}"), rule, Reason::LimitExceeded, message);

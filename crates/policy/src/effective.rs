@@ -2,11 +2,12 @@
 
 use std::borrow::Borrow;
 
-use paddock_crds::{Effect, PolicyRules, ResourceAmounts};
+use paddock_crds::{ApprovalDemand, Binding, Effect, PolicyKind, PolicyRules, ResourceAmounts};
 
 use crate::bounds::{Ruled, Said, bounds};
 use crate::decide::{
-    DEFAULT_CPU_MILLI, DEFAULT_GRACE, DEFAULT_MEMORY, DEFAULT_SCRATCH, DEFAULT_TIMEOUT, Policy, in_order, milli, named, shown,
+    DEFAULT_CPU_MILLI, DEFAULT_GRACE, DEFAULT_MEMORY, DEFAULT_SCRATCH, DEFAULT_TIMEOUT, Policy, in_order, milli, most_priority, named,
+    shown,
 };
 use crate::output::output_grant;
 use crate::quantity::Quantity;
@@ -20,7 +21,7 @@ pub type Line = (String, String, String);
 pub fn effective(policies: &[impl Borrow<Policy>]) -> Vec<Line> {
     let policies = in_order(policies);
     let mut lines = Vec::new();
-    lines.push(line("runtimes", runtimes(&policies).join(", "), ""));
+    lines.push(line("runtimes", runtimes(&policies).join(", "), &all_that(&policies, "runtimes", |rules| rules.runtimes.is_some())));
     let built_in = [("memory", DEFAULT_MEMORY.quantity()), ("cpu", milli(DEFAULT_CPU_MILLI)), ("scratch", DEFAULT_SCRATCH.quantity())];
     for (field, built_in) in built_in {
         let (default, (max, rule)) = bounds(&amounts(&policies, field), &built_in, field);
@@ -92,15 +93,32 @@ fn amounts(policies: &[&Policy], field: &str) -> Vec<Said<Quantity>> {
     policies.iter().map(said).collect()
 }
 
+/// The policies that say something of a field.
+fn all_that(policies: &[&Policy], field: &str, says: impl Fn(&PolicyRules) -> bool) -> String {
+    let all: Vec<String> = policies.iter().filter(|policy| says(&policy.rules)).map(|policy| named(policy, field)).collect();
+    if all.is_empty() { format!("built-in: {field}") } else { all.join(", ") }
+}
+
+/// The policy that says `value` of a field, where the smallest holds.
+fn whose(policies: &[&Policy], field: &str, value: u32, of: impl Fn(&PolicyRules) -> Option<i64>) -> String {
+    let is_it = |policy: &&&Policy| of(&policy.rules) == Some(i64::from(value)) && policy.taken.kind == PolicyKind::ClusterSandboxPolicy;
+    policies.iter().find(is_it).map_or_else(|| format!("built-in: {field}"), |policy| named(policy, &format!("limits.{field}")))
+}
+
 fn queue(policies: &[&Policy], lines: &mut Vec<Line>) {
     let limits = queue_limits(policies);
     let both = |of_all: u32, of_policy: Option<u32>| match of_policy {
         Some(own) => format!("{of_all} in the namespace, {own} of this policy"),
         None => format!("{of_all} in the namespace"),
     };
-    lines.push(line("maxConcurrent", both(limits.concurrent, limits.policy_concurrent), ""));
-    lines.push(line("maxQueued", both(limits.queued, limits.policy_queued), ""));
-    lines.push(line("weight", limits.weight.to_string(), ""));
+    let (concurrent, queued, weight) = (limits.concurrent, limits.queued, limits.weight);
+    let rule = whose(policies, "maxConcurrent", concurrent, |rules| rules.limits.max_concurrent);
+    lines.push(line("maxConcurrent", both(concurrent, limits.policy_concurrent), &rule));
+    let rule = whose(policies, "maxQueued", queued, |rules| rules.limits.max_queued);
+    lines.push(line("maxQueued", both(queued, limits.policy_queued), &rule));
+    let (priority, rule) = most_priority(policies);
+    lines.push(line("maxPriority", priority.to_string(), &rule));
+    lines.push(line("weight", weight.to_string(), &whose(policies, "weight", weight, |rules| rules.limits.weight)));
 }
 
 fn demands(policies: &[&Policy], lines: &mut Vec<Line>) {
@@ -112,17 +130,26 @@ fn demands(policies: &[&Policy], lines: &mut Vec<Line>) {
         lines.push(line("input.requireSchema", "true", &rule));
     }
     let output = output_grant(policies);
-    lines.push(line("output.maxStreamBytes", output.stream_bytes.to_string(), ""));
-    lines.push(line("output.maxResultBytes", output.result_bytes.to_string(), ""));
-    lines.push(line("output.largeResult", format!("{:?}", output.large_result), ""));
+    for (field, value, says) in [
+        (
+            "output.maxStreamBytes",
+            output.stream_bytes.to_string(),
+            (|rules| rules.output.max_stream_bytes.is_some()) as fn(&PolicyRules) -> bool,
+        ),
+        ("output.maxResultBytes", output.result_bytes.to_string(), |rules| rules.output.max_result_bytes.is_some()),
+        ("output.largeResult", format!("{:?}", output.large_result), |rules| rules.output.large_result.is_some()),
+    ] {
+        lines.push(line(field, value, &all_that(policies, field, says)));
+    }
     for policy in policies {
+        for rule in &policy.rules.output.mask.rules {
+            lines.push(line("output.mask", rule.pattern.clone(), &named(policy, &format!("output.mask.rules[{}]", rule.name))));
+        }
         for rule in &policy.rules.rules {
             lines.push(line("rules", rule.expression.clone(), &named(policy, &format!("rules[{}]", rule.name))));
         }
         for demand in &policy.rules.approvals {
-            let count = demand.count.unwrap_or(1);
-            let when = demand.when.as_ref().map(|when| format!(" when {when}")).unwrap_or_default();
-            lines.push(line("approvals", format!("{count}{when}"), &named(policy, &format!("approvals[{}]", demand.name))));
+            lines.push(line("approvals", approval(demand), &named(policy, &format!("approvals[{}]", demand.name))));
         }
         if let Some(deny) = &policy.rules.deny {
             let counts = [(deny.scripts.len(), "scripts"), (deny.images.len(), "images"), (deny.requesters.len(), "requesters")];
@@ -133,14 +160,31 @@ fn demands(policies: &[&Policy], lines: &mut Vec<Line>) {
             lines.push(line("problem", problem.to_string(), &named(policy, "status.problems")));
         }
     }
-    if let Containment::Queue { rule } | Containment::Kill { rule } = containment(policies, Facts::default()) {
-        lines.push(line("suspend", "true", &rule));
+    match containment(policies, Facts::default()) {
+        Containment::Queue { rule } => lines.push(line("suspend", "Queue", &rule)),
+        Containment::Kill { rule } => lines.push(line("suspend", "Kill", &rule)),
+        Containment::None | Containment::Denied { .. } => {}
     }
+}
+
+/// Everything that a demand says, in one line.
+fn approval(demand: &ApprovalDemand) -> String {
+    let mut text = demand.count.unwrap_or(1).to_string();
+    if let Some(groups) = &demand.groups {
+        text += &format!(" of {}", if groups.is_empty() { "nobody".to_owned() } else { groups.join(", ") });
+    }
+    if demand.binding == Some(Binding::Schema) {
+        text += ", of the schema";
+    }
+    if demand.ends_running {
+        text += ", ends what runs";
+    }
+    text + &demand.when.as_ref().map(|when| format!(", when {when}")).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    use paddock_crds::{PolicyKind, TakenPolicy};
+    use paddock_crds::TakenPolicy;
     use serde_json::{Value, json};
 
     use super::*;
@@ -160,7 +204,7 @@ mod tests {
             "runtimes": [{ "name": "shell" }],
             "limits": { "max": { "memory": "256Mi" }, "maxConcurrent": 2, "maxTimeoutSeconds": 10 },
             "rules": [{ "name": "a", "expression": "true" }],
-            "approvals": [{ "name": "b", "count": 2 }],
+            "approvals": [{ "name": "b", "count": 2, "groups": ["ops"], "endsRunning": true }],
             "suspend": "Queue",
         });
         let all = [
@@ -169,14 +213,16 @@ mod tests {
         ];
         let lines = effective(&all);
         for expected in [
-            ("runtimes", "shell", ""),
+            ("runtimes", "shell", "ClusterSandboxPolicy/base: runtimes, SandboxPolicy/own: runtimes"),
             ("memory", "128Mi, at most 256Mi", "SandboxPolicy/own: limits.max.memory"),
             ("cpu", "500m, at most 500m", "built-in: cpu"),
             ("timeoutSeconds", "10, at most 10", "SandboxPolicy/own: limits.maxTimeoutSeconds"),
-            ("maxConcurrent", "7 in the namespace, 2 of this policy", ""),
+            ("maxConcurrent", "7 in the namespace, 2 of this policy", "ClusterSandboxPolicy/base: limits.maxConcurrent"),
+            ("weight", "100", "built-in: weight"),
+            ("maxPriority", "0", "built-in: priority"),
             ("rules", "true", "SandboxPolicy/own: rules[a]"),
-            ("approvals", "2", "SandboxPolicy/own: approvals[b]"),
-            ("suspend", "true", "SandboxPolicy/own: suspend"),
+            ("approvals", "2 of ops, ends what runs", "SandboxPolicy/own: approvals[b]"),
+            ("suspend", "Queue", "SandboxPolicy/own: suspend"),
         ] {
             assert!(lines.contains(&line(expected.0, expected.1, expected.2)), "{expected:?} is not in {lines:?}");
         }
