@@ -70,9 +70,11 @@ fn approval(object: &ScriptApproval) -> Option<Approval> {
 mod tests {
     use jiff::Timestamp;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use paddock_crds::ScriptApprovalSpec;
+    use paddock_crds::{ApprovalDemanded, ApprovalGiven, ApprovalStatus, ScriptApprovalSpec, ScriptRunStatus};
 
     use super::*;
+    use crate::script_run::fixtures::a_run;
+    use crate::script_run::observe::has_lost_approval;
 
     fn object(decision: ApprovalDecision, stamps: &[(&str, &str)]) -> ScriptApproval {
         let spec = ScriptApprovalSpec { digest: "d".into(), decision, run_uid: None, expires_at: None, comment: None, revoked: None };
@@ -94,6 +96,22 @@ mod tests {
             assert_eq!(approval(&object(ApprovalDecision::Approve, &stamps)), None);
             assert!(approval(&object(ApprovalDecision::Deny, &stamps)).is_some());
         }
+    }
+
+    #[test]
+    fn a_decision_that_is_not_understood_lets_nothing_start_and_ends_nothing() {
+        let stamps = [(APPROVER, "anna"), (APPROVER_UID, ""), (APPROVER_GROUPS, "")];
+        let read = vec![approval(&object(ApprovalDecision::Approve, &stamps)).unwrap()];
+        let understood = Approvals { read: read.clone(), unreadable: None };
+        let not_understood = Approvals { read, unreadable: Some("of-a-newer-version".into()) };
+        assert_eq!((understood.of_a_start().len(), not_understood.of_a_start().len()), (1, 0));
+        let given = ApprovalGiven { approver: "anna".into(), name: "a".into(), uid: "another".into() };
+        let demanded = ApprovalDemanded { count: 1, ends_running: true, given: vec![given], ..ApprovalDemanded::default() };
+        let mut run = a_run();
+        let approval = ApprovalStatus { digest: "d".into(), demanded: vec![demanded], ..ApprovalStatus::default() };
+        run.status = Some(ScriptRunStatus { approval: Some(approval), ..ScriptRunStatus::default() });
+        assert!(has_lost_approval(&run, &understood, Timestamp::UNIX_EPOCH), "what it was given is not there");
+        assert!(!has_lost_approval(&run, &not_understood, Timestamp::UNIX_EPOCH), "what is not understood may be it");
     }
 
     #[test]
