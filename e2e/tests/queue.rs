@@ -56,7 +56,7 @@ async fn the_slots_of_the_cluster_are_shared_and_a_priority_is_a_head_start() {
             })
             .await;
             // Eight of one tenant are there first, then one of another.
-            let eight = join_all((0..8).map(|_| busy.create(lasting(2)))).await;
+            let eight = join_all((0..8).map(|_| busy.create(lasting(4)))).await;
             let told = eventually("some wait", || async {
                 let all = busy.runs().list(&ListParams::default()).await.unwrap().items;
                 let waiting: Vec<_> = all.iter().map(status).filter(|status| status.phase == Some(Phase::Queued)).collect();
