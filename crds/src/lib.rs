@@ -2,6 +2,7 @@
 //!
 //! There is no client and no async code here, so that other programs can use the types without an operator's dependencies.
 
+pub mod approval_status;
 pub mod conditions;
 pub mod generate;
 pub mod json_schema;
@@ -13,6 +14,7 @@ pub mod schema;
 pub mod script_approval;
 pub mod script_run;
 
+pub use approval_status::{ApprovalDemanded, ApprovalGiven, ApprovalStatus};
 pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
 pub use policy_status::{PolicyCondition, PolicyConditionType, PolicyReason, PolicyStatus, Problem};
 pub use sandbox_policy::{
@@ -22,9 +24,9 @@ pub use sandbox_policy::{
 };
 pub use script_approval::{ApprovalDecision, ScriptApproval, ScriptApprovalSpec};
 pub use script_run::{
-    ApprovalDemanded, ApprovalGiven, ApprovalStatus, AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, OutputStream,
-    PodRef, PolicyKind, PolicyRef, Redaction, Requester, RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping,
-    StoredResult, TakenPolicy, Usage, Verdict, Violation,
+    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, OutputStream, PodRef, PolicyKind, PolicyRef, Redaction,
+    Requester, RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, StoredResult, TakenPolicy, Usage, Verdict,
+    Violation,
 };
 
 /// API group of every kind here.

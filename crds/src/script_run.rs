@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::approval_status::ApprovalStatus;
 use crate::conditions::{Condition, ConditionType, Phase, Reason};
 use crate::open_enum::open_enum;
 use crate::sandbox_policy::ResourceAmounts;
@@ -18,8 +19,6 @@ list_atomic!(decisions_schema, Decision, 128);
 list_atomic!(audit_schema, AuditEvent, 16);
 list_atomic!(redactions_schema, Redaction, 64);
 list_atomic!(violations_schema, Violation, 64);
-list_atomic!(demanded_schema, ApprovalDemanded, 64);
-list_atomic!(given_schema, ApprovalGiven, 16);
 list_of_strings!(args_schema, 64, 4096);
 list_of_strings!(names_schema, 32, 253, "pattern": "^[a-zA-Z0-9*]([-._a-zA-Z0-9/:]*[a-zA-Z0-9])?$");
 list_of_strings!(groups_schema, 64, 256);
@@ -383,69 +382,6 @@ pub struct Decision {
     pub rule: String,
 }
 
-/// What has to be approved, and who did.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
-#[serde(rename_all = "camelCase")]
-pub struct ApprovalStatus {
-    /// What is decided on: script, arguments, input, image and limits. docs/approvals.md tells how to compute it.
-    #[schemars(length(max = 64))]
-    pub digest: String,
-    /// The same with the schema of the input in place of the input. Absent where the run brings none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub schema_digest: Option<String>,
-    /// When the run stops to wait. Absent when it does not wait.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<MicroTime>,
-    /// One for each demand of a policy.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "demanded_schema")]
-    pub demanded: Vec<ApprovalDemanded>,
-}
-
-/// A demand of a policy, and what answers it.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
-#[serde(rename_all = "camelCase")]
-pub struct ApprovalDemanded {
-    /// Policy and name, for example `ClusterSandboxPolicy/baseline: approvals[four-eyes]`.
-    #[schemars(length(max = 512))]
-    pub rule: String,
-    /// What an approval must be of to count: `digest` or `schemaDigest` of the above.
-    #[schemars(length(max = 64))]
-    pub digest: String,
-    /// How many people must approve.
-    pub count: i64,
-    /// Whether the run is ended when that many are not left.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub ends_running: bool,
-    /// Who did: the first 16.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "given_schema")]
-    pub given: Vec<ApprovalGiven>,
-}
-
-impl ApprovalDemanded {
-    /// Whether enough people have approved.
-    pub fn is_answered(&self) -> bool {
-        i64::try_from(self.given.len()).is_ok_and(|given| given >= self.count)
-    }
-}
-
-/// An approval that counts.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
-#[serde(rename_all = "camelCase")]
-pub struct ApprovalGiven {
-    /// Who approved, as stamped at admission.
-    #[schemars(length(max = 1024))]
-    pub approver: String,
-    /// Name of the ScriptApproval.
-    #[schemars(length(max = 253))]
-    pub name: String,
-    /// Its UID.
-    #[schemars(length(max = 64))]
-    pub uid: String,
-}
-
 /// One place where `input` does not satisfy a schema.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
@@ -624,7 +560,7 @@ pub struct Usage {
 pub struct AuditEvent {
     /// When.
     pub time: MicroTime,
-    /// What, as a CloudEvents type: `dev.paddock.run.X.v1`, where X is `received`, `admitted`, `started`, `stopping`, `result-ready` or
+    /// What, as a CloudEvents type: `dev.paddock.run.X.v1`, where X is `received`, `approved`, `admitted`, `started`, `stopping`, `result-ready` or
     /// `finished`.
     #[serde(rename = "type")]
     #[schemars(length(max = 128))]

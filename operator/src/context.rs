@@ -17,6 +17,7 @@ use paddock_policy::{Containment, QueueLimits, contains_anything, queue_limits};
 use paddock_protocol::SealingKey;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::approvals::{Approvals, of_namespace};
 use crate::config::Settings;
 use crate::input_check::Answer;
 use crate::lease::Fence;
@@ -268,27 +269,25 @@ impl Context {
     /// Wakes who is next: a slot of this namespace may be free, and with it one of the cluster, which another may get. The first of those who wait here
     /// are looked at anew in any case: policies may refuse them by now.
     pub(crate) fn wake_waiting(&self, namespace: &str) {
-        let wake = |namespace: &str, name: &str| {
-            let _ = self.wake.unbounded_send(RunRef::new(name).within(namespace));
-        };
         for name in self.ledger.heads(namespace) {
-            wake(namespace, &name);
+            self.wake_run(namespace, &name);
         }
         self.wake_next(namespace, None);
+    }
+
+    fn wake_run(&self, namespace: &str, name: &str) {
+        let _ = self.wake.unbounded_send(RunRef::new(name).within(namespace));
     }
 
     /// Wakes those who would get the free slots now. Whose turn it is depends on the time: somebody who was woken for a slot and does not get it passes
     /// it on by this, to others than itself (`but`).
     pub(crate) fn wake_next(&self, namespace: &str, but: Option<&str>) {
-        let wake = |namespace: &str, name: &str| {
-            let _ = self.wake.unbounded_send(RunRef::new(name).within(namespace));
-        };
         let living = |each: &mut dyn FnMut(&str, &str)| self.pods.living(each);
         let limits_of = |namespace: &str, policy: &PolicyRef| self.queue_limits(namespace, policy);
         let now = self.now().as_microsecond();
         for (of, name) in self.ledger.next(namespace, self.settings.cluster_limits, living, limits_of, now) {
             if of != namespace || but != Some(name.as_str()) {
-                wake(&of, &name);
+                self.wake_run(&of, &name);
             }
         }
     }
@@ -298,6 +297,7 @@ impl Context {
     pub(crate) fn wake_concerned(&self) {
         lock(&self.limits).clear();
         let mut waiting = HashSet::new();
+        let mut approvals: HashMap<String, Approvals> = HashMap::new();
         let is_any_contained = self.contains_anything();
         for guarded in self.runs() {
             let Ok(Watched { run, .. }) = &guarded.0 else { continue };
@@ -310,10 +310,12 @@ impl Context {
                 let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
             }
             let is_approved = status.is_some_and(|status| status.approval.is_some());
-            if is_approved
-                && has_lost_approval(run, &crate::approvals::of_namespace(&run.namespace().unwrap_or_default(), self), self.now())
-            {
-                let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
+            if is_approved {
+                let namespace = run.namespace().unwrap_or_default();
+                let own = approvals.entry(namespace.clone()).or_insert_with(|| of_namespace(&namespace, self));
+                if has_lost_approval(run, own, self.now()) {
+                    let _ = self.wake.unbounded_send(ObjectRef::from_obj(&*guarded));
+                }
             }
             if waits(run) && !is_approved {
                 waiting.insert(run.namespace().unwrap_or_default());

@@ -28,7 +28,7 @@ pub(crate) fn name(policy: &str, uid: &str, generation: i64) -> String {
 /// The generations whose revisions are too old, now that `generation` is seen and `before` was the last one seen.
 fn outdated(before: Option<i64>, generation: i64, limit: i64) -> std::ops::RangeInclusive<i64> {
     let last = generation - limit;
-    let first = before.map_or(last, |before| (before - limit + 1).min(last)).max(1);
+    let first = before.map_or(last, |before| before - limit + 1).max(1);
     // More than that were never kept at once.
     first.max(last - 2 * limit)..=last
 }
@@ -129,6 +129,7 @@ mod tests {
     fn what_is_too_old_is_removed_also_after_a_gap() {
         let of = |before, generation| outdated(before, generation, 10).collect::<Vec<_>>();
         assert!(of(None, 1).is_empty() && of(Some(9), 10).is_empty());
+        assert!(of(Some(30), 30).is_empty(), "what was seen before was tidied up then");
         assert_eq!(of(Some(10), 11), [1]);
         assert_eq!(of(Some(20), 23), [11, 12, 13]);
         assert_eq!(of(None, 23), [13]);

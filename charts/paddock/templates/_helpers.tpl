@@ -73,3 +73,43 @@ capabilities:
 - name: authorUid
   expression: "variables.isWritten ? (has(request.userInfo.uid) ? request.userInfo.uid : '') : ('paddock.dev/author-uid' in variables.before ? variables.before['paddock.dev/author-uid'] : '')"
 {{- end }}
+
+{{- /* A stamp of who makes the request is three annotations that begin with one name: paddock.dev/requester, paddock.dev/approver. */}}
+{{- define "paddock.groups" -}}
+has(request.userInfo.groups) ? request.userInfo.groups.map(group, group.replace('%', '%25').replace(',', '%2C')).join(',') : ''
+{{- end }}
+
+{{- define "paddock.stampAnnotations" -}}
+'{{ . }}': request.userInfo.username,
+'{{ . }}-uid': has(request.userInfo.uid) ? request.userInfo.uid : '',
+'{{ . }}-groups': {{ include "paddock.groups" . }}
+{{- end }}
+
+{{- define "paddock.stampVariables" -}}
+- name: stamps
+  expression: "['{{ . }}', '{{ . }}-uid', '{{ . }}-groups']"
+- name: now
+  expression: "has(object.metadata.annotations) ? object.metadata.annotations : {}"
+- name: before
+  expression: "oldObject != null && has(oldObject.metadata.annotations) ? oldObject.metadata.annotations : {}"
+- name: groups
+  expression: "{{ include "paddock.groups" . }}"
+{{- end }}
+
+{{- /* Nobody brings a stamp along, and nobody changes one. */}}
+{{- define "paddock.stampValidations" -}}
+- expression: >-
+    request.operation != 'CREATE' || (
+      variables.stamps.all(stamp, stamp in variables.now)
+      && variables.now['{{ . }}'] == request.userInfo.username
+      && variables.now['{{ . }}-uid'] == (has(request.userInfo.uid) ? request.userInfo.uid : '')
+      && variables.now['{{ . }}-groups'] == variables.groups)
+  message: the annotations {{ . }}… are set by the cluster and must not be given
+  reason: Forbidden
+- expression: >-
+    request.operation != 'UPDATE' || variables.stamps.all(stamp,
+      (stamp in variables.now) == (stamp in variables.before)
+      && (!(stamp in variables.now) || variables.now[stamp] == variables.before[stamp]))
+  message: the annotations {{ . }}… cannot be changed
+  reason: Forbidden
+{{- end }}

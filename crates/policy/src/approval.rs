@@ -8,9 +8,8 @@ use paddock_crds::{
     ApprovalDecision, ApprovalDemand, ApprovalDemanded, ApprovalGiven, ApprovalStatus, Binding, Problem, Reason, Requester, ScriptRun,
 };
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
-use crate::decide::{Grant, Policy, Refusal, named};
+use crate::decide::{Grant, Policy, Refusal, named, sha256};
 use crate::expression::{Expression, variables};
 use crate::rules::FailedRule;
 use crate::subject::Subject;
@@ -141,10 +140,6 @@ pub fn digests(run: &ScriptRun, grant: &Grant, script: &str, input: Option<&str>
         sha256(serde_json::to_string(&canonical).unwrap_or_default().as_bytes())
     };
     Digests { input: with(input, None), schema: schema.map(|schema| with(None, Some(schema))) }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A ScriptApproval of the namespace of the run.

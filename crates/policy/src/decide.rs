@@ -143,12 +143,17 @@ impl Bytes {
 
 /// SHA-256 of a spec as canonical JSON (keys sorted, no white space), in hexadecimal.
 pub fn hash_of(spec: &serde_json::Value) -> String {
-    Sha256::digest(spec.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256(spec.to_string().as_bytes())
 }
 
 /// SHA-256 of the text of a script, in hexadecimal, as deny-lists, schemas and the status name it.
 pub fn script_hash(text: &[u8]) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256(text)
+}
+
+/// SHA-256 in hexadecimal.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Decides. `policies` are the one that the run names and every ClusterSandboxPolicy that selects its namespace, in any order.
@@ -238,12 +243,18 @@ pub(crate) fn clamp(value: i64) -> u32 {
 }
 
 /// A field of the rules that holds seconds, with its name.
-type Field = (&'static str, fn(&PolicyRules) -> Option<i64>);
+pub(crate) type Field = (&'static str, fn(&PolicyRules) -> Option<i64>);
 
 struct Deciding<'a> {
     policies: &'a [&'a Policy],
     decisions: Vec<Decision>,
     first_refusal: Option<Refusal>,
+}
+
+/// What each policy says of an amount of seconds.
+pub(crate) fn seconds_said(policies: &[&Policy], default_of: Field, max_of: Field) -> Vec<Said<i64>> {
+    let of = |(name, of): Field, policy: &Policy| Some((of(&policy.rules)?, named(policy, name)));
+    policies.iter().map(|policy| Said { effect: policy.effect, default: of(default_of, policy), max: of(max_of, policy) }).collect()
 }
 
 /// The most that a run may ask for, and the rule that says so.
@@ -374,12 +385,7 @@ impl Deciding<'_> {
     }
 
     fn seconds(&mut self, field: &str, asked: Option<i64>, default_of: Field, max_of: Field, built_in: i64) -> i64 {
-        let of = |(name, of): Field, policy: &Policy| Some((of(&policy.rules)?, named(policy, name)));
-        let said: Vec<Said<i64>> = self
-            .policies
-            .iter()
-            .map(|policy| Said { effect: policy.effect, default: of(default_of, policy), max: of(max_of, policy) })
-            .collect();
+        let said = seconds_said(self.policies, default_of, max_of);
         let (default, (ceiling, rule)) = bounds(&said, &built_in, field);
         let Some(asked) = asked else {
             return default;

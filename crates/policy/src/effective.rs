@@ -6,8 +6,8 @@ use paddock_crds::{ApprovalDemand, Binding, Effect, PolicyKind, PolicyRules, Res
 
 use crate::bounds::{Ruled, Said, bounds};
 use crate::decide::{
-    DEFAULT_CPU_MILLI, DEFAULT_GRACE, DEFAULT_MEMORY, DEFAULT_SCRATCH, DEFAULT_TIMEOUT, Policy, in_order, milli, most_priority, named,
-    shown,
+    DEFAULT_CPU_MILLI, DEFAULT_GRACE, DEFAULT_MEMORY, DEFAULT_SCRATCH, DEFAULT_TIMEOUT, Field, Policy, in_order, milli, most_priority,
+    named, seconds_said, shown,
 };
 use crate::output::output_grant;
 use crate::quantity::Quantity;
@@ -28,12 +28,7 @@ pub fn effective(policies: &[impl Borrow<Policy>]) -> Vec<Line> {
         lines.push(line(field, format!("{}, at most {}", shown(field, default), shown(field, max)), &rule));
     }
     let seconds = |field: &str, default_of: Field, max_of: Field, built_in: i64| {
-        let of = |(name, of): Field, policy: &Policy| Some((of(&policy.rules)?, named(policy, name)));
-        let said: Vec<Said<i64>> = policies
-            .iter()
-            .map(|policy| Said { effect: policy.effect, default: of(default_of, policy), max: of(max_of, policy) })
-            .collect();
-        let (default, (max, rule)) = bounds(&said, &built_in, field);
+        let (default, (max, rule)) = bounds(&seconds_said(&policies, default_of, max_of), &built_in, field);
         line(field, format!("{default}, at most {max}"), &rule)
     };
     lines.push(seconds(
@@ -52,8 +47,6 @@ pub fn effective(policies: &[impl Borrow<Policy>]) -> Vec<Line> {
     demands(&policies, &mut lines);
     lines
 }
-
-type Field = (&'static str, fn(&PolicyRules) -> Option<i64>);
 
 fn line(field: &str, value: impl Into<String>, rule: &str) -> Line {
     (field.to_owned(), value.into(), rule.to_owned())

@@ -26,6 +26,6 @@ pub use judge::{judge, judge_denied, judge_input};
 pub use output::{OutputGrant, output_grant};
 pub use quantity::{Quantity, QuantityError};
 pub use queue::{QueueLimits, queue_limits};
-pub use rules::{FailedRule, RulesJudged, has_rules, judge_rules};
+pub use rules::{FailedRule, RulesJudged, judge_rules};
 pub use selector::selects;
 pub use subject::{RunFacts, Subject, TenantFacts, UserFacts};

@@ -53,7 +53,7 @@ pub(crate) fn compile(rules: &[PolicyRule], problems: &mut Vec<Problem>) -> Vec<
 }
 
 /// Whether there is anything to evaluate.
-pub fn has_rules(policies: &[impl Borrow<Policy>]) -> bool {
+fn has_rules(policies: &[impl Borrow<Policy>]) -> bool {
     policies.iter().any(|policy| !policy.borrow().expressions.is_empty())
 }
 

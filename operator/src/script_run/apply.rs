@@ -10,7 +10,6 @@ use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Precon
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ConditionType, LargeResult, Phase, PolicyRef, Reason, ScriptRun, ScriptRunStatus};
-use paddock_policy::QueueLimits;
 use paddock_protocol::ControlMessage;
 use serde_json::json;
 
@@ -21,7 +20,7 @@ use super::queue::{Admission, Full};
 use super::result::{Stored, produced};
 use super::session::{Listening, PodAge};
 use super::status::{least, smaller};
-use super::step::{Seen, Step, Stop, is_suspended};
+use super::step::{Seen, Step, Stop};
 use super::validate::ValidRun;
 use super::{Guarded, Watched, events, observe};
 use crate::context::{Context, entry};
@@ -189,11 +188,10 @@ fn reserve(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
     let Some(valid) = valid(seen) else {
         return Done::Wait(Duration::from_secs(1));
     };
-    let limits = QueueLimits { suspended: is_suspended(&seen.containment), ..valid.grant.queue };
     let living = |each: &mut dyn FnMut(&str, &str)| context.pods.living(each);
     let limits_of = |namespace: &str, policy: &PolicyRef| context.queue_limits(namespace, policy);
     let now = context.now().as_microsecond();
-    let admission = context.ledger.reserve(entry(run), limits, context.settings.cluster_limits, living, limits_of, now);
+    let admission = context.ledger.reserve(entry(run), valid.grant.queue, context.settings.cluster_limits, living, limits_of, now);
     if matches!(admission, Admission::Wait { full: Full::Cluster, .. }) {
         context.wake_next(&valid.namespace, Some(&valid.name));
     }

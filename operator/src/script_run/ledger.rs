@@ -177,6 +177,7 @@ impl Ledger {
     /// Takes back the assumptions of runs that are gone; returns the namespaces that had some.
     pub(crate) fn forget_all_but(&self, present: &HashSet<String>) -> HashSet<String> {
         let mut book = self.lock();
+        book.troubled.retain(|uid| present.contains(uid));
         let gone: Vec<String> = book.assumed.keys().filter(|uid| !present.contains(*uid)).cloned().collect();
         let mut freed = HashSet::new();
         for uid in gone {

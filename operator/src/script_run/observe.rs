@@ -61,6 +61,7 @@ fn is_decided(run: &ScriptRun) -> bool {
 /// Reads what a pass over this run needs, and no more: most of it is in caches.
 pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result<Seen, Error> {
     let run = &watched.run;
+    let now = context.now();
     let policies = policies(run, context);
     let output = match policies.unusable.clone().or_else(|| missing(run, &policies)) {
         Some(why) => Err(why),
@@ -83,7 +84,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
             seal_to: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()).public(),
         };
         let checked = check_input(watched, &source, &policies, context).await?;
-        let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed, &checked, context.now());
+        let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed, &checked, now);
         Some(decision.map(Box::new).map_err(Box::new))
     };
     let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());
@@ -111,8 +112,8 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let to_approve = valid.and_then(|valid| valid.to_approve.as_ref());
     let are_needed = to_approve.is_some() || run.status.as_ref().is_some_and(|status| status.approval.is_some());
     let approvals = if are_needed { approvals::of_namespace(&run.namespace().unwrap_or_default(), context) } else { Approvals::default() };
-    let approving = approving(to_approve, approvals.of_a_start(), context.now());
-    let has_lost_approval = has_lost_approval(run, &approvals, context.now());
+    let approving = approving(to_approve, approvals.of_a_start(), now);
+    let has_lost_approval = has_lost_approval(run, &approvals, now);
     let awaiting = if to_approve.is_some() { context.ledger.awaiting(&run.namespace().unwrap_or_default(), &uid) } else { 0 };
     let leading_since = context.fence.up_since();
     Ok(Seen { decision, sandbox, pod, stream, containment, approving, awaiting, has_lost_approval, output, leading_since })
