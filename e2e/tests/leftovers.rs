@@ -69,7 +69,7 @@ async fn a_run_without_its_finalizer_takes_its_pod_along_and_frees_no_slot_befor
     tenant("stripped", |tenant| async move {
         one_at_a_time(&tenant).await;
         let run =
-            started(&tenant, limited("trap 'sleep 3; exit 0' TERM; while :; do sleep 0.1; done").with(json!({ "gracePeriodSeconds": 20 })))
+            started(&tenant, limited("trap 'sleep 8; exit 0' TERM; while :; do sleep 0.1; done").with(json!({ "gracePeriodSeconds": 20 })))
                 .await;
         let pod = tenant.pod_of(&run).await.name_any();
         // `edit` lets a tenant do this to a run of its own.

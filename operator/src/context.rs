@@ -27,7 +27,7 @@ use crate::pods::PodCache;
 use crate::policies::Policies;
 use crate::readable::Readable;
 use crate::sandbox_namespace::Prepared;
-use crate::script_run::ledger::{Entry, Ledger};
+use crate::script_run::ledger::{Entry, Ledger, LivingPod};
 use crate::script_run::observe::{contained, has_lost_approval, policies, policies_of};
 use crate::script_run::queue::{Place, Turn};
 use crate::script_run::session::Sessions;
@@ -282,7 +282,7 @@ impl Context {
     /// Wakes those who would get the free slots now. Whose turn it is depends on the time: somebody who was woken for a slot and does not get it passes
     /// it on by this, to others than itself (`but`).
     pub(crate) fn wake_next(&self, namespace: &str, but: Option<&str>) {
-        let living = |each: &mut dyn FnMut(&str, &str)| self.pods.living(each);
+        let living = |each: &mut dyn FnMut(LivingPod<'_>)| self.pods.living(each);
         let limits_of = |namespace: &str, policy: &PolicyRef| self.queue_limits(namespace, policy);
         let now = self.now().as_microsecond();
         for (of, name) in self.ledger.next(namespace, self.settings.cluster_limits, living, limits_of, now) {

@@ -19,6 +19,8 @@ pub(crate) const RUN_UID: &str = "paddock.dev/run-uid";
 pub(crate) const RUN_NAMESPACE: &str = "paddock.dev/run-namespace";
 /// On pods, as an annotation: the name of their run.
 pub(crate) const RUN_NAME: &str = "paddock.dev/run-name";
+/// On pods, as an annotation: kind and name of the policy that their run names, with a slash between.
+pub(crate) const RUN_POLICY: &str = "paddock.dev/run-policy";
 /// On pods, as an annotation: what was admitted.
 pub(crate) const JOB_DIGEST: &str = "paddock.dev/job-digest";
 /// On pods, as an annotation: the files of the job, as the start message names them.

@@ -12,8 +12,9 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use tokio::task::JoinHandle;
 
-use crate::names::{MANAGED_BY, MANAGER, RUN_NAME, RUN_NAMESPACE, RUN_UID};
+use crate::names::{MANAGED_BY, MANAGER, RUN_NAME, RUN_NAMESPACE, RUN_POLICY, RUN_UID};
 use crate::script_run::RunRef;
+use crate::script_run::ledger::LivingPod;
 
 /// A pod that this process created is asked for directly if the watch has not shown it after this long.
 const WATCH_LAG: Duration = Duration::from_secs(2);
@@ -114,12 +115,16 @@ impl PodCache {
         }
     }
 
-    /// Tells of every pod that has not ended its tenant namespace and the UID of its run.
-    pub(crate) fn living(&self, each: &mut dyn FnMut(&str, &str)) {
+    /// Tells of every pod that has not ended.
+    pub(crate) fn living(&self, each: &mut dyn FnMut(LivingPod<'_>)) {
         let all: Vec<Arc<Mutex<Seen>>> = lock(&self.watches).values().map(|watch| watch.seen.clone()).collect();
         for seen in all {
             for (uid, pod) in lock(&seen).pods.iter().filter(|(_, pod)| lives(pod)) {
-                each(pod.labels().get(RUN_NAMESPACE).map_or("", String::as_str), uid);
+                each(LivingPod {
+                    namespace: pod.labels().get(RUN_NAMESPACE).map_or("", String::as_str),
+                    run_uid: uid,
+                    policy: pod.annotations().get(RUN_POLICY).map_or("", String::as_str),
+                });
             }
         }
     }

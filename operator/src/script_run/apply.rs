@@ -14,6 +14,7 @@ use paddock_protocol::ControlMessage;
 use serde_json::json;
 
 use super::guarded::drop_body;
+use super::ledger::LivingPod;
 use super::pod::{difference, is_job_of, render_job, render_pod};
 use super::pod_facts::PodSeen;
 use super::queue::{Admission, Full};
@@ -188,7 +189,7 @@ fn reserve(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
     let Some(valid) = valid(seen) else {
         return Done::Wait(Duration::from_secs(1));
     };
-    let living = |each: &mut dyn FnMut(&str, &str)| context.pods.living(each);
+    let living = |each: &mut dyn FnMut(LivingPod<'_>)| context.pods.living(each);
     let limits_of = |namespace: &str, policy: &PolicyRef| context.queue_limits(namespace, policy);
     let now = context.now().as_microsecond();
     let admission = context.ledger.reserve(entry(run), valid.grant.queue, context.settings.cluster_limits, living, limits_of, now);

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use paddock_crds::PolicyRef;
+use paddock_crds::{PolicyKind, PolicyRef};
 use paddock_policy::QueueLimits;
 
-use super::queue::{Admission, Asker, ClusterLimits, Line, Orphans, Place, Turn};
+use super::queue::{Admission, Asker, ClusterLimits, Line, Place, Turn};
 
 /// A run as the queue sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,36 @@ pub(crate) struct Entry {
 impl Entry {
     fn asker(&self) -> Asker<'_> {
         Asker { namespace: &self.namespace, policy: &self.policy, turn: &self.turn }
+    }
+}
+
+/// A pod that has not ended, by what the operator wrote on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LivingPod<'a> {
+    /// The tenant namespace.
+    pub(crate) namespace: &'a str,
+    pub(crate) run_uid: &'a str,
+    /// What its run names, as [`policy_text`] writes it.
+    pub(crate) policy: &'a str,
+}
+
+/// A policy in one word, as it stands on pods.
+pub(crate) fn policy_text(policy: &PolicyRef) -> String {
+    format!("{}/{}", policy.kind.as_str(), policy.name)
+}
+
+impl LivingPod<'_> {
+    fn entry(self) -> Entry {
+        let (kind, name) = self.policy.split_once('/').unwrap_or_default();
+        let is_of_the_cluster = kind == PolicyKind::ClusterSandboxPolicy.as_str();
+        let kind = if is_of_the_cluster { PolicyKind::ClusterSandboxPolicy } else { PolicyKind::SandboxPolicy };
+        Entry {
+            namespace: self.namespace.to_owned(),
+            policy: PolicyRef { kind, name: name.to_owned() },
+            turn: Turn { arrived: 0, uid: self.run_uid.to_owned(), name: String::new() },
+            place: Some(Place::Active),
+            served: None,
+        }
     }
 }
 
@@ -73,6 +103,27 @@ impl Book {
     }
 }
 
+impl Book {
+    /// Asks the line while every pod that lives holds a slot in it, whatever is known of its run: one that lost its finalizer does not free its slot
+    /// while its pod lives.
+    fn with_orphans<T>(&mut self, living: impl Fn(&mut dyn FnMut(LivingPod<'_>)), ask: impl FnOnce(&Line) -> T) -> T {
+        let mut orphans = Vec::new();
+        living(&mut |pod| {
+            if !self.line.holds_a_slot(pod.namespace, pod.run_uid) {
+                orphans.push(pod.entry());
+            }
+        });
+        for orphan in &orphans {
+            self.line.put(orphan.asker(), Place::Active);
+        }
+        let answer = ask(&self.line);
+        for orphan in &orphans {
+            self.line.take_out(orphan.asker());
+        }
+        answer
+    }
+}
+
 impl Ledger {
     /// The watch shows a run.
     pub(crate) fn show(&self, entry: Entry) {
@@ -119,7 +170,7 @@ impl Ledger {
         entry: Entry,
         limits: QueueLimits,
         cluster: ClusterLimits,
-        living: impl Fn(&mut dyn FnMut(&str, &str)),
+        living: impl Fn(&mut dyn FnMut(LivingPod<'_>)),
         limits_of: impl Fn(&str, &PolicyRef) -> QueueLimits,
         now: i64,
     ) -> Admission {
@@ -128,8 +179,7 @@ impl Ledger {
             let before = book.seen.get(&entry.turn.uid).cloned();
             book.settle(&entry.turn.uid, before.as_ref());
         }
-        let orphans = orphans(&book.line, &entry.namespace, living);
-        let admission = book.line.admit(entry.asker(), limits, cluster, orphans, limits_of, now);
+        let admission = book.with_orphans(living, |line| line.admit(entry.asker(), limits, cluster, limits_of, now));
         if admission == Admission::Admit {
             let uid = entry.turn.uid.clone();
             book.line.was_served(&entry.namespace, now);
@@ -147,13 +197,11 @@ impl Ledger {
         &self,
         namespace: &str,
         cluster: ClusterLimits,
-        living: impl Fn(&mut dyn FnMut(&str, &str)),
+        living: impl Fn(&mut dyn FnMut(LivingPod<'_>)),
         limits_of: impl Fn(&str, &PolicyRef) -> QueueLimits,
         now: i64,
     ) -> Vec<(String, String)> {
-        let book = self.lock();
-        let orphans = orphans(&book.line, namespace, living);
-        book.line.next(namespace, cluster, orphans, limits_of, now)
+        self.lock().with_orphans(living, |line| line.next(namespace, cluster, limits_of, now))
     }
 
     /// The first of those that wait in this namespace, one for each policy that they name, by name.
@@ -191,19 +239,6 @@ impl Ledger {
     fn lock(&self) -> MutexGuard<'_, Book> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Pods that live count too: a run that lost its finalizer does not free its slot while its pod lives. `living` tells of each its tenant namespace
-/// and the UID of its run.
-fn orphans(line: &Line, namespace: &str, living: impl Fn(&mut dyn FnMut(&str, &str))) -> Orphans {
-    let mut orphans = Orphans::default();
-    living(&mut |tenant, uid| {
-        if !line.holds_a_slot(tenant, uid) {
-            orphans.of_the_cluster += 1;
-            orphans.of_the_namespace += usize::from(tenant == namespace);
-        }
-    });
-    orphans
 }
 
 #[cfg(test)]

@@ -9,10 +9,11 @@ use paddock_crds::script_run::quantity_of_bytes;
 use paddock_protocol::{INPUT_FILE, JOB_FILE, script_file};
 use serde_json::{Value, json};
 
+use super::ledger::policy_text;
 use super::validate::ValidRun;
 use crate::config::Settings;
 use crate::names::{
-    CONTAINER, FILES_DIGEST, JOB_DIGEST, MANAGED_BY, MANAGER, RUN_NAME, RUN_NAMESPACE, RUN_UID, pod_name, sandbox_namespace,
+    CONTAINER, FILES_DIGEST, JOB_DIGEST, MANAGED_BY, MANAGER, RUN_NAME, RUN_NAMESPACE, RUN_POLICY, RUN_UID, pod_name, sandbox_namespace,
 };
 
 const JOB: &str = "/paddock/job";
@@ -35,6 +36,7 @@ fn metadata(run: &ValidRun) -> ObjectMeta {
         ])),
         annotations: Some(BTreeMap::from([
             (RUN_NAME.to_owned(), run.name.clone()),
+            (RUN_POLICY.to_owned(), policy_text(&run.policy)),
             (JOB_DIGEST.to_owned(), run.digest.clone()),
             (FILES_DIGEST.to_owned(), run.files_digest.clone()),
         ])),

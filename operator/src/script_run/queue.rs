@@ -96,13 +96,6 @@ pub(crate) struct Asker<'a> {
     pub(crate) turn: &'a Turn,
 }
 
-/// Slots that are taken by pods whose run is not known to hold one: somebody took its finalizer off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Orphans {
-    pub(crate) of_the_namespace: usize,
-    pub(crate) of_the_cluster: usize,
-}
-
 impl Line {
     /// Puts a run where it is now.
     pub(crate) fn put(&mut self, asker: Asker<'_>, place: Place) {
@@ -162,24 +155,23 @@ impl Line {
         asker: Asker<'_>,
         limits: QueueLimits,
         cluster: ClusterLimits,
-        orphans: Orphans,
         limits_of: impl Fn(&str, &PolicyRef) -> QueueLimits,
         now: i64,
     ) -> Admission {
         if self.holds_a_slot(asker.namespace, &asker.turn.uid) {
             return Admission::Admit;
         }
-        let free = cluster.concurrent.saturating_sub(self.active + orphans.of_the_cluster);
+        let free = cluster.concurrent.saturating_sub(self.active);
         // Where there is room for everybody, only those of the same tenant can be in the way.
         let is_contended = free <= self.waiting;
-        let full = match self.full(asker, limits, orphans) {
+        let full = match self.full(asker, limits) {
             Some(full) => full,
             None if free == 0 => Full::Cluster,
             None => {
                 let mut contest = Contest { contenders: BTreeMap::new(), now };
                 for (namespace, tenant) in &self.tenants {
                     if is_contended && *namespace != asker.namespace && !tenant.waiting.is_empty() {
-                        contest.enter(namespace, tenant, &limits_of, 0);
+                        contest.enter(namespace, tenant, &limits_of);
                     }
                 }
                 let none = Tenant::default();
@@ -187,7 +179,7 @@ impl Line {
                 let own_limits = |namespace: &str, policy: &PolicyRef| {
                     if policy == asker.policy { limits } else { limits_of(namespace, policy) }
                 };
-                contest.enter(asker.namespace, own, &own_limits, orphans.of_the_namespace);
+                contest.enter(asker.namespace, own, &own_limits);
                 contest.ask(asker, limits, own);
                 if contest.serve(free, Some(&asker.turn.uid)).1 {
                     return Admission::Admit;
@@ -199,9 +191,9 @@ impl Line {
     }
 
     /// Whether the asker's own limits have no slot, whoever else asks.
-    fn full(&self, asker: Asker<'_>, limits: QueueLimits, orphans: Orphans) -> Option<Full> {
+    fn full(&self, asker: Asker<'_>, limits: QueueLimits) -> Option<Full> {
         let tenant = self.tenants.get(asker.namespace);
-        let active = tenant.map_or(0, |tenant| tenant.active.len()) + orphans.of_the_namespace;
+        let active = tenant.map_or(0, |tenant| tenant.active.len());
         let of_the_policy = tenant.map_or(0, |tenant| tenant.active_of(asker.policy));
         if limits.policy_concurrent.is_some_and(|most| of_the_policy >= most as usize) {
             return Some(Full::Policy);
@@ -244,17 +236,15 @@ impl Line {
         &self,
         namespace: &str,
         cluster: ClusterLimits,
-        orphans: Orphans,
         limits_of: impl Fn(&str, &PolicyRef) -> QueueLimits,
         now: i64,
     ) -> Vec<(String, String)> {
-        let free = cluster.concurrent.saturating_sub(self.active + orphans.of_the_cluster);
+        let free = cluster.concurrent.saturating_sub(self.active);
         let is_contended = free <= self.waiting;
         let mut contest = Contest { contenders: BTreeMap::new(), now };
         for (name, tenant) in &self.tenants {
-            let is_own = name == namespace;
-            if (is_contended || is_own) && !tenant.waiting.is_empty() {
-                contest.enter(name, tenant, &limits_of, if is_own { orphans.of_the_namespace } else { 0 });
+            if (is_contended || name == namespace) && !tenant.waiting.is_empty() {
+                contest.enter(name, tenant, &limits_of);
             }
         }
         contest.serve(free, None).0
@@ -293,8 +283,8 @@ struct Kind<'a> {
 }
 
 impl<'a> Contest<'a> {
-    fn enter(&mut self, namespace: &'a str, tenant: &'a Tenant, limits_of: &impl Fn(&str, &PolicyRef) -> QueueLimits, orphans: usize) {
-        let active = tenant.active.len() + orphans;
+    fn enter(&mut self, namespace: &'a str, tenant: &'a Tenant, limits_of: &impl Fn(&str, &PolicyRef) -> QueueLimits) {
+        let active = tenant.active.len();
         let mut contender = Contender { concurrent: usize::MAX, weight: u64::MAX, active, served: tenant.served, kinds: BTreeMap::new() };
         for (policy, waiting) in &tenant.waiting {
             let kind = Kind {

@@ -10,7 +10,7 @@ use paddock_protocol::{Output, Refused, RefusedReason, Report, Transcript};
 
 use super::apply::Done;
 use super::fixtures::{a_pod, a_report, a_run, at, present, seen, settings};
-use super::ledger::{Entry, Ledger};
+use super::ledger::{Entry, Ledger, LivingPod, policy_text};
 use super::pod_facts::{Ended, PodFacts, PodLife};
 use super::queue::{Admission, ClusterLimits};
 use super::status::compute_status;
@@ -307,9 +307,10 @@ impl Operator {
         let pod_uid = node.map(|node| node.facts.uid.clone()).unwrap_or_default();
         match step {
             Step::Admit => {
-                let living = |each: &mut dyn FnMut(&str, &str)| {
-                    for (tenant, uid) in world.living() {
-                        each(tenant, uid);
+                let policy = policy_text(&run.spec.policy_ref);
+                let living = |each: &mut dyn FnMut(LivingPod<'_>)| {
+                    for (namespace, run_uid) in world.living() {
+                        each(LivingPod { namespace, run_uid, policy: &policy });
                     }
                 };
                 let now = at(world.second).as_microsecond();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use paddock_crds::{Decision, Reason, Requester, ScriptRun, TakenPolicy, Violation};
+use paddock_crds::{Decision, PolicyRef, Reason, Requester, ScriptRun, TakenPolicy, Violation};
 use paddock_policy::{
     Ask, Facts, FailedRule, Grant, InputDemand, Policy, Refusal, RulesJudged, Subject, TenantFacts, ToApprove, demanded, digests,
     input_demand, judge, judge_denied, judge_input, judge_rules, output_grant,
@@ -67,6 +67,8 @@ pub(crate) struct ValidRun {
     pub(crate) name: String,
     pub(crate) uid: String,
     pub(crate) requester: Requester,
+    /// The policy that it names.
+    pub(crate) policy: PolicyRef,
     pub(crate) grant: Grant,
     pub(crate) files: JobFiles,
     pub(crate) files_digest: String,
@@ -179,6 +181,7 @@ pub(crate) fn validate(
         name: run.name_any(),
         uid: run.uid().unwrap_or_default(),
         requester,
+        policy: run.spec.policy_ref.clone(),
         digest: digest_of(&files_digest, &grant),
         files,
         files_digest,

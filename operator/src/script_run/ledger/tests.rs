@@ -63,13 +63,36 @@ fn a_list_that_does_not_show_a_run_ends_it_for_the_queue() {
 #[test]
 fn a_pod_whose_run_is_not_known_takes_a_slot() {
     let ledger = Ledger::default();
-    let living = |each: &mut dyn FnMut(&str, &str)| each("ns", "gone");
+    let living =
+        |each: &mut dyn FnMut(LivingPod<'_>)| each(LivingPod { namespace: "ns", run_uid: "gone", policy: "ClusterSandboxPolicy/baseline" });
     let ask = |namespace: &str| ledger.reserve(entry(namespace, "b", None), LIMITS, CLUSTER, living, |_, _| LIMITS, 0);
     assert_eq!(ask("ns"), WAIT);
     assert_eq!(ask("other"), Admission::Admit);
     let only_one = ClusterLimits { concurrent: 1, queued: 100 };
     let admission = ledger.reserve(entry("third", "d", None), LIMITS, only_one, living, |_, _| LIMITS, 0);
     assert_eq!(admission, Admission::Wait { full: Full::Cluster, ahead: 0 });
+}
+
+#[test]
+fn a_pod_whose_run_is_not_known_counts_for_the_policy_that_its_run_named() {
+    let roomy = QueueLimits { concurrent: 9, policy_concurrent: Some(1), ..LIMITS };
+    let ask = |policy: &'static str| {
+        let living = |each: &mut dyn FnMut(LivingPod<'_>)| each(LivingPod { namespace: "ns", run_uid: "gone", policy });
+        Ledger::default().reserve(entry("ns", "b", None), roomy, CLUSTER, living, |_, _| roomy, 0)
+    };
+    assert_eq!(ask("ClusterSandboxPolicy/baseline"), Admission::Wait { full: Full::Policy, ahead: 0 });
+    for other in ["ClusterSandboxPolicy/other", "SandboxPolicy/baseline", "baseline", ""] {
+        assert_eq!(ask(other), Admission::Admit, "{other}");
+    }
+    assert_eq!(policy_text(&entry("ns", "b", None).policy), "ClusterSandboxPolicy/baseline");
+}
+
+#[test]
+fn a_run_whose_pod_lives_has_its_slot() {
+    let ledger = Ledger::default();
+    let living = |each: &mut dyn FnMut(LivingPod<'_>)| each(LivingPod { namespace: "ns", run_uid: "b", policy: "" });
+    assert_eq!(ledger.reserve(entry("ns", "b", None), LIMITS, CLUSTER, living, |_, _| LIMITS, 0), Admission::Admit);
+    assert_eq!(reserve(&ledger, "ns", "c"), WAIT);
 }
 
 #[test]

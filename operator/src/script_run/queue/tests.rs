@@ -6,7 +6,6 @@ use proptest::prelude::*;
 use super::*;
 
 const SECOND: i64 = 1_000_000;
-const NONE: Orphans = Orphans { of_the_namespace: 0, of_the_cluster: 0 };
 
 fn limits(concurrent: u32) -> QueueLimits {
     QueueLimits { concurrent, queued: 100, policy_concurrent: None, policy_queued: None, weight: 100, suspended: false }
@@ -39,7 +38,7 @@ fn line(active: usize, waiting: &[i64]) -> Line {
 
 fn ask(line: &Line, of: &str, arrived: i64, limits: QueueLimits, cluster: ClusterLimits) -> Admission {
     let (policy, turn) = (policy(of), turn(arrived));
-    line.admit(Asker { namespace: "t", policy: &policy, turn: &turn }, limits, cluster, NONE, |_, _| limits, 100 * SECOND)
+    line.admit(Asker { namespace: "t", policy: &policy, turn: &turn }, limits, cluster, |_, _| limits, 100 * SECOND)
 }
 
 #[test]
@@ -78,7 +77,7 @@ fn each_policy_of_a_tenant_has_its_own_limit() {
     let ask = |line: &Line, of: &str, arrived: i64| {
         let (policy, turn) = (policy(of), turn(arrived));
         let asker = Asker { namespace: "t", policy: &policy, turn: &turn };
-        line.admit(asker, limits_of("t", &policy), cluster(100), NONE, limits_of, 0)
+        line.admit(asker, limits_of("t", &policy), cluster(100), limits_of, 0)
     };
     assert_eq!(ask(&line, "p", 1), Admission::Wait { full: Full::Policy, ahead: 0 });
     assert_eq!(ask(&line, "q", 9), Admission::Admit);
@@ -117,12 +116,12 @@ fn served(weights: &[u32], slots: usize, lasting: i64, count: usize) -> Vec<usiz
             }
             !is_over
         });
-        for (namespace, name) in line.next("t0", cluster(slots), NONE, of, now * SECOND) {
+        for (namespace, name) in line.next("t0", cluster(slots), of, now * SECOND) {
             let number: usize = namespace[1..].parse().unwrap();
             let turn = turn(name[1..].parse().unwrap());
             let asker = Asker { namespace: &namespace, policy: &p, turn: &turn };
             assert_eq!(
-                line.admit(asker, of(&namespace, &p), cluster(slots), NONE, of, now * SECOND),
+                line.admit(asker, of(&namespace, &p), cluster(slots), of, now * SECOND),
                 Admission::Admit,
                 "who is next is admitted"
             );
@@ -155,7 +154,7 @@ fn who_has_many_old_ones_does_not_hold_up_who_has_one() {
     let p = policy("p");
     let newcomer = turn(2001);
     line.put(Asker { namespace: "u", policy: &p, turn: &newcomer }, Place::Waits);
-    let next = |line: &Line, now: i64| line.next("t", cluster(1), NONE, |_, _| limits(10), now * SECOND);
+    let next = |line: &Line, now: i64| line.next("t", cluster(1), |_, _| limits(10), now * SECOND);
     assert_eq!(next(&line, 2005), [("t".to_owned(), "r0".to_owned())]);
     line.take_out(Asker { namespace: "t", policy: &p, turn: &turn(0) });
     line.was_served("t", 2005 * SECOND);
@@ -218,7 +217,7 @@ proptest! {
             }
             let (namespace, named, own) = (["a", "b", "c"][tenant], policy(["p", "q"][kind]), turn(i64::try_from(number).unwrap()));
             let asker = Asker { namespace, policy: &named, turn: &own };
-            match line.admit(asker, of(namespace, &named), cluster(slots), NONE, of, 0) {
+            match line.admit(asker, of(namespace, &named), cluster(slots), of, 0) {
                 Admission::Admit => {
                     line.put(asker, Place::Active);
                     active.push((tenant, kind, own));
@@ -248,7 +247,7 @@ fn a_decision_among_ten_thousand_is_quick() {
     for _ in 0..100 {
         let asker = Asker { namespace: "t7", policy: &p, turn: &newcomer };
         let many = QueueLimits { queued: 1000, ..limits(10) };
-        let admission = line.admit(asker, many, cluster(1), NONE, |_, _| many, SECOND);
+        let admission = line.admit(asker, many, cluster(1), |_, _| many, SECOND);
         assert!(matches!(admission, Admission::Wait { full: Full::Cluster, .. }), "{admission:?}");
     }
     let each = begin.elapsed() / 100;
