@@ -112,6 +112,10 @@ open_enum! {
         LimitExceeded,
         /// Accepted=False: the run asks for a capability that a policy does not grant.
         CapabilityRefused,
+        /// Accepted=False: the requester, the author of a policy that grants it, or the operator may not read a Secret or ConfigMap that the run asks for.
+        CapabilityForbidden,
+        /// Accepted=False: a Secret or ConfigMap that the run asks for does not exist, cannot be read, or is too large with the others.
+        CapabilityUnusable,
         /// Accepted=False: an expression of a policy is false for the run. The message is that of its rule.
         RuleNotSatisfied,
         /// Accepted=False: an expression of a policy cannot be evaluated on the run.

@@ -17,6 +17,7 @@ list_map!(runtimes_schema, Runtime, "name", 32);
 list_of_strings!(command_schema, 16, 1024);
 list_map!(script_schemas_schema, ScriptSchema, "scriptHash", 64);
 list_map!(mask_rules_schema, MaskRule, "name", 32);
+list_atomic!(object_grants_schema, ObjectGrant, 64);
 list_map!(rules_schema, PolicyRule, "name", 32);
 list_map!(approvals_schema, ApprovalDemand, "name", 8);
 list_of_strings!(approver_groups_schema, 64, 256);
@@ -107,6 +108,9 @@ pub struct PolicyRules {
     /// Defaults and maxima. Of several policies the smallest value holds.
     #[serde(default)]
     pub limits: Limits,
+    /// What runs may be given that ask for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<CapabilityRules>,
     /// What the input of a run must be.
     #[serde(default)]
     pub input: InputRules,
@@ -128,6 +132,41 @@ pub struct PolicyRules {
     /// What never runs, and ends without grace where it runs. The lists of all policies apply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny: Option<Deny>,
+}
+
+/// What runs may be given that ask for it. Every policy that names a field must grant it; where a policy that allows is silent, it grants nothing,
+/// and one that only restricts leaves it to the others.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct CapabilityRules {
+    /// Secrets of the namespace of a run. An empty list grants none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "object_grants_schema")]
+    pub secrets: Option<Vec<ObjectGrant>>,
+    /// ConfigMaps of the namespace of a run. An empty list grants none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "object_grants_schema")]
+    pub data: Option<Vec<ObjectGrant>>,
+    /// Code that is made at run time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dynamic_code: Option<bool>,
+    /// Other programs of the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subprocess: Option<bool>,
+}
+
+/// Objects that a run may be given: one by its name, or all that a selector selects.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.name) != has(self.selector)").message("exactly one of name and selector must be set"))]
+pub struct ObjectGrant {
+    /// Name of the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: Option<String>,
+    /// Labels of the object, as they are when the run is decided on. An empty selector selects all of the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
 }
 
 /// An expression that must hold. It is evaluated whenever the run is decided on: when it is accepted, when it is its turn in the queue, and when a

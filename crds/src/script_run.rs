@@ -20,7 +20,8 @@ list_atomic!(audit_schema, AuditEvent, 16);
 list_atomic!(redactions_schema, Redaction, 64);
 list_atomic!(violations_schema, Violation, 64);
 list_of_strings!(args_schema, 64, 4096);
-list_of_strings!(names_schema, 32, 253, "pattern": "^[a-zA-Z0-9*]([-._a-zA-Z0-9/:]*[a-zA-Z0-9])?$");
+list_of_strings!(hosts_schema, 32, 253, "pattern": "^[a-zA-Z0-9*]([-._a-zA-Z0-9/:]*[a-zA-Z0-9])?$");
+list_of_strings!(objects_schema, 8, 253, "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$");
 list_of_strings!(groups_schema, 64, 256);
 
 /// Groups of a requester that the status shows; the decision looks at all of them.
@@ -210,21 +211,22 @@ pub struct ConfigMapKeyRef {
     pub key: String,
 }
 
-/// What the script asks for. Each entry is granted or refused by itself; one refusal refuses the run.
+/// What the script asks for. Each entry is granted or refused by itself; one refusal refuses the run, unless it says `partial`.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Capabilities {
     /// Host names to connect to over TLS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "names_schema")]
+    #[schemars(schema_with = "hosts_schema")]
     pub network: Vec<String>,
-    /// Secrets to read.
+    /// Secrets of the namespace of the run, by name: each key is a file `/paddock/secrets/NAME/KEY`. They are copied when the pod is made. Whoever
+    /// creates the run, and whoever wrote a policy that grants it, must be allowed to read the Secret themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "names_schema")]
+    #[schemars(schema_with = "objects_schema")]
     pub secrets: Vec<String>,
-    /// Data sets to read.
+    /// ConfigMaps of the namespace of the run, by name: each key is a file `/paddock/data/NAME/KEY`. Otherwise as `secrets`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "names_schema")]
+    #[schemars(schema_with = "objects_schema")]
     pub data: Vec<String>,
     /// To run code that is made at run time. Not kept from a script that does not ask.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -232,6 +234,9 @@ pub struct Capabilities {
     /// To start other programs of the image. Not kept from a script that does not ask.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub subprocess: bool,
+    /// Runs also without what is refused: `status.decisions` tells what that is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// What the operator reports. Written by the operator alone.

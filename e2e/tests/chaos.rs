@@ -58,7 +58,7 @@ async fn kill_at_random(seed: u64, stop: Arc<AtomicBool>) -> BTreeMap<&'static s
     let mut done = BTreeMap::new();
     let mut round: Vec<Victim> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        tokio::time::sleep(Duration::from_millis(12_000 + random.below(24_000))).await;
+        tokio::time::sleep(Duration::from_millis(10_000 + random.below(18_000))).await;
         if round.is_empty() {
             round = ROUND.to_vec();
         }
@@ -83,7 +83,10 @@ async fn kill_at_random(seed: u64, stop: Arc<AtomicBool>) -> BTreeMap<&'static s
                 "the API server"
             }
             Victim::Containerd => {
-                restart("containerd", Duration::from_millis(random.below(2000))).await;
+                end("containerd").await;
+                tokio::time::sleep(Duration::from_millis(random.below(2000))).await;
+                end_shims_without_a_sandbox();
+                begin("containerd");
                 "containerd"
             }
         };
@@ -96,6 +99,30 @@ async fn restart(name: &str, away: Duration) {
     end(name).await;
     tokio::time::sleep(away).await;
     begin(name);
+}
+
+/// Where containerd dies while gVisor makes a sandbox, a shim may be left that has none and never ends, and containerd waits for it for ever: the
+/// pod can neither start nor go. Whoever runs the node has to end it (docs/troubleshooting.md).
+fn end_shims_without_a_sandbox() {
+    let processes: Vec<(String, Vec<String>)> = entries(Path::new("/proc"))
+        .iter()
+        .filter_map(|folder| {
+            let command = std::fs::read_to_string(folder.join("cmdline")).ok()?;
+            Some((folder.file_name()?.to_string_lossy().into_owned(), command.split('\0').map(Into::into).collect()))
+        })
+        .collect();
+    let socket = layout().run.join("containerd.sock").display().to_string();
+    for (pid, command) in
+        processes.iter().filter(|(_, command)| command[0].ends_with("containerd-shim-runsc-v1") && command.contains(&socket))
+    {
+        let Some(id) = command.iter().skip_while(|argument| *argument != "-id").nth(1) else { continue };
+        let has_sandbox =
+            processes.iter().any(|(other, command)| other != pid && command.iter().any(|argument| argument.contains(id.as_str())));
+        if !has_sandbox {
+            eprintln!("a shim without a sandbox is ended: {id}");
+            let _ = std::process::Command::new("kill").args(["-KILL", pid]).status();
+        }
+    }
 }
 
 /// Looks again and again whether the limit holds. Says how often it looked, and the most pods that it saw.

@@ -13,7 +13,7 @@ use kube::{Client, ResourceExt as _};
 use paddock_crds::{
     ClusterSandboxPolicy, ConditionStatus, ConditionType, Phase, PolicyRef, PolicyRules, SandboxPolicy, ScriptApproval, ScriptRun,
 };
-use paddock_policy::{Containment, QueueLimits, contains_anything, queue_limits};
+use paddock_policy::{Containment, QueueLimits, SecretValues, contains_anything, queue_limits};
 use paddock_protocol::SealingKey;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -90,6 +90,8 @@ pub(crate) struct Context {
     checking: Semaphore,
     /// What they answered, by the UID of the run, with a hash of the schemas.
     checks: Mutex<HashMap<String, (String, Answer)>>,
+    /// Values of the Secrets that runs were given, by the UID of the run, until the run has ended.
+    given: Mutex<HashMap<String, SecretValues>>,
     /// Limits in the queue, by namespace and policy.
     limits: Mutex<BTreeMap<(String, PolicyRef), QueueLimits>>,
     wake: mpsc::UnboundedSender<RunRef>,
@@ -121,6 +123,7 @@ impl Context {
             large: Semaphore::new(LARGE_AT_ONCE),
             checking: Semaphore::new(CHECKS_AT_ONCE),
             checks: Mutex::default(),
+            given: Mutex::default(),
             limits: Mutex::default(),
             wake,
             runs: OnceLock::new(),
@@ -183,12 +186,30 @@ impl Context {
         lock(&self.written).insert(written.run.uid().unwrap_or_default(), written.clone());
     }
 
+    /// Remembers what has to be covered in what a run puts out.
+    pub(crate) fn remember_given(&self, uid: &str, values: SecretValues) {
+        if values != SecretValues::default() {
+            lock(&self.given).insert(uid.to_owned(), values);
+        }
+    }
+
+    /// What has to be covered, if it is remembered.
+    pub(crate) fn given(&self, uid: &str) -> Option<SecretValues> {
+        lock(&self.given).get(uid).cloned()
+    }
+
+    /// Nothing of the run will be told any more.
+    pub(crate) fn forget_given(&self, uid: &str) {
+        lock(&self.given).remove(uid);
+    }
+
     /// Drops all memory of a run that is gone.
     pub(crate) fn forget(&self, run: &ScriptRun) {
         let uid = run.uid().unwrap_or_default();
         lock(&self.written).remove(&uid);
         lock(&self.failures).remove(&uid);
         lock(&self.checks).remove(&uid);
+        lock(&self.given).remove(&uid);
         self.sessions.close(&uid);
         self.ledger.forget(&uid);
         self.metrics.sessions(self.sessions.len());
@@ -199,6 +220,7 @@ impl Context {
         lock(&self.written).retain(|uid, _| present.contains(uid));
         lock(&self.failures).retain(|uid, _| present.contains(uid));
         lock(&self.checks).retain(|uid, _| present.contains(uid));
+        lock(&self.given).retain(|uid, _| present.contains(uid));
         lock(&self.ending).retain(|uid| present.contains(uid));
         self.sessions.close_all_but(present);
         self.metrics.sessions(self.sessions.len());

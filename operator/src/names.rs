@@ -45,6 +45,10 @@ pub(crate) const APPROVER_GROUPS: &str = "paddock.dev/approver-groups";
 pub(crate) const AUTHOR: &str = "paddock.dev/author";
 /// On a policy: the UID of who wrote its spec.
 pub(crate) const AUTHOR_UID: &str = "paddock.dev/author-uid";
+/// On a policy: the groups of who wrote its spec, written as those of a requester.
+pub(crate) const AUTHOR_GROUPS: &str = "paddock.dev/author-groups";
+/// What the cluster stamps on a policy.
+pub(crate) const AUTHOR_STAMPS: [&str; 3] = [AUTHOR, AUTHOR_UID, AUTHOR_GROUPS];
 /// On a revision of a policy: the UID of the policy.
 pub(crate) const POLICY_UID: &str = "paddock.dev/policy-uid";
 /// On a revision of a policy: the kind of the policy.

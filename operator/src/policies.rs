@@ -23,7 +23,7 @@ use tokio::sync::{Notify, watch};
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::input_check::{self, Answer, Question, Schema};
-use crate::names::AUTHOR;
+use crate::names::{AUTHOR, AUTHOR_STAMPS, stamped};
 use crate::readable::Readable;
 use crate::revisions;
 use crate::script_run::text::cut;
@@ -127,6 +127,7 @@ impl Policies {
             TakenPolicy { kind: P::KIND, name: object.name_any(), uid: uid.clone(), author, generation, hash: hash_of(&object.spec()) };
         let mut policy = Policy::new(taken, object.effect(), object.rules().clone());
         policy.problems.extend(object.problems());
+        policy.author = stamped(object.annotations(), AUTHOR_STAMPS);
         let policy = Arc::new(policy);
         let has_judged_schemas = object.rules().input.schemas.is_empty();
         let entry = Entry { policy: policy.clone(), has_judged_schemas, failed: BTreeMap::new(), is_kept: false };

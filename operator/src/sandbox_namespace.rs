@@ -161,11 +161,13 @@ fn render_network_policy(namespace: &str) -> Option<NetworkPolicy> {
 
 /// The atomic backstop of the concurrency limit: terminal pods do not count.
 fn render_quota(namespace: &str, wanted: &Wanted) -> Option<ResourceQuota> {
+    // Copies of what runs are given: eight at most for each, and those of pods that have gone, until the garbage collector and the quota know.
+    let secrets = u64::from(wanted.max_pods) * 16;
     typed(
         namespace,
         json!({
             "apiVersion": "v1", "kind": "ResourceQuota",
-            "spec": { "hard": { "pods": wanted.max_pods.to_string(), "services": "0", "persistentvolumeclaims": "0", "secrets": "0" } },
+            "spec": { "hard": { "pods": wanted.max_pods.to_string(), "services": "0", "persistentvolumeclaims": "0", "secrets": secrets.to_string() } },
         }),
     )
 }

@@ -3,12 +3,15 @@
 //! `observe` reads, `next_step` decides and is pure, `apply` acts, `compute_status` is pure, `write_status` writes. A run that needs
 //! several steps takes them in one pass, each on what the API server answered to the one before.
 
+mod access;
 #[cfg(test)]
 mod answers;
 pub(crate) mod apply;
+mod copies;
 pub(crate) mod events;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub(crate) mod given;
 pub(crate) mod guarded;
 pub(crate) mod job;
 pub(crate) mod ledger;

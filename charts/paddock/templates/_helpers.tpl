@@ -70,6 +70,8 @@ capabilities:
   expression: "oldObject != null && has(oldObject.metadata.annotations) ? oldObject.metadata.annotations : {}"
 - name: author
   expression: "variables.isWritten ? request.userInfo.username : ('paddock.dev/author' in variables.before ? variables.before['paddock.dev/author'] : '')"
+- name: authorGroups
+  expression: "variables.isWritten ? ({{ include "paddock.groups" . }}) : ('paddock.dev/author-groups' in variables.before ? variables.before['paddock.dev/author-groups'] : '')"
 - name: authorUid
   expression: "variables.isWritten ? (has(request.userInfo.uid) ? request.userInfo.uid : '') : ('paddock.dev/author-uid' in variables.before ? variables.before['paddock.dev/author-uid'] : '')"
 {{- end }}

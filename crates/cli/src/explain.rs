@@ -15,8 +15,8 @@ use paddock_crds::{
     Verdict,
 };
 use paddock_policy::{
-    Ask, Containment, Digests, Facts, Policy, Refusal, Subject, TenantFacts, containment, demanded, digests, hash_of, input_demand, judge,
-    judge_denied, judge_input, judge_rules, script_hash, selects,
+    Ask, Containment, Digests, Facts, Hashes, ObjectKind, Policy, Refusal, Subject, TenantFacts, containment, demanded, digests, hash_of,
+    input_demand, judge, judge_denied, judge_input, judge_rules, script_hash, selects,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -25,6 +25,7 @@ use crate::arguments::{Connection, Explain, Output, Run, Shown};
 use crate::cluster::{Cluster, explained};
 use crate::exit::Exit;
 use crate::manifest::{Texts, policy_ref, script_run};
+use crate::objects;
 use crate::show::document;
 use crate::stored::as_stored;
 use crate::table::{Cell, plain, table};
@@ -124,17 +125,22 @@ impl Explanation {
     }
 }
 
+/// What a decision is made on beside policies and run.
+#[derive(Clone, Debug)]
+pub(crate) struct Known<'a> {
+    pub(crate) namespace: TenantFacts<'a>,
+    pub(crate) requester: &'a Requester,
+    /// What is known of the objects that it asks for.
+    pub(crate) objects: &'a objects::Known,
+    pub(crate) now: Timestamp,
+}
+
 /// Decides as the operator does, but for what only a cluster can tell: the content of ConfigMaps, whether an input satisfies its schemas, and
 /// whether there is room. Pure.
-pub(crate) fn explain(
-    written: &Written,
-    run: &ScriptRun,
-    namespace: TenantFacts<'_>,
-    requester: &Requester,
-    now: Timestamp,
-) -> Result<Explanation> {
+pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> Result<Explanation> {
+    let Known { namespace, requester, objects: (objects, data), now } = known;
     let policies = written.taking_part(run, namespace.labels)?;
-    let outcome = judge(&policies, &run.spec.policy_ref, &Ask::of(&run.spec));
+    let outcome = judge(&policies, &run.spec.policy_ref, &Ask::of(&run.spec, objects.clone()));
     let taken = policies.iter().map(|policy| policy.taken.clone()).collect();
     let mut explanation = Explanation {
         allowed: true,
@@ -162,10 +168,12 @@ pub(crate) fn explain(
     }
     let bytes = run.spec.script.input.as_ref().map_or(0, |input| input.to_string().len()) as u64;
     let subject = Subject::of(run, (&grant, hash.as_deref().unwrap_or_default(), bytes), namespace, requester, now);
-    if let Some(hash) = &hash {
+    let is_data_known = grant.capabilities.names(ObjectKind::ConfigMap).all(|name| data.contains_key(name));
+    if let Some(hash) = hash.as_ref().filter(|_| is_data_known) {
         let of = |value: &Option<Value>| value.as_ref().map(|value| script_hash(as_stored(value).as_bytes()));
-        let Digests { input, schema } =
-            digests(run, &grant, hash, of(&run.spec.script.input).as_deref(), of(&run.spec.script.input_schema).as_deref());
+        let (input, schema) = (of(&run.spec.script.input), of(&run.spec.script.input_schema));
+        let hashes = Hashes { script: hash, input: input.as_deref(), schema: schema.as_deref(), data };
+        let Digests { input, schema } = digests(run, &grant, hashes);
         (explanation.digest, explanation.schema_digest) = (Some(input), schema);
     }
     let judged = judge_rules(&policies, &subject);
@@ -208,7 +216,10 @@ pub(crate) async fn digest(cluster: impl AsyncFn() -> Result<Cluster>, connectio
     let explanation = explained_by(cluster, connection, arguments).await?;
     let digest = explanation.digest.with_context(|| match (explanation.reason, explanation.message) {
         (Some(reason), Some(message)) => format!("there is no digest: {reason}: {message}"),
-        _ => "there is no digest: the run needs no approval, or its script is in a ConfigMap".to_owned(),
+        _ => {
+            "there is no digest: the run needs no approval, its script is in a ConfigMap, or nothing is known of the data that it asks for"
+                .to_owned()
+        }
     })?;
     if arguments.output != Output::Table {
         let both = serde_json::json!({ "digest": digest, "schemaDigest": explanation.schema_digest });
@@ -252,17 +263,15 @@ async fn explained_by(cluster: impl AsyncFn() -> Result<Cluster>, connection: &C
             let cluster = cluster().await?;
             let (written, labels) = of_cluster(&cluster).await?;
             let requester = whoever_asks(&cluster).await?;
-            explain(&written, &run, TenantFacts { name: &cluster.namespace, labels: &labels }, &requester, Timestamp::now())?
+            let objects = objects::read(&cluster, run.spec.capabilities.as_ref()).await?;
+            let namespace = TenantFacts { name: &cluster.namespace, labels: &labels };
+            explain(&written, &run, Known { namespace, requester: &requester, objects: &objects, now: Timestamp::now() })?
         } else {
             let labels = labels(&arguments.label)?;
             let requester = named(connection).unwrap_or_else(nobody);
-            explain(
-                &Written::read(&arguments.policy)?,
-                &run,
-                TenantFacts { name: "default", labels: &labels },
-                &requester,
-                Timestamp::now(),
-            )?
+            let (namespace, objects) = (TenantFacts { name: "default", labels: &labels }, objects::Known::default());
+            let known = Known { namespace, requester: &requester, objects: &objects, now: Timestamp::now() };
+            explain(&Written::read(&arguments.policy)?, &run, known)?
         }
     })
 }
@@ -398,7 +407,9 @@ spec: {limits: {max: {memory: 64Mi}}, suspend: Queue}
         let run: ScriptRun = serde_saphyr::from_str(&format!("metadata: {{name: r}}\nspec: {spec}\n")).expect("a run");
         let labels = labels(&[label.to_owned()]).expect("a label");
         let namespace = TenantFacts { name: "default", labels: &labels };
-        told(&explain(&written, &run, namespace, &nobody(), Timestamp::UNIX_EPOCH).expect("an explanation"), false)
+        let (requester, objects) = (nobody(), objects::Known::default());
+        let known = Known { namespace, requester: &requester, objects: &objects, now: Timestamp::UNIX_EPOCH };
+        told(&explain(&written, &run, known).expect("an explanation"), false)
     }
 
     #[test]

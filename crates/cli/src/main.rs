@@ -7,6 +7,7 @@ mod exit;
 mod explain;
 mod follow;
 mod manifest;
+mod objects;
 mod policy;
 mod revisions;
 mod shallow;

@@ -9,13 +9,13 @@ use jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use paddock_crds::{ClusterSandboxPolicy, PolicyKind, Requester, SandboxPolicy, ScriptRun, ScriptRunSpec};
-use paddock_policy::TenantFacts;
+use paddock_policy::{Found, Object, ObjectKind, TenantFacts};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, explained};
 use crate::exit::Exit;
-use crate::explain::{Written, check_known, explain, nobody};
+use crate::explain::{Known, Written, check_known, explain, nobody};
 use crate::manifest::policy_ref;
 
 /// `kubectl paddock suspend` and `resume`: sets `spec.suspend` of a policy, or takes it away.
@@ -65,6 +65,12 @@ struct Case {
     /// Labels of the run.
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    /// Labels of the Secrets that there are, by name.
+    #[serde(default)]
+    secrets: BTreeMap<String, BTreeMap<String, String>>,
+    /// Labels of the ConfigMaps that there are, by name.
+    #[serde(default)]
+    data: BTreeMap<String, BTreeMap<String, String>>,
     /// Who creates it.
     requester: Option<Requester>,
     /// Name of the namespace.
@@ -111,7 +117,14 @@ fn check(written: &Written, case: &Case, labels: &BTreeMap<String, String>) -> R
     run.metadata.labels = Some(case.labels.clone());
     let namespace = TenantFacts { name: case.namespace.as_deref().unwrap_or("default"), labels };
     let requester = case.requester.clone().unwrap_or_else(nobody);
-    let explanation = explain(written, &run, namespace, &requester, case.now.unwrap_or_else(Timestamp::now))?;
+    let of = |kind, known: &BTreeMap<String, BTreeMap<String, String>>| {
+        let found = |(name, labels): (&String, &BTreeMap<_, _>)| (Object { kind, name: name.clone() }, Found::Labels(labels.clone()));
+        known.iter().map(found).collect::<Vec<_>>()
+    };
+    let objects = of(ObjectKind::Secret, &case.secrets).into_iter().chain(of(ObjectKind::ConfigMap, &case.data)).collect();
+    let known =
+        Known { namespace, requester: &requester, objects: &(objects, BTreeMap::new()), now: case.now.unwrap_or_else(Timestamp::now) };
+    let explanation = explain(written, &run, known)?;
     let reason = explanation.reason.clone().unwrap_or_else(|| "Allowed".into());
     let message = explanation.message.unwrap_or_default();
     let is_expected = reason == case.expect && case.message.as_ref().is_none_or(|part| message.contains(part.as_str()));

@@ -1,5 +1,6 @@
 //! The values of secrets that were granted to a run, in the forms in which they turn up.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
 use aho_corasick::{AhoCorasick, MatchKind};
@@ -13,6 +14,11 @@ const LEAST: usize = 6;
 /// At an end that was cut off, so much of the beginning or end of a value gives it away.
 const LEAST_PART: usize = 4;
 
+/// Building what searches for all forms takes time in proportion to the square of the longest.
+const LONGEST_PIECE: usize = 1024;
+/// A text in which more is found than so often for each of its bytes is covered as a whole: it is nothing but such values, one within the other.
+const MATCHES_PER_BYTE: usize = 4;
+
 /// Everything to look for.
 pub(crate) struct Secrets {
     forms: Vec<(String, Vec<u8>)>,
@@ -21,13 +27,14 @@ pub(crate) struct Secrets {
 
 impl Secrets {
     pub(crate) fn new(secrets: &[(String, Vec<u8>)]) -> Self {
-        let mut forms = Vec::new();
+        let mut forms = BTreeSet::new();
         for (name, value) in secrets {
             let trimmed = value.trim_ascii();
-            if trimmed.len() >= LEAST {
-                forms.extend(forms_of(trimmed).into_iter().map(|form| (format!("secret:{name}"), form)));
+            for piece in pieces(trimmed) {
+                forms.extend(forms_of(piece).into_iter().map(|form| (format!("secret:{name}"), form)));
             }
         }
+        let forms: Vec<(String, Vec<u8>)> = forms.into_iter().collect();
         let patterns = forms.iter().map(|(_, form)| form);
         let search = AhoCorasick::builder().match_kind(MatchKind::Standard).build(patterns).ok().filter(|_| !forms.is_empty());
         Self { forms, search }
@@ -37,25 +44,84 @@ impl Secrets {
         let Some(search) = &self.search else {
             return Vec::new();
         };
-        let whole = search.find_overlapping_iter(text).map(|one| Found {
-            start: one.start(),
-            end: one.end(),
-            rule: self.forms[one.pattern().as_usize()].0.clone(),
-        });
-        let mut found: Vec<Found> = whole.collect();
-        for (rule, form) in &self.forms {
-            if let Some(length) =
-                (LEAST_PART..form.len().min(text.len() + 1)).rev().find(|length| cut.end && text.ends_with(&form[..*length]))
-            {
-                found.push(Found { start: text.len() - length, end: text.len(), rule: rule.clone() });
+        let mut found: Vec<Found> = Vec::new();
+        // Where a value is found again and again within itself there is one finding, not one for each byte.
+        let mut last: HashMap<&str, usize> = HashMap::new();
+        let most = MATCHES_PER_BYTE * text.len();
+        for (count, one) in search.find_overlapping_iter(text).enumerate() {
+            if count >= most {
+                return vec![Found { start: 0, end: text.len(), rule: self.forms[one.pattern().as_usize()].0.clone() }];
             }
-            let of_the_end = |length: &usize| cut.start && text.starts_with(&form[form.len() - length..]);
-            if let Some(length) = (LEAST_PART..form.len().min(text.len() + 1)).rev().find(of_the_end) {
-                found.push(Found { start: 0, end: length, rule: rule.clone() });
+            let rule = &self.forms[one.pattern().as_usize()].0;
+            match last.get(rule.as_str()).and_then(|index| found.get_mut(*index)).filter(|last| one.start() <= last.end) {
+                Some(last) => {
+                    last.start = last.start.min(one.start());
+                    last.end = one.end();
+                }
+                None => {
+                    last.insert(rule, found.len());
+                    found.push(Found { start: one.start(), end: one.end(), rule: rule.clone() });
+                }
+            }
+        }
+        for (rule, form) in &self.forms {
+            let window = text.len().min(form.len() - 1);
+            if cut.end {
+                let length = overlap(form.iter().copied(), text[text.len() - window..].iter().copied(), window);
+                if length >= LEAST_PART {
+                    found.push(Found { start: text.len() - length, end: text.len(), rule: rule.clone() });
+                }
+            }
+            if cut.start {
+                let length = overlap(form.iter().rev().copied(), text[..window].iter().rev().copied(), window);
+                if length >= LEAST_PART {
+                    found.push(Found { start: 0, end: length, rule: rule.clone() });
+                }
             }
         }
         found
     }
+}
+
+/// How many bytes of the beginning of `form`, at most `window`, are the end of `text`. It takes one step for each byte (Knuth, Morris and Pratt):
+/// both may be long, and alike.
+fn overlap(form: impl Iterator<Item = u8>, text: impl Iterator<Item = u8>, window: usize) -> usize {
+    let form: Vec<u8> = form.take(window).collect();
+    let mut shorter = vec![0; form.len()];
+    let mut length = 0;
+    for index in 1..form.len() {
+        while length > 0 && form[index] != form[length] {
+            length = shorter[length - 1];
+        }
+        length += usize::from(form[index] == form[length]);
+        shorter[index] = length;
+    }
+    length = 0;
+    for byte in text {
+        while length > 0 && (length == form.len() || form[length] != byte) {
+            length = shorter[length - 1];
+        }
+        length += usize::from(form.get(length) == Some(&byte));
+    }
+    length
+}
+
+/// A long value in pieces, none of them so short that it is not looked for: each is found by itself, and those that follow each other are covered as one.
+fn pieces(value: &[u8]) -> Vec<&[u8]> {
+    let mut pieces = Vec::new();
+    let mut rest = value;
+    while rest.len() >= LONGEST_PIECE + LEAST {
+        // Not within a character, which is at most four bytes long.
+        let is_boundary = |at: &usize| rest[*at] & 0xc0 != 0x80;
+        let end = (LONGEST_PIECE - 3..=LONGEST_PIECE).rev().find(is_boundary).unwrap_or(LONGEST_PIECE);
+        let (piece, after) = rest.split_at(end);
+        pieces.push(piece);
+        rest = after;
+    }
+    if rest.len() >= LEAST {
+        pieces.push(rest);
+    }
+    pieces
 }
 
 /// As it is, in hexadecimal, URL-encoded, JSON-encoded, and within base64 at each of the three places where a group of bytes can begin.
@@ -106,8 +172,6 @@ fn url_encoded(value: &[u8], uppercase: bool, plus: bool) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -138,6 +202,26 @@ mod tests {
     }
 
     #[test]
+    fn a_long_value_is_covered_as_one_in_every_form() {
+        let value: String = (0..2000_u32).map(|number| char::from_u32(0xe0 + number % 90).unwrap()).collect();
+        assert_eq!(pieces(value.as_bytes()).concat(), value.as_bytes());
+        assert!(pieces(value.as_bytes()).iter().all(|piece| std::str::from_utf8(piece).is_ok() && piece.len() < LONGEST_PIECE + LEAST));
+        for form in [
+            value.clone(),
+            STANDARD.encode(&value),
+            url_encoded(value.as_bytes(), true, false).iter().map(|byte| char::from(*byte)).collect(),
+        ] {
+            let masked = masker(value.as_bytes()).mask(format!("before {form} after").as_bytes(), Cut::default());
+            let text = String::from_utf8(masked.whole().text.to_vec()).unwrap();
+            assert!(text.starts_with("before [masked:secret:db]") && text.ends_with(" after") && text.len() < 60, "{text}");
+        }
+        // The middle of it, cut off on both sides.
+        let part = value.chars().skip(100).take(1500).collect::<String>();
+        let masked = masker(value.as_bytes()).mask(part.as_bytes(), Cut { start: true, end: true });
+        assert_eq!(masked.whole().text, b"[masked:secret:db]");
+    }
+
+    #[test]
     fn a_short_value_is_not_looked_for() {
         let masked = masker(b"abc").mask(b"abc abc", Cut::default());
         assert_eq!(masked.whole().text, b"abc abc");
@@ -150,6 +234,33 @@ mod tests {
         assert_eq!(mask("x correct-ho", end), "x [masked:secret:db]");
         assert_eq!(mask("ect-horse x", start), "[masked:secret:db] x");
         assert_eq!(mask("x correct-ho", start), "x correct-ho");
+    }
+
+    #[test]
+    fn the_end_of_a_text_that_begins_a_form_is_found_as_if_each_length_was_tried() {
+        let tried = |form: &[u8], text: &[u8], window: usize| {
+            (0..=window.min(form.len())).rev().find(|length| text.ends_with(&form[..*length])).unwrap_or(0)
+        };
+        for (form, text) in
+            [("aab", "xaa"), ("aaaa", "aaa"), ("abab", "aba"), ("abcabd", "abcab"), ("abc", "xyz"), ("aabaab", "baaba"), ("a", "")]
+        {
+            let window = text.len().min(form.len() - 1);
+            let end = &text.as_bytes()[text.len() - window..];
+            let found = overlap(form.bytes(), end.iter().copied(), window);
+            assert_eq!(found, tried(form.as_bytes(), text.as_bytes(), window), "{form} {text}");
+        }
+    }
+
+    /// Whoever writes a script may write its Secret too: neither time nor memory may grow faster than both.
+    #[test]
+    fn values_that_are_alike_take_no_more_than_others() {
+        let text = vec![b'a'; 2 << 20];
+        let values: Vec<(String, Vec<u8>)> = (0..64).map(|number| ("s".to_owned(), vec![b'a'; 256 + number * 4])).collect();
+        let masker = Masker::new(BTreeSet::new(), &[], &values).unwrap();
+        let masked = masker.mask(&text, Cut { start: true, end: true });
+        assert_eq!(masked.whole().text, b"[masked:secret:s]");
+        let one = Secrets::new(&[("s".to_owned(), vec![b'a'; 32 << 10])]);
+        assert!(one.find(&text, Cut { start: true, end: true }).len() < 64);
     }
 
     proptest! {

@@ -1,14 +1,16 @@
 //! Approvals: which a run needs, what they are bound to, and whether enough people have given them.
 
 use std::borrow::Borrow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use k8s_openapi::ByteString;
 use paddock_crds::{
     ApprovalDecision, ApprovalDemand, ApprovalDemanded, ApprovalGiven, ApprovalStatus, Binding, Problem, Reason, Requester, ScriptRun,
 };
 use serde::Serialize;
 
+use crate::capabilities::{CapabilityGrant, ObjectKind};
 use crate::decide::{Grant, Policy, Refusal, named, sha256};
 use crate::expression::{Expression, variables};
 use crate::rules::FailedRule;
@@ -102,6 +104,8 @@ pub struct Digests {
 #[serde(rename_all = "camelCase")]
 struct Canonical<'a> {
     args: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capabilities: Option<CanonicalCapabilities<'a>>,
     command: &'a [String],
     cpu_milli: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,11 +123,63 @@ struct Canonical<'a> {
     version: &'static str,
 }
 
-/// The digests of a run: `script`, `input` and `schema` are SHA-256 of the script, of the input and of `inputSchema`, as the API server writes them.
-pub fn digests(run: &ScriptRun, grant: &Grant, script: &str, input: Option<&str>, schema: Option<&str>) -> Digests {
+/// What a run is given beside its limits; absent where it is given nothing.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CanonicalCapabilities<'a> {
+    /// SHA-256 of the content, by name.
+    data: BTreeMap<&'a str, &'a str>,
+    dynamic_code: bool,
+    /// Names alone: what a Secret holds may be changed, and a digest that others may read must not tell of it.
+    secrets: Vec<&'a str>,
+    subprocess: bool,
+}
+
+impl<'a> CanonicalCapabilities<'a> {
+    fn of(grant: &'a CapabilityGrant, data: &'a BTreeMap<String, String>) -> Option<Self> {
+        (*grant != CapabilityGrant::default()).then(|| Self {
+            data: grant.names(ObjectKind::ConfigMap).map(|name| (name, data.get(name).map_or("", String::as_str))).collect(),
+            dynamic_code: grant.dynamic_code,
+            secrets: grant.names(ObjectKind::Secret).collect(),
+            subprocess: grant.subprocess,
+        })
+    }
+}
+
+/// SHA-256 of what a ConfigMap holds, in hexadecimal: of the canonical JSON (RFC 8785) of an object that has of `binaryData` and `data` what is not
+/// empty, as the API server writes them.
+pub fn data_hash(data: &BTreeMap<String, String>, binary_data: &BTreeMap<String, ByteString>) -> String {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Content<'a> {
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        binary_data: &'a BTreeMap<String, ByteString>,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        data: &'a BTreeMap<String, String>,
+    }
+    sha256(serde_json::to_string(&Content { binary_data, data }).unwrap_or_default().as_bytes())
+}
+
+/// What a run runs on, by SHA-256 in hexadecimal.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashes<'a> {
+    /// Of the script.
+    pub script: &'a str,
+    /// Of the input, as the API server writes it.
+    pub input: Option<&'a str>,
+    /// Of `inputSchema`, as the API server writes it.
+    pub schema: Option<&'a str>,
+    /// Of each ConfigMap that it is given, by name: [`data_hash`].
+    pub data: &'a BTreeMap<String, String>,
+}
+
+/// The digests of a run.
+pub fn digests(run: &ScriptRun, grant: &Grant, hashes: Hashes<'_>) -> Digests {
+    let Hashes { script, input, schema, data } = hashes;
     let with = |input, input_schema| {
         let canonical = Canonical {
             args: &run.spec.script.args,
+            capabilities: CanonicalCapabilities::of(&grant.capabilities, data),
             command: &grant.runtime.command,
             cpu_milli: grant.cpu_milli,
             extension: grant.runtime.extension.as_deref(),

@@ -26,6 +26,7 @@ pub(crate) fn problems(rules: &PolicyRules, effect: Effect) -> Vec<Problem> {
     }
     seconds(rules, &mut found);
     patterns(rules, &mut found);
+    crate::capabilities::problems(rules, &mut found);
     found
 }
 

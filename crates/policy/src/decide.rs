@@ -5,12 +5,14 @@ use std::borrow::Borrow;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Raw;
 use paddock_crds::script_run::quantity_of_bytes;
 use paddock_crds::{
-    Capabilities, Decision, Effect, PolicyKind, PolicyRules, Problem, Reason, ResourceAmounts, ScriptRunSpec, TakenPolicy, Verdict,
+    Capabilities, Decision, Effect, PolicyKind, PolicyRules, Problem, Reason, Requester, ResourceAmounts, ScriptRunSpec, TakenPolicy,
+    Verdict,
 };
 use sha2::{Digest as _, Sha256};
 
 use crate::approval;
 use crate::bounds::{Ruled, Said, bounds};
+use crate::capabilities::{self, CapabilityGrant, DYNAMIC_CODE, Objects, SUBPROCESS, Word, asked_objects};
 use crate::check::problems;
 use crate::quantity::Quantity;
 use crate::queue::{QueueLimits, queue_limits};
@@ -22,6 +24,8 @@ use crate::rules::{Named, compile};
 pub struct Policy {
     /// Identity and hash, as they go into the status.
     pub taken: TakenPolicy,
+    /// Who wrote its spec, as stamped with all that the API server knew of them.
+    pub author: Option<Requester>,
     /// What its silence means. A SandboxPolicy always restricts.
     pub effect: Effect,
     /// Its rules.
@@ -40,7 +44,7 @@ impl Policy {
         let mut problems = problems(&rules, effect);
         let expressions = compile(&rules.rules, &mut problems);
         let demands = approval::compile(&rules.approvals, &mut problems);
-        Self { taken, effect, rules, expressions, demands, problems }
+        Self { taken, author: None, effect, rules, expressions, demands, problems }
     }
 }
 
@@ -59,11 +63,13 @@ pub struct Ask {
     pub priority: Option<i64>,
     /// Everything else.
     pub capabilities: Capabilities,
+    /// What was found of the Secrets and ConfigMaps among it.
+    pub objects: Objects,
 }
 
 impl Ask {
-    /// What the spec of a run asks for.
-    pub fn of(spec: &ScriptRunSpec) -> Self {
+    /// What the spec of a run asks for, with what was found of the objects among it.
+    pub fn of(spec: &ScriptRunSpec, objects: Objects) -> Self {
         Self {
             runtime: spec.script.runtime.clone(),
             resources: spec.resources.clone().unwrap_or_default(),
@@ -71,6 +77,7 @@ impl Ask {
             grace_period_seconds: spec.grace_period_seconds,
             priority: spec.priority,
             capabilities: spec.capabilities.clone().unwrap_or_default(),
+            objects,
         }
     }
 }
@@ -101,6 +108,8 @@ pub struct Grant {
     pub timeout_seconds: u32,
     /// Seconds from TERM to KILL.
     pub grace_seconds: u32,
+    /// What it may read and do beside.
+    pub capabilities: CapabilityGrant,
     /// How many of its kind may run and wait.
     pub queue: QueueLimits,
 }
@@ -163,7 +172,7 @@ pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
         return Outcome { result: Err(refusal), decisions: Vec::new() };
     }
     let cluster_tier: Vec<&Policy> = policies.iter().copied().filter(|policy| is_of_cluster_tier(policy)).collect();
-    let mut deciding = Deciding { policies: &policies, decisions: Vec::new(), first_refusal: None };
+    let mut deciding = Deciding { policies: &policies, decisions: Vec::new(), first_refusal: None, refusals: 0 };
     if !cluster_tier.iter().any(|policy| policy.effect == Effect::Allow) {
         let refusal = Refusal {
             reason: Reason::NoClusterPolicy,
@@ -195,7 +204,7 @@ pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
         ("limits.maxGracePeriodSeconds", |rules| rules.limits.max_grace_period_seconds),
         DEFAULT_GRACE,
     );
-    deciding.capabilities(&ask.capabilities);
+    let capabilities = deciding.capabilities(&ask.capabilities, &ask.objects);
     let is_asked = ask.resources.memory.is_some() || ask.resources.scratch.is_some();
     deciding.memory_holds_scratch(memory, scratch, is_asked);
     deciding.priority(ask.priority);
@@ -210,6 +219,7 @@ pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
             scratch_bytes: scratch.units(),
             timeout_seconds: clamp(timeout),
             grace_seconds: clamp(grace),
+            capabilities,
             queue: queue_limits(&policies),
         }),
     };
@@ -249,6 +259,8 @@ struct Deciding<'a> {
     policies: &'a [&'a Policy],
     decisions: Vec<Decision>,
     first_refusal: Option<Refusal>,
+    /// How many refusals refuse the run.
+    refusals: usize,
 }
 
 /// What each policy says of an amount of seconds.
@@ -278,6 +290,7 @@ impl Deciding<'_> {
     fn refuse(&mut self, permission: String, rule: String, reason: Reason, message: String) {
         self.decisions.push(Decision { permission, verdict: Verdict::Refused, rule });
         self.first_refusal.get_or_insert(Refusal { reason, message });
+        self.refusals += 1;
     }
 
     /// Every policy that speaks of runtimes must offer it, and one that allows has to; those that say which image it is must agree.
@@ -412,16 +425,42 @@ impl Deciding<'_> {
         }
     }
 
-    /// No policy can grant any of these in this version, so each one that is asked for is refused by name.
-    fn capabilities(&mut self, asked: &Capabilities) {
-        let lists = [("network", &asked.network), ("secrets", &asked.secrets), ("data", &asked.data)];
-        let mut permissions: Vec<String> =
-            lists.into_iter().flat_map(|(kind, names)| names.iter().map(move |name| format!("{kind}:{name}"))).collect();
-        permissions.extend(asked.dynamic_code.then(|| "dynamicCode".to_owned()));
-        permissions.extend(asked.subprocess.then(|| "subprocess".to_owned()));
-        for permission in permissions {
-            let message = format!("the capability {permission} is not granted");
-            self.refuse(permission, "no policy grants it".into(), Reason::CapabilityRefused, message);
+    /// Each capability that is asked for, by name. A run that takes what it gets is not refused for those that it does not get.
+    fn capabilities(&mut self, asked: &Capabilities, objects: &Objects) -> CapabilityGrant {
+        let mut granted = CapabilityGrant::default();
+        for host in &asked.network {
+            // No policy can grant it in this version.
+            let message = format!("the capability network:{host} is not granted");
+            self.answer(format!("network:{host}"), asked.partial, Err(("built-in: network".into(), Reason::CapabilityRefused, message)));
+        }
+        for object in asked_objects(asked) {
+            let answer = capabilities::object(self.policies, &object, objects);
+            if self.answer(format!("{}:{}", object.kind.field(), object.name), asked.partial, answer) {
+                granted.objects.push(object);
+            }
+        }
+        let mut is_granted =
+            |word: Word, is_asked| is_asked && self.answer(word.0.to_owned(), asked.partial, capabilities::word(self.policies, word));
+        granted.dynamic_code = is_granted(DYNAMIC_CODE, asked.dynamic_code);
+        granted.subprocess = is_granted(SUBPROCESS, asked.subprocess);
+        granted
+    }
+
+    /// Writes an answer down. One that refuses ends the run, unless it takes what it gets.
+    fn answer(&mut self, permission: String, is_partial: bool, answer: capabilities::Answer) -> bool {
+        match answer {
+            Ok(rule) => {
+                self.grant(permission, rule);
+                true
+            }
+            Err((rule, _, _)) if is_partial => {
+                self.decisions.push(Decision { permission, verdict: Verdict::Refused, rule });
+                false
+            }
+            Err((rule, reason, message)) => {
+                self.refuse(permission, rule, reason, message);
+                false
+            }
         }
     }
 
@@ -440,7 +479,7 @@ impl Deciding<'_> {
 
     /// The message names the first refusal and says how many there are.
     fn refusal(&mut self) -> Option<Refusal> {
-        let others = self.decisions.iter().filter(|decision| decision.verdict == Verdict::Refused).count().saturating_sub(1);
+        let others = self.refusals.saturating_sub(1);
         let mut refusal = self.first_refusal.take()?;
         if others > 0 {
             refusal.message.push_str(&format!("; and {others} more, see status.decisions"));

@@ -2,9 +2,10 @@
 
 use std::borrow::Borrow;
 
-use paddock_crds::{ApprovalDemand, Binding, Effect, PolicyKind, PolicyRules, ResourceAmounts};
+use paddock_crds::{ApprovalDemand, Binding, Effect, ObjectGrant, PolicyKind, PolicyRules, ResourceAmounts};
 
 use crate::bounds::{Ruled, Said, bounds};
+use crate::capabilities::{DYNAMIC_CODE, SUBPROCESS, word};
 use crate::decide::{
     DEFAULT_CPU_MILLI, DEFAULT_GRACE, DEFAULT_MEMORY, DEFAULT_SCRATCH, DEFAULT_TIMEOUT, Field, Policy, in_order, milli, most_priority,
     named, seconds_said, shown,
@@ -43,6 +44,7 @@ pub fn effective(policies: &[impl Borrow<Policy>]) -> Vec<Line> {
         ("limits.maxGracePeriodSeconds", |rules| rules.limits.max_grace_period_seconds),
         DEFAULT_GRACE,
     ));
+    capabilities(&policies, &mut lines);
     queue(&policies, &mut lines);
     demands(&policies, &mut lines);
     lines
@@ -112,6 +114,35 @@ fn queue(policies: &[&Policy], lines: &mut Vec<Line>) {
     let (priority, rule) = most_priority(policies);
     lines.push(line("maxPriority", priority.to_string(), &rule));
     lines.push(line("weight", weight.to_string(), &whose(policies, "weight", weight, |rules| rules.limits.weight)));
+}
+
+/// What may be given: of objects each policy by itself, since labels are known of an object alone.
+fn capabilities(policies: &[&Policy], lines: &mut Vec<Line>) {
+    for policy in policies {
+        let Some(rules) = &policy.rules.capabilities else { continue };
+        for (field, grants) in [("secrets", &rules.secrets), ("data", &rules.data)] {
+            if let Some(grants) = grants {
+                let told: Vec<String> = grants.iter().map(object_grant).collect();
+                let told = if told.is_empty() { "none".to_owned() } else { told.join("; ") };
+                lines.push(line(&format!("capabilities.{field}"), told, &named(policy, &format!("capabilities.{field}"))));
+            }
+        }
+    }
+    for name in [DYNAMIC_CODE, SUBPROCESS] {
+        let (value, rule) = match word(policies, name) {
+            Ok(rule) => ("true", rule),
+            Err((rule, ..)) => ("false", rule),
+        };
+        lines.push(line(&format!("capabilities.{}", name.0), value, &rule));
+    }
+}
+
+fn object_grant(grant: &ObjectGrant) -> String {
+    match (&grant.name, &grant.selector) {
+        (Some(name), _) => name.clone(),
+        (None, Some(selector)) => format!("selected by {}", serde_json::to_string(selector).unwrap_or_default()),
+        (None, None) => String::new(),
+    }
 }
 
 fn demands(policies: &[&Policy], lines: &mut Vec<Line>) {
@@ -192,6 +223,7 @@ mod tests {
         let base = json!({
             "runtimes": [{ "name": "shell", "image": "i", "command": ["/bin/sh"] }, { "name": "python", "image": "p", "command": ["/p"] }],
             "limits": { "max": { "memory": "1Gi" }, "maxConcurrent": 7 },
+            "capabilities": { "secrets": [{ "name": "smtp" }, { "selector": { "matchLabels": { "tier": "gold" } } }], "subprocess": true },
         });
         let own = json!({
             "runtimes": [{ "name": "shell" }],
@@ -199,6 +231,7 @@ mod tests {
             "rules": [{ "name": "a", "expression": "true" }],
             "approvals": [{ "name": "b", "count": 2, "groups": ["ops"], "endsRunning": true }],
             "suspend": "Queue",
+            "capabilities": { "data": [] },
         });
         let all = [
             policy(PolicyKind::SandboxPolicy, "own", Effect::Restrict, own),
@@ -211,6 +244,14 @@ mod tests {
             ("cpu", "500m, at most 500m", "built-in: cpu"),
             ("timeoutSeconds", "10, at most 10", "SandboxPolicy/own: limits.maxTimeoutSeconds"),
             ("maxConcurrent", "7 in the namespace, 2 of this policy", "ClusterSandboxPolicy/base: limits.maxConcurrent"),
+            (
+                "capabilities.secrets",
+                "smtp; selected by {\"matchLabels\":{\"tier\":\"gold\"}}",
+                "ClusterSandboxPolicy/base: capabilities.secrets",
+            ),
+            ("capabilities.data", "none", "SandboxPolicy/own: capabilities.data"),
+            ("capabilities.subprocess", "true", "ClusterSandboxPolicy/base: capabilities.subprocess"),
+            ("capabilities.dynamicCode", "false", "ClusterSandboxPolicy/base: capabilities.dynamicCode"),
             ("weight", "100", "built-in: weight"),
             ("maxPriority", "0", "built-in: priority"),
             ("rules", "true", "SandboxPolicy/own: rules[a]"),

@@ -2,6 +2,7 @@
 
 mod approval;
 mod bounds;
+mod capabilities;
 mod check;
 mod containment;
 mod decide;
@@ -16,14 +17,15 @@ mod rules;
 mod selector;
 mod subject;
 
-pub use approval::{Approval, Approving, Demanded, Digests, ToApprove, approving, demanded, digests, is_revoked};
+pub use approval::{Approval, Approving, Demanded, Digests, Hashes, ToApprove, approving, data_hash, demanded, digests, is_revoked};
+pub use capabilities::{CapabilityGrant, Found, Object, ObjectKind, Objects, asked_objects, granting, might_be_granted};
 pub use containment::{Containment, Facts, containment, contains_anything};
 pub use decide::{Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of, script_hash};
 pub use effective::{Line, effective};
 pub use expression::Expression;
 pub use input::{InputDemand, input_demand};
 pub use judge::{judge, judge_denied, judge_input};
-pub use output::{OutputGrant, output_grant};
+pub use output::{OutputGrant, SecretValues, output_grant};
 pub use quantity::{Quantity, QuantityError};
 pub use queue::{QueueLimits, queue_limits};
 pub use rules::{FailedRule, RulesJudged, judge_rules};

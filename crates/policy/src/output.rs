@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
+use std::fmt;
 
 use paddock_crds::{Effect, LargeResult, OutputRules};
 use paddock_mask::{Detector, InvalidRule, Masker, Rule};
@@ -25,12 +26,24 @@ pub struct OutputGrant {
     pub detectors: BTreeSet<Detector>,
     /// Patterns of the policies.
     pub rules: Vec<Rule>,
+    /// Values of the Secrets that the run was given.
+    pub secrets: SecretValues,
+}
+
+/// Values that are covered wherever they turn up, with the name of their Secret. They are never printed.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct SecretValues(pub Vec<(String, Vec<u8>)>);
+
+impl fmt::Debug for SecretValues {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "SecretValues({})", self.0.len())
+    }
 }
 
 impl OutputGrant {
     /// What covers by these rules.
     pub fn masker(&self) -> Result<Masker, InvalidRule> {
-        Masker::new(self.detectors.clone(), &self.rules, &[])
+        Masker::new(self.detectors.clone(), &self.rules, &self.secrets.0)
     }
 }
 
@@ -52,6 +65,7 @@ pub fn output_grant(policies: &[impl Borrow<Policy>]) -> OutputGrant {
         large_result: large_result(policies),
         detectors: Detector::ALL.into_iter().filter(is_on).collect(),
         rules: patterns.collect(),
+        secrets: SecretValues::default(),
     }
 }
 

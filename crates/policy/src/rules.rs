@@ -130,6 +130,10 @@ mod tests {
             memory_bytes: 0,
             cpu_milli: 0,
             scratch_bytes: 0,
+            secrets: vec!["smtp"],
+            data: Vec::new(),
+            dynamic_code: false,
+            subprocess: true,
         };
         let tenant = TenantFacts { name: "team", labels: &labels };
         let requester = UserFacts { username: "jane", groups: &[] };

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use paddock_crds::{EndUser, Requester, ScriptRun};
 use serde::Serialize;
 
+use crate::capabilities::ObjectKind;
 use crate::decide::Grant;
 
 /// A run that was granted what it asked for, and what is known about it.
@@ -48,6 +49,14 @@ pub struct RunFacts<'a> {
     pub cpu_milli: i64,
     /// Bytes of `/workspace`.
     pub scratch_bytes: i64,
+    /// Names of the Secrets that it is given.
+    pub secrets: Vec<&'a str>,
+    /// Names of the ConfigMaps that it is given.
+    pub data: Vec<&'a str>,
+    /// It may run code that is made at run time.
+    pub dynamic_code: bool,
+    /// It may start other programs.
+    pub subprocess: bool,
 }
 
 /// The namespace of a run.
@@ -101,6 +110,10 @@ impl<'a> Subject<'a> {
             memory_bytes: int(grant.memory_bytes),
             cpu_milli: int(grant.cpu_milli),
             scratch_bytes: int(grant.scratch_bytes),
+            secrets: grant.capabilities.names(ObjectKind::Secret).collect(),
+            data: grant.capabilities.names(ObjectKind::ConfigMap).collect(),
+            dynamic_code: grant.capabilities.dynamic_code,
+            subprocess: grant.capabilities.subprocess,
         };
         Self { run: run_facts, tenant, requester: requester.into(), end_user: run.spec.end_user.as_ref().map(Into::into), now }
     }
@@ -109,6 +122,8 @@ impl<'a> Subject<'a> {
     pub(crate) fn longest(&self) -> Option<(&'static str, usize)> {
         let lengths = [
             ("run.labels", self.run.labels.len()),
+            ("run.secrets", self.run.secrets.len()),
+            ("run.data", self.run.data.len()),
             ("tenant.labels", self.tenant.labels.len()),
             ("requester.groups", self.requester.groups.len()),
             ("endUser.groups", self.end_user.as_ref().map_or(0, |user| user.groups.len())),
@@ -146,6 +161,10 @@ pub(crate) fn fields_of(variable: &str) -> Option<&'static [&'static str]> {
             "memoryBytes",
             "cpuMilli",
             "scratchBytes",
+            "secrets",
+            "data",
+            "dynamicCode",
+            "subprocess",
         ]),
         "tenant" => Some(&["name", "labels"]),
         "requester" | "endUser" => Some(&["username", "groups"]),

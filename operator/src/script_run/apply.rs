@@ -23,7 +23,7 @@ use super::session::{Listening, PodAge};
 use super::status::{least, smaller};
 use super::step::{Seen, Step, Stop};
 use super::validate::ValidRun;
-use super::{Guarded, Watched, events, observe};
+use super::{Guarded, Watched, copies, events, observe};
 use crate::context::{Context, entry};
 use crate::error::{Error, code, response, within};
 use crate::metrics::Clock;
@@ -226,7 +226,7 @@ async fn create(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Result<
     }
     context.pods.created(&namespace, &valid.uid, &pod);
     let pod_uid = pod.uid().unwrap_or_default();
-    let done = ensure_job(valid, &pod_uid, context).await?;
+    let done = ensure_children(valid, &pod_uid, context).await?;
     if matches!(done, Done::Yes) {
         start_listening(run, &pod_uid, PodAge::New, context);
     }
@@ -235,6 +235,14 @@ async fn create(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Result<
 
 fn is_of_this_run(stored: &ConfigMap, valid: &ValidRun) -> bool {
     stored.labels().get(crate::names::RUN_UID) == Some(&valid.uid)
+}
+
+/// What the pod mounts.
+async fn ensure_children(valid: &ValidRun, pod_uid: &str, context: &Context) -> Result<Done, Error> {
+    match copies::ensure(valid, pod_uid, context).await? {
+        Done::Yes => ensure_job(valid, pod_uid, context).await,
+        other => Ok(other),
+    }
 }
 
 /// Creates the ConfigMap of the job, or finds it as it should be.
@@ -287,7 +295,7 @@ fn not_created(error: kube::Error) -> Result<Done, Error> {
 async fn listen(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
     let PodSeen::Present(pod) = &seen.pod else { return Ok(Done::Yes) };
     let done = match valid(seen) {
-        Some(valid) => ensure_job(valid, &pod.uid, context).await?,
+        Some(valid) => ensure_children(valid, &pod.uid, context).await?,
         None => Done::Yes,
     };
     if matches!(done, Done::Yes) {
@@ -492,6 +500,7 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
             traces.send(after);
         }
         context.ledger.forget(&after.uid().unwrap_or_default());
+        context.forget_given(&after.uid().unwrap_or_default());
         context.ended(after);
         context.sessions.close(&after.uid().unwrap_or_default());
         context.metrics.sessions(context.sessions.len());

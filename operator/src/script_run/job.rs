@@ -51,10 +51,9 @@ fn result_bytes(output: &OutputGrant) -> u32 {
 
 /// Stands for everything that was decided on: the files, the image and the limits of the pod.
 pub(crate) fn digest_of(files_digest: &str, grant: &Grant) -> String {
-    hash(
-        format!("{files_digest}\n{}\n{}\n{}\n{}\n", grant.runtime.image, grant.memory_bytes, grant.cpu_milli, grant.scratch_bytes)
-            .as_bytes(),
-    )
+    let objects: String = grant.capabilities.objects.iter().map(|object| format!("{} {}\n", object.kind.as_str(), object.name)).collect();
+    let limits = format!("{}\n{}\n{}", grant.memory_bytes, grant.cpu_milli, grant.scratch_bytes);
+    hash(format!("{files_digest}\n{}\n{limits}\n{objects}", grant.runtime.image).as_bytes())
 }
 
 /// SHA-256 in hexadecimal.

@@ -3,22 +3,23 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
-use kube::api::PostParams;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
-use paddock_crds::{ConditionType, PolicyKind, PolicyRef, Reason, Requester, ScriptRun, TakenPolicy};
-use paddock_policy::{Containment, Facts, approving, containment, input_demand, is_revoked, output_grant, selects};
+use paddock_crds::{ConditionType, PolicyKind, PolicyRef, Reason, ScriptRun, ScriptRunStatus, TakenPolicy};
+use paddock_policy::{
+    Containment, Facts, ObjectKind, OutputGrant, approving, containment, input_demand, is_revoked, output_grant, selects,
+};
 use paddock_protocol::{Opener, Transcript};
 
+use super::access::may_read;
 use super::guarded::{Unfit, read_whole};
 use super::job::{Fixed, hash};
 use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
 use super::step::{SandboxSeen, Seen};
 use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, requester, validate};
-use super::{Body, Watched};
+use super::{Body, Watched, copies, given};
 use crate::approvals::{self, Approvals};
 use crate::context::Context;
 use crate::error::{Error, code, within};
@@ -62,11 +63,8 @@ fn is_decided(run: &ScriptRun) -> bool {
 pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result<Seen, Error> {
     let run = &watched.run;
     let now = context.now();
-    let policies = policies(run, context);
-    let output = match policies.unusable.clone().or_else(|| missing(run, &policies)) {
-        Some(why) => Err(why),
-        None => Ok(output_grant(&policies.taking_part)),
-    };
+    let mut policies = policies(run, context);
+    let output = output(run, &policies, context).await?;
     let decision = if is_decided(run) {
         None
     } else {
@@ -83,6 +81,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
             start_budget_seconds: context.settings.start_budget_seconds,
             seal_to: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()).public(),
         };
+        policies.given = given::look(run, &policies, context).await?;
         let checked = check_input(watched, &source, &policies, context).await?;
         let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed, &checked, now);
         Some(decision.map(Box::new).map_err(Box::new))
@@ -117,6 +116,21 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let awaiting = if to_approve.is_some() { context.ledger.awaiting(&run.namespace().unwrap_or_default(), &uid) } else { 0 };
     let leading_since = context.fence.up_since();
     Ok(Seen { decision, sandbox, pod, stream, containment, approving, awaiting, has_lost_approval, output, leading_since })
+}
+
+fn is_running(status: &ScriptRunStatus) -> bool {
+    status.is_true(&ConditionType::Started) && !status.is_true(&ConditionType::Finished)
+}
+
+/// By what rules the result is told. `Err` if they, or what they cover, cannot be had.
+async fn output(run: &ScriptRun, policies: &PoliciesSeen, context: &Context) -> Result<Result<OutputGrant, String>, Error> {
+    if let Some(why) = policies.unusable.clone().or_else(|| missing(run, policies)) {
+        return Ok(Err(why));
+    }
+    let grant = output_grant(&policies.taking_part);
+    let Some(status) = run.status.as_ref().filter(|status| is_running(status)) else { return Ok(Ok(grant)) };
+    let values = copies::values(&run.namespace().unwrap_or_default(), &run.uid().unwrap_or_default(), status, context).await?;
+    Ok(values.map(|secrets| OutputGrant { secrets, ..grant }))
 }
 
 /// Asks whether the input satisfies the schema of the run and those of the policies. The answer is kept for as long as none of them changes.
@@ -272,7 +286,7 @@ pub(crate) async fn source(run: &ScriptRun, context: &Context) -> Result<SourceS
     let forbidden =
         |who: &str| SourceSeen::Refused(Reason::SourceForbidden, format!("{who} may not read the ConfigMap {}", reference.name));
     match requester(run.annotations()) {
-        Some(requester) if may_read(&requester, &namespace, &reference.name, context).await? => {}
+        Some(requester) if may_read(&requester, &namespace, ObjectKind::ConfigMap, &reference.name, context).await? => {}
         _ => return Ok(forbidden("the requester")),
     }
     let api: Api<Readable<ConfigMap>> = Api::namespaced(context.client.clone(), &namespace);
@@ -294,31 +308,6 @@ pub(crate) async fn source(run: &ScriptRun, context: &Context) -> Result<SourceS
     let bytes = config_map.binary_data.as_ref().and_then(|data| data.get(&reference.key)).map(|bytes| bytes.0.clone());
     let missing = || SourceSeen::Refused(Reason::SourceNotFound, format!("the ConfigMap {} has no key {}", reference.name, reference.key));
     Ok(text.or(bytes).map_or_else(missing, SourceSeen::Text))
-}
-
-async fn may_read(requester: &Requester, namespace: &str, name: &str, context: &Context) -> Result<bool, Error> {
-    let attributes = ResourceAttributes {
-        namespace: Some(namespace.to_owned()),
-        verb: Some("get".into()),
-        version: Some("v1".into()),
-        resource: Some("configmaps".into()),
-        name: Some(name.to_owned()),
-        ..ResourceAttributes::default()
-    };
-    let review = SubjectAccessReview {
-        spec: SubjectAccessReviewSpec {
-            resource_attributes: Some(attributes),
-            user: Some(requester.username.clone()),
-            uid: requester.uid.clone(),
-            groups: Some(requester.groups.clone()),
-            ..SubjectAccessReviewSpec::default()
-        },
-        ..SubjectAccessReview::default()
-    };
-    let api: Api<SubjectAccessReview> = Api::all(context.client.clone());
-    let answer =
-        within("the access review", api.create(&PostParams::default(), &review)).await?.map_err(Error::write("the access review"))?;
-    Ok(answer.status.is_some_and(|status| status.allowed))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::ObjectMeta;
 use paddock_crds::script_run::quantity_of_bytes;
+use paddock_policy::ObjectKind;
 use paddock_protocol::{INPUT_FILE, JOB_FILE, script_file};
 use serde_json::{Value, json};
 
@@ -16,6 +17,8 @@ use crate::names::{
     CONTAINER, FILES_DIGEST, JOB_DIGEST, MANAGED_BY, MANAGER, RUN_NAME, RUN_NAMESPACE, RUN_POLICY, RUN_UID, pod_name, sandbox_namespace,
 };
 
+/// Where `secrets` and `data` are.
+const GIVEN: &str = "/paddock";
 const JOB: &str = "/paddock/job";
 const RUNNER: &str = "/paddock/runner";
 /// User and group of everything in a sandbox: nobody's, and not root's.
@@ -44,6 +47,23 @@ fn metadata(run: &ValidRun) -> ObjectMeta {
     }
 }
 
+/// Name of the copy of what a run is given, by its place among all that it is given.
+pub(crate) fn copy_name(run_uid: &str, index: usize) -> String {
+    format!("{}-{index}", pod_name(run_uid))
+}
+
+/// What a child of the pod has in its metadata: it goes away with the pod, by garbage collection.
+pub(crate) fn child_metadata(run: &ValidRun, name: String, pod_uid: &str) -> ObjectMeta {
+    let owner = k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference {
+        api_version: "v1".into(),
+        kind: "Pod".into(),
+        name: pod_name(&run.uid),
+        uid: pod_uid.into(),
+        ..Default::default()
+    };
+    ObjectMeta { name: Some(name), owner_references: Some(vec![owner]), ..metadata(run) }
+}
+
 /// The immutable ConfigMap with the job. It goes away with the pod, by garbage collection.
 pub(crate) fn render_job(run: &ValidRun, pod_uid: &str) -> ConfigMap {
     let mut data = BTreeMap::from([
@@ -53,19 +73,7 @@ pub(crate) fn render_job(run: &ValidRun, pod_uid: &str) -> ConfigMap {
     if let Some(input) = &run.files.input {
         data.insert(INPUT_FILE.to_owned(), ByteString(input.clone()));
     }
-    let owner = k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference {
-        api_version: "v1".into(),
-        kind: "Pod".into(),
-        name: pod_name(&run.uid),
-        uid: pod_uid.into(),
-        ..Default::default()
-    };
-    ConfigMap {
-        metadata: ObjectMeta { owner_references: Some(vec![owner]), ..metadata(run) },
-        binary_data: Some(data),
-        immutable: Some(true),
-        data: None,
-    }
+    ConfigMap { metadata: child_metadata(run, pod_name(&run.uid), pod_uid), binary_data: Some(data), immutable: Some(true), data: None }
 }
 
 /// The pod.
@@ -139,7 +147,28 @@ fn resources(run: &ValidRun) -> Value {
     json!({ "requests": amounts(run.grant.cpu_milli.div_ceil(10)), "limits": amounts(run.grant.cpu_milli) })
 }
 
+/// A volume for each object that the run is given, and where the script finds it.
+fn given(run: &ValidRun) -> impl Iterator<Item = (Value, Value)> {
+    run.grant.capabilities.objects.iter().enumerate().map(|(index, object)| {
+        let (volume, copy) = (format!("given-{index}"), copy_name(&run.uid, index));
+        let source = match object.kind {
+            ObjectKind::Secret => json!({ "name": volume, "secret": { "secretName": copy, "optional": false, "defaultMode": 288 } }),
+            ObjectKind::ConfigMap => json!({ "name": volume, "configMap": { "name": copy, "optional": false, "defaultMode": 292 } }),
+        };
+        let path = format!("{GIVEN}/{}/{}", object.kind.field(), object.name);
+        (source, json!({ "name": volume, "mountPath": path, "readOnly": true }))
+    })
+}
+
 fn script_container(run: &ValidRun, settings: &Settings) -> Value {
+    let mut mounts = vec![
+        json!({ "name": "job", "mountPath": JOB, "readOnly": true }),
+        json!({ "name": "runner", "mountPath": RUNNER, "readOnly": true }),
+        json!({ "name": "workspace", "mountPath": "/workspace" }),
+        // gVisor puts a writable file system of its own over an empty /tmp where nothing is mounted.
+        json!({ "name": "tmp", "mountPath": "/tmp", "readOnly": true }),
+    ];
+    mounts.extend(given(run).map(|(_, mount)| mount));
     json!({
         "name": CONTAINER,
         "image": run.grant.runtime.image,
@@ -152,13 +181,7 @@ fn script_container(run: &ValidRun, settings: &Settings) -> Value {
         "securityContext": container_security(),
         "terminationMessagePolicy": "File",
         "terminationMessagePath": "/dev/termination-log",
-        "volumeMounts": [
-            { "name": "job", "mountPath": JOB, "readOnly": true },
-            { "name": "runner", "mountPath": RUNNER, "readOnly": true },
-            { "name": "workspace", "mountPath": "/workspace" },
-            // gVisor puts a writable file system of its own over an empty /tmp where nothing is mounted.
-            { "name": "tmp", "mountPath": "/tmp", "readOnly": true },
-        ],
+        "volumeMounts": mounts,
     })
 }
 
@@ -182,12 +205,14 @@ fn volumes(run: &ValidRun, settings: &Settings) -> Value {
     } else {
         json!({ "name": "runner", "emptyDir": { "sizeLimit": quantity_of_bytes(RUNNER_BYTES).0 } })
     };
-    json!([
-        { "name": "job", "configMap": { "name": pod_name(&run.uid), "optional": false, "defaultMode": 292 } },
+    let mut volumes = vec![
+        json!({ "name": "job", "configMap": { "name": pod_name(&run.uid), "optional": false, "defaultMode": 292 } }),
         runner,
-        { "name": "tmp", "emptyDir": { "medium": "Memory", "sizeLimit": "4Ki" } },
-        { "name": "workspace", "emptyDir": { "medium": "Memory", "sizeLimit": quantity_of_bytes(run.grant.scratch_bytes).0 } },
-    ])
+        json!({ "name": "tmp", "emptyDir": { "medium": "Memory", "sizeLimit": "4Ki" } }),
+        json!({ "name": "workspace", "emptyDir": { "medium": "Memory", "sizeLimit": quantity_of_bytes(run.grant.scratch_bytes).0 } }),
+    ];
+    volumes.extend(given(run).map(|(volume, _)| volume));
+    Value::from(volumes)
 }
 
 /// How the stored pod differs from the rendered one, if it does in anything that admission may not change.

@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use paddock_crds::{Decision, PolicyRef, Reason, Requester, ScriptRun, TakenPolicy, Violation};
 use paddock_policy::{
-    Ask, Facts, FailedRule, Grant, InputDemand, Policy, Refusal, RulesJudged, Subject, TenantFacts, ToApprove, demanded, digests,
-    input_demand, judge, judge_denied, judge_input, judge_rules, output_grant,
+    Ask, Facts, FailedRule, Grant, Hashes, InputDemand, Object, ObjectKind, Policy, Refusal, RulesJudged, Subject, TenantFacts, ToApprove,
+    data_hash, demanded, digests, input_demand, judge, judge_denied, judge_input, judge_rules, output_grant,
 };
 use paddock_protocol::JobFiles;
 
+use super::given::{Content, Given};
 use super::job::{self, Fixed, digest_of};
 use crate::input_check::Answer;
 use crate::names;
@@ -41,6 +42,8 @@ pub(crate) struct PoliciesSeen {
     pub(crate) gone: BTreeSet<String>,
     /// Labels of the namespace, by which it is selected.
     pub(crate) labels: BTreeMap<String, String>,
+    /// What the run asks for and they might grant.
+    pub(crate) given: Given,
 }
 
 /// What is known of the input beside its schemas.
@@ -77,6 +80,8 @@ pub(crate) struct ValidRun {
     pub(crate) script_hash: String,
     pub(crate) policies: Vec<TakenPolicy>,
     pub(crate) decisions: Vec<Decision>,
+    /// What it is given, in the order of its kinds and names.
+    pub(crate) given: Vec<(Object, Content)>,
     /// What has to be approved first.
     pub(crate) to_approve: Option<ToApprove>,
 }
@@ -127,7 +132,7 @@ pub(crate) fn validate(
         return Err(Refused::plain(Reason::PolicyGone, gone_message(gone, &run.namespace().unwrap_or_default())));
     }
     let taken: Vec<TakenPolicy> = policies.taking_part.iter().map(|policy| policy.taken.clone()).collect();
-    let outcome = judge(&policies.taking_part, &run.spec.policy_ref, &Ask::of(&run.spec));
+    let outcome = judge(&policies.taking_part, &run.spec.policy_ref, &Ask::of(&run.spec, policies.given.found.clone()));
     let refused = |refusal| Refused { policies: taken.clone(), decisions: outcome.decisions.clone(), ..Refused::of(refusal) };
     let grant = outcome.result.clone().map_err(refused)?;
     let script = match source {
@@ -164,15 +169,18 @@ pub(crate) fn validate(
     })?;
     let demand = input_demand(&policies.taking_part, &script_hash);
     check_input(input, &demand, checked).map_err(|(refusal, violations)| Refused { violations, ..refused(refusal) })?;
+    let given = contents(&grant, &policies.given).map_err(refused)?;
     let output = output_grant(&policies.taking_part);
     output.masker().map_err(|invalid| refused(Refusal { reason: Reason::PolicyInvalid, message: invalid.to_string() }))?;
     let files = job::files(run, input, script, &grant, &output, fixed);
     check_size(&files).map_err(refused)?;
     let files_digest = files.digest();
     let input_hash = files.input.as_deref().map(job::hash);
+    let data = data_hashes(&given);
+    let hashes = Hashes { script: &script_hash, input: input_hash.as_deref(), schema: checked.own_schema.as_deref(), data: &data };
     let to_approve = (!demanded.is_empty()).then(|| ToApprove {
         demanded,
-        digests: digests(run, &grant, &script_hash, input_hash.as_deref(), checked.own_schema.as_deref()),
+        digests: digests(run, &grant, hashes),
         run_uid: run.uid().unwrap_or_default(),
         excluded: excluded(run, &requester, &taken),
     });
@@ -189,8 +197,26 @@ pub(crate) fn validate(
         grant,
         policies: taken,
         decisions,
+        given,
         to_approve,
     })
+}
+
+/// What is granted was also read: what was not is not given.
+fn contents(grant: &Grant, given: &Given) -> Result<Vec<(Object, Content)>, Refusal> {
+    let content = |object: &Object| {
+        let content = given.contents.get(object).cloned();
+        content.map(|content| (object.clone(), content)).ok_or_else(|| Refusal {
+            reason: Reason::CapabilityUnusable,
+            message: format!("the {} {} was not read", object.kind.as_str(), object.name),
+        })
+    };
+    grant.capabilities.objects.iter().map(content).collect()
+}
+
+fn data_hashes(given: &[(Object, Content)]) -> BTreeMap<String, String> {
+    let of_data = given.iter().filter(|(object, _)| object.kind == ObjectKind::ConfigMap);
+    of_data.map(|(object, content)| (object.name.clone(), data_hash(&content.text, &content.bytes))).collect()
 }
 
 /// Who approves nothing of a run: who asked for it, for whom it is, and who wrote a policy by which it is decided.

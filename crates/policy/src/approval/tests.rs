@@ -4,6 +4,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::capabilities::Object;
 use crate::decide::RuntimeGrant;
 use crate::queue::QueueLimits;
 
@@ -147,6 +148,7 @@ fn grant() -> Grant {
         scratch_bytes: 16_777_216,
         timeout_seconds: 30,
         grace_seconds: 5,
+        capabilities: CapabilityGrant::default(),
         queue: QueueLimits { concurrent: 10, queued: 100, policy_concurrent: None, policy_queued: None, weight: 100, suspended: false },
     }
 }
@@ -174,20 +176,38 @@ fn the_digests_are_those_of_the_vectors() {
 #[test]
 fn a_digest_is_made_as_documented() {
     let [script, input, schema] = ["print(1)", "{\"a\":1}", "{\"type\":\"object\"}"].map(|text| sha256(text.as_bytes()));
-    let found = digests(&run(&["--say", "h\u{e9} \"\n"]), &grant(), &script, Some(&input), Some(&schema));
+    let found = digests(
+        &run(&["--say", "h\u{e9} \"\n"]),
+        &grant(),
+        Hashes { script: &script, input: Some(&input), schema: Some(&schema), data: &BTreeMap::new() },
+    );
     let vectors: Vec<Value> = serde_json::from_str(include_str!("vectors.json")).unwrap();
     assert_eq!(found.input, vectors[0]["digest"]);
     assert_eq!(found.schema.unwrap(), vectors[1]["digest"]);
     let mut typescript = grant();
     typescript.runtime.extension = Some("ts".into());
-    assert_eq!(digests(&run(&[]), &typescript, &script, None, None).input, vectors[2]["digest"]);
+    let none = BTreeMap::new();
+    let plain = Hashes { script: &script, input: None, schema: None, data: &none };
+    assert_eq!(digests(&run(&[]), &typescript, plain).input, vectors[2]["digest"]);
+    let mut given = grant();
+    let object = |kind, name: &str| Object { kind, name: name.into() };
+    given.capabilities.objects =
+        vec![object(ObjectKind::Secret, "smtp"), object(ObjectKind::ConfigMap, "prices"), object(ObjectKind::ConfigMap, "rates")];
+    given.capabilities.subprocess = true;
+    let rates = data_hash(&BTreeMap::new(), &[("a".to_owned(), ByteString(vec![0, 255]))].into());
+    let prices = data_hash(&[("eur.csv".to_owned(), "a,1\n".to_owned())].into(), &BTreeMap::new());
+    let data = [("prices".to_owned(), prices), ("rates".to_owned(), rates)].into();
+    assert_eq!(digests(&run(&[]), &given, Hashes { data: &data, ..plain }).input, vectors[3]["digest"]);
+    for (name, content) in [("prices", "{\"data\":{\"eur.csv\":\"a,1\\n\"}}"), ("rates", "{\"binaryData\":{\"a\":\"AP8=\"}}")] {
+        assert_eq!(data[name], sha256(content.as_bytes()));
+    }
 }
 
 /// Every part of what was approved changes the digest, and none of what was not.
 #[test]
 fn whatever_could_matter_changes_the_digest() {
     type Change = fn(&mut Grant);
-    let changes: [Change; 8] = [
+    let changes: [Change; 12] = [
         |grant| grant.runtime.image.push('b'),
         |grant| grant.runtime.command.push("-u".into()),
         |grant| grant.runtime.extension = Some("ts".into()),
@@ -196,8 +216,14 @@ fn whatever_could_matter_changes_the_digest() {
         |grant| grant.scratch_bytes += 1,
         |grant| grant.timeout_seconds += 1,
         |grant| grant.grace_seconds += 1,
+        |grant| grant.capabilities.subprocess = true,
+        |grant| grant.capabilities.dynamic_code = true,
+        |grant| grant.capabilities.objects.push(Object { kind: ObjectKind::Secret, name: "a".into() }),
+        |grant| grant.capabilities.objects.push(Object { kind: ObjectKind::ConfigMap, name: "a".into() }),
     ];
-    let of = |grant: &Grant, args: &[&str], script: &str, input| digests(&run(args), grant, script, input, None).input;
+    let of = |grant: &Grant, args: &[&str], script: &str, input| {
+        digests(&run(args), grant, Hashes { script, input, schema: None, data: &BTreeMap::new() }).input
+    };
     let mut all = BTreeSet::from([of(&grant(), &[], "s", None)]);
     for change in changes {
         let mut changed = grant();

@@ -36,6 +36,7 @@ fn ask() -> Ask {
         grace_period_seconds: None,
         priority: None,
         capabilities: Capabilities::default(),
+        objects: Objects::new(),
     }
 }
 
@@ -123,6 +124,7 @@ fn every_capability_is_answered_by_name() {
         data: vec!["d".into()],
         dynamic_code: true,
         subprocess: true,
+        partial: false,
     };
     let outcome = decide(&[cluster(Limits::default())], &Ask { capabilities, ..ask() });
     assert_eq!(reason(&outcome), &Reason::CapabilityRefused);

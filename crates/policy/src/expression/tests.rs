@@ -27,6 +27,10 @@ fn with_groups<T>(groups: &[String], then: impl FnOnce(Subject<'_>) -> T) -> T {
             memory_bytes: 128 << 20,
             cpu_milli: 500,
             scratch_bytes: 16 << 20,
+            secrets: vec!["smtp"],
+            data: Vec::new(),
+            dynamic_code: false,
+            subprocess: true,
         },
         tenant: TenantFacts { name: "team-a", labels: &labels },
         requester: UserFacts { username: "jane", groups },
@@ -56,6 +60,8 @@ fn holds(source: &str) -> Result<bool, String> {
 #[case::other_hours("now.getHours('Europe/London') >= 8", false)]
 #[case::weekday("now.getDayOfWeek('Europe/Berlin') in [1, 2, 3, 4, 5]", true)]
 #[case::until("now < timestamp('2026-12-24T00:00:00Z')", true)]
+#[case::secret("'smtp' in run.secrets && run.secrets.all(name, name.startsWith('s'))", true)]
+#[case::words("run.subprocess && !run.dynamicCode && size(run.data) == 0", true)]
 #[case::sum("('team-' + run.labels.team) in requester.groups", true)]
 #[case::sums("run.name + '-' + run.runtime == 'run-python'", true)]
 #[case::loop_over_literals("['a', 'data'].exists(team, team == run.labels.team)", true)]

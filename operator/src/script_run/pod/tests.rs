@@ -1,13 +1,15 @@
 use super::super::fixtures::{a_run, settings, valid};
 use super::*;
+use paddock_policy::Object;
 
 fn rendered() -> Vec<Pod> {
     let mut run = a_run();
     run.spec.script.input = Some(json!({"a": 1}));
-    [true, false]
-        .into_iter()
-        .map(|by_volume| render_pod(&valid(&run), &Settings { runner_by_image_volume: by_volume, ..settings() }))
-        .collect()
+    let by_volume = |by_volume| Settings { runner_by_image_volume: by_volume, ..settings() };
+    let mut given = valid(&run);
+    given.grant.capabilities.objects =
+        [(ObjectKind::Secret, "smtp"), (ObjectKind::ConfigMap, "prices")].map(|(kind, name)| Object { kind, name: name.into() }).into();
+    vec![render_pod(&valid(&run), &by_volume(true)), render_pod(&valid(&run), &by_volume(false)), render_pod(&given, &by_volume(true))]
 }
 
 /// The whole list of what a sandbox pod must be, held against every pod that can be rendered.
@@ -51,7 +53,10 @@ fn every_pod_is_confined() {
             }
         }
         for volume in spec.volumes.unwrap() {
-            assert!(volume.host_path.is_none() && volume.secret.is_none() && volume.projected.is_none());
+            assert!(volume.host_path.is_none() && volume.projected.is_none());
+            // Copies that the operator made, of what the run was granted.
+            assert_eq!(volume.secret.is_some(), volume.name == "given-0");
+            assert!(volume.secret.is_none_or(|secret| secret.secret_name.unwrap() == "sr-uid-1-0"));
             if volume.name == "workspace" {
                 let scratch = volume.empty_dir.unwrap();
                 assert_eq!(scratch.medium.as_deref(), Some("Memory"));
@@ -66,6 +71,7 @@ fn every_pod_is_confined() {
 fn the_pod_as_yaml() {
     insta::assert_yaml_snapshot!("by_image_volume", rendered()[0]);
     insta::assert_yaml_snapshot!("by_init_container", rendered()[1]);
+    insta::assert_yaml_snapshot!("with_what_it_is_given", rendered()[2]);
 }
 
 fn stored(change: impl FnOnce(&mut Value)) -> Pod {

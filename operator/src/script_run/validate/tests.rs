@@ -1,6 +1,8 @@
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use paddock_crds::ResourceAmounts;
+use paddock_crds::{Effect, ResourceAmounts};
+use paddock_policy::{Found, Policy};
 use rstest::rstest;
+use serde_json::json;
 
 use super::super::fixtures::{a_run, at, fixed, policies};
 use super::*;
@@ -84,4 +86,61 @@ fn the_digest_covers_what_was_decided() {
     let mut other = policies();
     Arc::make_mut(&mut other.taking_part[0]).rules.runtimes.as_mut().unwrap()[0].image = Some("other".into());
     assert_ne!(same, validate(&a_run(), None, &text(), &other, &fixed(&a_run()), &InputSeen::default(), at(0)).unwrap().digest);
+}
+
+/// A policy that grants the Secret `smtp` and the ConfigMap `prices`, and what was found of them.
+fn granting() -> PoliciesSeen {
+    let mut seen = policies();
+    let mut rules = seen.taking_part[0].rules.clone();
+    rules.capabilities = serde_json::from_value(json!({ "secrets": [{ "name": "smtp" }], "data": [{ "name": "prices" }] })).unwrap();
+    rules.approvals = serde_json::from_value(json!([{ "name": "all" }])).unwrap();
+    seen.taking_part = vec![Arc::new(Policy::new(seen.taking_part[0].taken.clone(), Effect::Allow, rules))];
+    for (kind, name, value) in [(ObjectKind::Secret, "smtp", "hunter2"), (ObjectKind::ConfigMap, "prices", "a,1")] {
+        let object = Object { kind, name: name.into() };
+        seen.given.found.insert(object.clone(), Found::Labels(BTreeMap::new()));
+        seen.given.contents.insert(object, Content { text: [("key".to_owned(), value.to_owned())].into(), ..Content::default() });
+    }
+    seen
+}
+
+fn asking() -> ScriptRun {
+    let mut run = a_run();
+    run.spec.capabilities = serde_json::from_value(json!({ "secrets": ["smtp"], "data": ["prices"] })).unwrap();
+    run
+}
+
+fn validated(seen: &PoliciesSeen) -> Result<ValidRun, Box<Refused>> {
+    validate(&asking(), None, &text(), seen, &fixed(&asking()), &InputSeen::default(), at(0)).map_err(Box::new)
+}
+
+#[test]
+fn what_is_granted_is_given_and_bound_by_the_digests() {
+    let run = validated(&granting()).unwrap();
+    let names: Vec<&str> = run.given.iter().map(|(object, _)| object.name.as_str()).collect();
+    assert_eq!(names, ["smtp", "prices"]);
+    let without = validate(&a_run(), None, &text(), &granting(), &fixed(&a_run()), &InputSeen::default(), at(0)).unwrap();
+    assert_ne!(run.digest, without.digest);
+
+    let approved = |seen: &PoliciesSeen| validated(seen).unwrap().to_approve.unwrap().digests.input;
+    let changed = |name: &str| {
+        let mut seen = granting();
+        let object = seen.given.contents.keys().find(|object| object.name == name).unwrap().clone();
+        seen.given.contents.insert(object, Content { text: [("key".to_owned(), "other".to_owned())].into(), ..Content::default() });
+        seen
+    };
+    assert_ne!(approved(&granting()), approved(&changed("prices")), "data that changes needs another approval");
+    assert_eq!(approved(&granting()), approved(&changed("smtp")), "a Secret may be rotated");
+}
+
+#[test]
+fn what_was_not_read_is_not_given() {
+    let mut seen = granting();
+    seen.given.contents.clear();
+    assert_eq!(validated(&seen).unwrap_err().refusal.reason, Reason::CapabilityUnusable);
+    let mut seen = granting();
+    let forbidden = Found::Unusable { reason: Reason::CapabilityForbidden, rule: "access of the requester".into(), message: "no".into() };
+    seen.given.found.values_mut().for_each(|found| *found = forbidden.clone());
+    assert_eq!(validated(&seen).unwrap_err().refusal.reason, Reason::CapabilityForbidden);
+    seen.given = Given::default();
+    assert_eq!(validated(&seen).unwrap_err().refusal.reason, Reason::CapabilityUnusable);
 }

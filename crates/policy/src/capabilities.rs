@@ -1,0 +1,218 @@
+//! Capabilities: what a run asks for beside an interpreter, resources and time. Each is granted or refused by itself.
+
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
+
+use paddock_crds::{Capabilities, CapabilityRules, Effect, ObjectGrant, PolicyRules, Problem, Reason};
+
+use crate::decide::{Policy, named};
+use crate::selector::selects;
+
+/// Kinds of object that a run may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObjectKind {
+    /// Asked for in `secrets`.
+    Secret,
+    /// Asked for in `data`.
+    ConfigMap,
+}
+
+impl ObjectKind {
+    /// The kind as Kubernetes spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
+        }
+    }
+
+    /// The field in which it is asked for, and granted.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Secret => "secrets",
+            Self::ConfigMap => "data",
+        }
+    }
+
+    fn of(self, rules: &CapabilityRules) -> Option<&[ObjectGrant]> {
+        match self {
+            Self::Secret => rules.secrets.as_deref(),
+            Self::ConfigMap => rules.data.as_deref(),
+        }
+    }
+}
+
+/// An object of the namespace of a run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Object {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// Its name.
+    pub name: String,
+}
+
+/// What was found of an object that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It can be given; these are its labels.
+    Labels(BTreeMap<String, String>),
+    /// It cannot be given, whatever the policies say.
+    Unusable {
+        /// Why.
+        reason: Reason,
+        /// What decided that.
+        rule: String,
+        /// For the author of the script.
+        message: String,
+    },
+}
+
+/// What was found, by object. Of one that is not in it nothing is known: a policy grants it by its name alone.
+pub type Objects = BTreeMap<Object, Found>;
+
+/// What a run is given.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CapabilityGrant {
+    /// Secrets and ConfigMaps, in the order of their kinds and names, each once.
+    pub objects: Vec<Object>,
+    /// It may run code that is made at run time.
+    pub dynamic_code: bool,
+    /// It may start other programs.
+    pub subprocess: bool,
+}
+
+impl CapabilityGrant {
+    /// Names of the objects of a kind.
+    pub fn names(&self, kind: ObjectKind) -> impl Iterator<Item = &str> {
+        self.objects.iter().filter(move |object| object.kind == kind).map(|object| object.name.as_str())
+    }
+}
+
+/// The objects that a run asks for, each once.
+pub fn asked_objects(asked: &Capabilities) -> Vec<Object> {
+    let of = |kind, names: &[String]| names.iter().map(|name| Object { kind, name: name.clone() }).collect::<Vec<_>>();
+    let mut all = [of(ObjectKind::Secret, &asked.secrets), of(ObjectKind::ConfigMap, &asked.data)].concat();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// Whether the policies would grant an object if only its labels were right. What they would not is not even looked at.
+pub fn might_be_granted(policies: &[impl Borrow<Policy>], object: &Object) -> bool {
+    is_a_name(&object.name)
+        && policies.iter().filter_map(|policy| said(policy.borrow(), object.kind)).all(|grants| {
+            let by_labels = || grants.iter().any(|grant| grant.selector.is_some());
+            grants.iter().any(|grant| grant.name.as_deref() == Some(object.name.as_str())) || by_labels()
+        })
+}
+
+/// The policies that grant an object with these labels, and not merely leave it to the others: their authors answer for it.
+pub fn granting<'a, P: Borrow<Policy>>(policies: &'a [P], object: &Object, labels: &BTreeMap<String, String>) -> Vec<&'a Policy> {
+    let policies = policies.iter().map(Borrow::borrow);
+    policies.filter(|policy| said(policy, object.kind).is_some_and(|grants| grant_of(grants, object, Some(labels)).is_some())).collect()
+}
+
+/// What a policy says of a kind of object; `None` if it leaves it to the others.
+fn said(policy: &Policy, kind: ObjectKind) -> Option<&[ObjectGrant]> {
+    let own = policy.rules.capabilities.as_ref().and_then(|rules| kind.of(rules));
+    own.or((policy.effect == Effect::Allow).then_some(&[]))
+}
+
+/// The grant among these that is meant, by what decisions call it.
+fn grant_of(grants: &[ObjectGrant], object: &Object, labels: Option<&BTreeMap<String, String>>) -> Option<String> {
+    let is_selected = |grant: &ObjectGrant| {
+        let selector = grant.selector.as_ref().zip(labels);
+        selector.is_some_and(|(selector, labels)| selects(selector, labels) == Ok(true))
+    };
+    let by_name = grants.iter().find(|grant| grant.name.as_deref() == Some(object.name.as_str())).map(|_| object.name.clone());
+    by_name.or_else(|| grants.iter().position(is_selected).map(|index| index.to_string()))
+}
+
+/// A name that can be part of a path: the schema demands it, and here the answer does not rely on that.
+fn is_a_name(name: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
+    let is_end = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let bytes = name.as_bytes();
+    bytes.len() <= 253 && is_end(bytes.first()) && is_end(bytes.last()) && bytes.iter().all(|byte| is_inner(*byte))
+}
+
+/// An answer: the rule that grants, or the rule that refuses with reason and message.
+pub(crate) type Answer = Result<String, (String, Reason, String)>;
+
+/// Every policy that says something must grant it, and then it must be there to be given.
+pub(crate) fn object(policies: &[&Policy], object: &Object, objects: &Objects) -> Answer {
+    let field = object.kind.field();
+    let permission = format!("{field}:{}", object.name);
+    let refused = |rule| Err((rule, Reason::CapabilityRefused, format!("the capability {permission} is not granted")));
+    if !is_a_name(&object.name) {
+        return refused("built-in: names of objects".into());
+    }
+    let found = objects.get(object);
+    let labels = match found {
+        Some(Found::Labels(labels)) => Some(labels),
+        Some(Found::Unusable { .. }) | None => None,
+    };
+    let unusable = match found {
+        Some(Found::Unusable { reason, rule, message }) => Some((rule.clone(), reason.clone(), message.clone())),
+        _ => None,
+    };
+    let mut rule = None;
+    for policy in policies {
+        let Some(grants) = said(policy, object.kind) else { continue };
+        match grant_of(grants, object, labels) {
+            Some(grant) => rule = Some(named(policy, &format!("capabilities.{field}[{grant}]"))),
+            // With the labels it might have been another answer, which nobody needs: it cannot be given.
+            None if unusable.is_some() && grants.iter().any(|grant| grant.selector.is_some()) => {}
+            None => return refused(named(policy, &format!("capabilities.{field}"))),
+        }
+    }
+    match (unusable, rule) {
+        (Some(why), _) => Err(why),
+        (None, Some(rule)) => Ok(rule),
+        (None, None) => refused(format!("built-in: {field}")),
+    }
+}
+
+/// A capability that is granted or not, by its name, with what a policy says of it.
+pub(crate) type Word = (&'static str, fn(&CapabilityRules) -> Option<bool>);
+
+pub(crate) const DYNAMIC_CODE: Word = ("dynamicCode", |rules| rules.dynamic_code);
+pub(crate) const SUBPROCESS: Word = ("subprocess", |rules| rules.subprocess);
+
+/// Every policy that says something must say yes.
+pub(crate) fn word(policies: &[&Policy], (word, of): Word) -> Answer {
+    let said = |policy: &Policy| {
+        let own = policy.rules.capabilities.as_ref().and_then(of);
+        own.or((policy.effect == Effect::Allow).then_some(false))
+    };
+    let refused = |rule| Err((rule, Reason::CapabilityRefused, format!("the capability {word} is not granted")));
+    let mut rule = None;
+    for policy in policies {
+        match said(policy) {
+            Some(true) => rule = Some(named(policy, &format!("capabilities.{word}"))),
+            Some(false) => return refused(named(policy, &format!("capabilities.{word}"))),
+            None => {}
+        }
+    }
+    rule.map_or_else(|| refused(format!("built-in: {word}")), Ok)
+}
+
+/// Selectors that are not understood.
+pub(crate) fn problems(rules: &PolicyRules, found: &mut Vec<Problem>) {
+    let Some(rules) = &rules.capabilities else { return };
+    for kind in [ObjectKind::Secret, ObjectKind::ConfigMap] {
+        for (index, grant) in kind.of(rules).unwrap_or_default().iter().enumerate() {
+            let why = match (&grant.name, &grant.selector) {
+                (Some(_), None) => None,
+                (None, Some(selector)) => selects(selector, &BTreeMap::new()).err(),
+                _ => Some("exactly one of name and selector must be set".to_owned()),
+            };
+            if let Some(message) = why {
+                found.push(Problem { field: format!("capabilities.{}[{index}]", kind.field()), message });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

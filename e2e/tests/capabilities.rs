@@ -1,0 +1,354 @@
+//! What runs ask for beside resources and time: granted or refused one by one, and never what requester or author may not have themselves.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use harness::{Script, Tenant, assert_end, assert_refused, eventually, namespace, operators, status, stdout, user};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use paddock_crds::{ConditionType, Phase, Reason, SandboxPolicy, ScriptApproval, ScriptRun, Verdict};
+use serde_json::{Value, json};
+
+/// No detector knows it.
+const VALUE: &str = "correct horse battery staple";
+
+fn asking(text: &str, capabilities: &Value) -> Script {
+    Script::shell(text).with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" }, "capabilities": capabilities }))
+}
+
+async fn secret(tenant: &Tenant, name: &str, labels: Value, value: &str) {
+    let api: Api<Secret> = Api::namespaced(tenant.client.clone(), &tenant.name);
+    let secret = json!({ "metadata": { "name": name, "labels": labels }, "stringData": { "password": value, "user": "mailer@x" } });
+    api.create(&PostParams::default(), &serde_json::from_value(secret).unwrap()).await.unwrap();
+}
+
+async fn config_map(tenant: &Tenant, name: &str, value: &str) {
+    let api: Api<ConfigMap> = Api::namespaced(tenant.client.clone(), &tenant.name);
+    let config_map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name }, "data": { "eur.csv": value }, "binaryData": { "raw": "AP8=" },
+    });
+    api.patch(name, &PatchParams::apply("e2e").force(), &Patch::Apply(&config_map)).await.unwrap();
+}
+
+async fn bind_operator(tenant: &Tenant, role: &str) {
+    let binding = json!({
+        "metadata": { "name": role },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
+        "subjects": [{ "kind": "ServiceAccount", "name": "paddock-operator", "namespace": harness::OPERATOR_NAMESPACE }],
+    });
+    let api: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
+    api.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+}
+
+/// Lets somebody read these Secrets, and nothing else.
+async fn let_read(tenant: &Tenant, name: &str, secrets: &[&str]) {
+    let role = json!({
+        "metadata": { "name": format!("reads-{name}") },
+        "rules": [{ "apiGroups": [""], "resources": ["secrets"], "resourceNames": secrets, "verbs": ["get"] }],
+    });
+    let roles: Api<Role> = Api::namespaced(tenant.client.clone(), &tenant.name);
+    roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
+    let binding = json!({
+        "metadata": { "name": format!("reads-{name}") },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": format!("reads-{name}") },
+        "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name }],
+    });
+    let bindings: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
+    let api: Api<Secret> = Api::namespaced(user(name).await, &tenant.name);
+    eventually("the role is in force", || async { api.get(secrets[0]).await.map(drop) }).await;
+}
+
+/// A namespace whose ClusterSandboxPolicy grants everything; it is this test's, and so is the SandboxPolicy `limited`.
+async fn granting<T>(test: &str, body: impl FnOnce(Tenant) -> T + Send + 'static)
+where
+    T: Future<Output = ()> + Send + 'static,
+{
+    namespace(test, json!({}), |tenant| async move {
+        let all = json!([{ "selector": {} }]);
+        let capabilities = json!({ "secrets": all, "data": all, "subprocess": true, "dynamicCode": true });
+        tenant.cluster_policy(json!({ "capabilities": capabilities })).await;
+        tenant.policy(json!({})).await;
+        bind_operator(&tenant, "paddock-secret-reader").await;
+        tenant.let_the_operator_read_sources().await;
+        body(tenant.clone()).await;
+        tenant.no_cluster_policy().await;
+    })
+    .await;
+}
+
+fn verdicts(run: &ScriptRun) -> Vec<(String, Verdict, String)> {
+    let decisions = status(run).decisions.into_iter();
+    let of_capabilities = decisions.filter(|decision| !decision.permission.starts_with("runtime:"));
+    of_capabilities.map(|decision| (decision.permission, decision.verdict, decision.rule)).collect()
+}
+
+#[tokio::test]
+async fn a_script_reads_what_it_was_granted_and_cannot_change_or_tell_it() {
+    granting("given", |tenant| async move {
+        secret(&tenant, "smtp", json!({}), VALUE).await;
+        config_map(&tenant, "prices", "apple,1\n").await;
+        let script = "cd /paddock; ls secrets data secrets/smtp; cat secrets/smtp/password; echo; cat data/prices/eur.csv; \
+            od -An -tx1 data/prices/raw; echo x > secrets/smtp/password || echo read-only; echo x > data/prices/eur.csv || echo read-only; \
+            base64 secrets/smtp/password; echo \"{\\\"told\\\": \\\"$(cat secrets/smtp/password)\\\"}\" > $PADDOCK_RESULT; sleep 1";
+        let run = tenant.create(asking(script, &json!({ "secrets": ["smtp"], "data": ["prices"], "subprocess": true }))).await;
+        let pod = tenant.pod_of(&run).await;
+        // What the run is given belongs to its pod, in a namespace that its people cannot look into.
+        let copies: Api<Secret> = Api::namespaced(tenant.client.clone(), &tenant.sandbox());
+        let copy = eventually("the copy", || async { copies.get(&format!("{}-0", pod.name_any())).await }).await;
+        assert_eq!((copy.immutable, copy.owner_references()[0].uid.clone()), (Some(true), pod.uid().unwrap()));
+        tenant.bind("given-jane", "edit").await;
+        let janes: Api<Secret> = Api::namespaced(user("given-jane").await, &tenant.sandbox());
+        assert!(matches!(janes.get(&copy.name_any()).await, Err(kube::Error::Api(answer)) if answer.code == 403));
+
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        let told = stdout(&run);
+        assert!(
+            told.starts_with("data:\nprices\n\nsecrets:\nsmtp\n\nsecrets/smtp:\npassword\nuser\n[masked:secret:smtp]\napple,1\n 00 ff\n"),
+            "{told}"
+        );
+        // Of base64 the last group is left, where others could follow.
+        assert!(told.contains("read-only\nread-only\n[masked:secret:smtp]"), "{told}");
+        assert_eq!(status(&run).result.unwrap().output.unwrap(), json!({ "told": "[masked:secret:smtp]" }));
+        let rule = |field: &str| (format!("ClusterSandboxPolicy/{}: capabilities.{field}", tenant.name), Verdict::Granted);
+        for (permission, field) in [("secrets:smtp", "secrets[0]"), ("data:prices", "data[0]"), ("subprocess", "subprocess")] {
+            let (expected, verdict) = rule(field);
+            assert!(verdicts(&run).contains(&(permission.to_owned(), verdict, expected)), "{:?}", verdicts(&run));
+        }
+        for text in [serde_json::to_string(&run).unwrap(), serde_json::to_string(&pod).unwrap()] {
+            assert!(!text.contains("battery") && !text.contains("Y29ycmVjdCBob3JzZS"), "{text}");
+        }
+        eventually("the copies are gone with the pod", || async {
+            let secrets = copies.list(&ListParams::default()).await.unwrap().items.len();
+            if secrets == 0 { Ok(()) } else { Err(secrets) }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_secret_is_granted_by_label_and_a_run_may_take_what_it_gets() {
+    granting("partial", |tenant| async move {
+        let gold = json!([{ "selector": { "matchLabels": { "tier": "gold" } } }, { "name": "by-name" }]);
+        tenant.policy_with(json!({ "capabilities": { "secrets": gold, "dynamicCode": false } })).await;
+        for (name, tier) in [("gilded", "gold"), ("plain", "tin"), ("by-name", "tin")] {
+            secret(&tenant, name, json!({ "tier": tier }), VALUE).await;
+        }
+        let all = json!({ "secrets": ["gilded", "plain", "by-name", "missing"], "dynamicCode": true, "network": ["x.example"] });
+        let refused = tenant.run(asking("ls /paddock/secrets", &all)).await;
+        assert_refused(&refused, &Reason::CapabilityRefused);
+        assert_eq!(status(&refused).message.unwrap(), "the capability network:x.example is not granted; and 3 more, see status.decisions");
+        let mut partial = all;
+        partial["partial"] = json!(true);
+        let run = tenant.run(asking("ls /paddock/secrets", &partial)).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(stdout(&run), "by-name\ngilded\n");
+        let answered: Vec<(String, Verdict, String)> = verdicts(&run);
+        let own = |text: &str| format!("SandboxPolicy/limited: capabilities.{text}");
+        for expected in [
+            ("network:x.example", Verdict::Refused, "built-in: network".to_owned()),
+            ("secrets:by-name", Verdict::Granted, own("secrets[by-name]")),
+            ("secrets:gilded", Verdict::Granted, own("secrets[0]")),
+            ("secrets:missing", Verdict::Refused, "built-in: existence".to_owned()),
+            ("secrets:plain", Verdict::Refused, own("secrets")),
+            ("dynamicCode", Verdict::Refused, own("dynamicCode")),
+        ] {
+            let expected = (expected.0.to_owned(), expected.1, expected.2);
+            assert!(answered.contains(&expected), "{expected:?} is not in {answered:?}");
+        }
+        let refused = tenant.run(asking("true", &json!({ "secrets": ["missing"] }))).await;
+        assert_refused(&refused, &Reason::CapabilityUnusable);
+    })
+    .await;
+}
+
+/// Runs as somebody who may create runs, and whatever else the test gives them.
+async fn run_as(client: &Client, tenant: &Tenant, script: Script) -> ScriptRun {
+    let api: Api<ScriptRun> = Api::namespaced(client.clone(), &tenant.name);
+    let mut run = ScriptRun::new("", serde_json::from_value(script.0).unwrap());
+    (run.metadata.name, run.metadata.generate_name) = (None, Some("asked-".into()));
+    let run = api.create(&PostParams::default(), &run).await.unwrap();
+    tenant.finished(&run).await
+}
+
+#[tokio::test]
+async fn nobody_is_given_what_they_may_not_read_themselves() {
+    granting("own", |tenant| async move {
+        secret(&tenant, "smtp", json!({}), VALUE).await;
+        secret(&tenant, "other", json!({}), VALUE).await;
+        tenant.bind("own-jane", "paddock-edit").await;
+        tenant.bind("own-jane", "paddock-view").await;
+        let_read(&tenant, "own-jane", &["smtp"]).await;
+        let jane = user("own-jane").await;
+        let run = run_as(&jane, &tenant, asking("ls /paddock/secrets", &json!({ "secrets": ["smtp"] }))).await;
+        assert_eq!(stdout(&run), "smtp\n");
+        // Whether there is such a Secret is not told either.
+        for name in ["other", "missing"] {
+            let refused = run_as(&jane, &tenant, asking("true", &json!({ "secrets": [name] }))).await;
+            assert_refused(&refused, &Reason::CapabilityForbidden);
+            assert_eq!(status(&refused).message.unwrap(), format!("the requester may not read the Secret {name}"));
+        }
+
+        // Who writes a policy grants no more than they have. Here it is somebody who may read one of two.
+        tenant.role("own-anna", "sandboxpolicies", &["get", "create", "update", "patch"]).await;
+        let_read(&tenant, "own-anna", &["other"]).await;
+        let annas: Api<SandboxPolicy> = Api::namespaced(user("own-anna").await, &tenant.name);
+        let policy = json!({
+            "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPolicy", "metadata": { "name": "hers" },
+            "spec": { "capabilities": { "secrets": [{ "selector": {} }] } },
+        });
+        eventually("she may", || async { annas.patch("hers", &PatchParams::apply("e2e"), &Patch::Apply(&policy)).await }).await;
+        let hers = json!({ "policyRef": { "kind": "SandboxPolicy", "name": "hers" } });
+        let ask = |name: &str| asking("ls /paddock/secrets", &json!({ "secrets": [name] })).with(hers.clone());
+        let refused = eventually("her policy is there", || async {
+            let run = tenant.run(ask("smtp")).await;
+            let reason = status(&run).condition(&ConditionType::Accepted).unwrap().reason.clone();
+            if reason == Reason::PolicyNotFound { Err(reason) } else { Ok(run) }
+        })
+        .await;
+        assert_refused(&refused, &Reason::CapabilityForbidden);
+        assert_eq!(status(&refused).message.unwrap(), "own-anna, who wrote SandboxPolicy hers, may not read the Secret smtp");
+        assert_eq!(stdout(&tenant.run(ask("other")).await), "other\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_author_who_loses_the_right_while_a_run_waits_grants_nothing_any_more() {
+    granting("lost", |tenant| async move {
+        secret(&tenant, "smtp", json!({}), VALUE).await;
+        tenant.role("lost-anna", "sandboxpolicies", &["get", "create", "update", "patch"]).await;
+        let_read(&tenant, "lost-anna", &["smtp"]).await;
+        let annas: Api<SandboxPolicy> = Api::namespaced(user("lost-anna").await, &tenant.name);
+        let policy = json!({
+            "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPolicy", "metadata": { "name": "hers" },
+            "spec": { "capabilities": { "secrets": [{ "name": "smtp" }] }, "limits": { "maxConcurrent": 1 } },
+        });
+        eventually("she may", || async { annas.patch("hers", &PatchParams::apply("e2e"), &Patch::Apply(&policy)).await }).await;
+        let hers = |text: &str, capabilities: &Value| {
+            asking(text, capabilities).with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "hers" } }))
+        };
+        let first = eventually("her policy is there", || async {
+            let run = tenant.create(hers("sleep 30", &json!({}))).await;
+            let seen = tenant.until(&run, "it is decided on", |status| !status.conditions.is_empty()).await;
+            if status(&seen).phase == Some(Phase::Refused) { Err(status(&seen).message) } else { Ok(run) }
+        })
+        .await;
+        let waiting = tenant.create(hers("true", &json!({ "secrets": ["smtp"] }))).await;
+        tenant.until(&waiting, "Queued", |status| status.phase == Some(Phase::Queued)).await;
+        let bindings: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        bindings.delete("reads-lost-anna", &DeleteParams::default()).await.unwrap();
+        let secrets: Api<Secret> = Api::namespaced(user("lost-anna").await, &tenant.name);
+        eventually("she may not any more", || async { if secrets.get("smtp").await.is_err() { Ok(()) } else { Err("she may") } }).await;
+        tenant.patch(&first, json!({ "spec": { "cancel": true } })).await;
+        assert_refused(&tenant.finished(&waiting).await, &Reason::CapabilityForbidden);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn where_the_operator_has_no_right_it_says_which_role_to_bind() {
+    namespace("unbound", json!({}), |tenant| async move {
+        let all = json!([{ "selector": {} }]);
+        tenant.cluster_policy(json!({ "capabilities": { "secrets": all, "data": all } })).await;
+        tenant.policy(json!({})).await;
+        secret(&tenant, "smtp", json!({}), VALUE).await;
+        config_map(&tenant, "prices", "1").await;
+        for (capabilities, role) in
+            [(json!({ "secrets": ["smtp"] }), "paddock-secret-reader"), (json!({ "data": ["prices"] }), "paddock-source-reader")]
+        {
+            let refused = tenant.run(asking("true", &capabilities)).await;
+            assert_refused(&refused, &Reason::CapabilityForbidden);
+            let message = status(&refused).message.unwrap();
+            assert!(
+                message.starts_with(&format!("Paddock has no rights in this namespace: bind the ClusterRole {role} to it.")),
+                "{message}"
+            );
+        }
+        tenant.no_cluster_policy().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn data_that_changes_needs_another_approval_and_a_rotated_secret_does_not() {
+    granting("data", |tenant| async move {
+        secret(&tenant, "smtp", json!({}), VALUE).await;
+        config_map(&tenant, "prices", "1\n").await;
+        tenant.policy_with(json!({ "approvals": [{ "name": "four-eyes" }] })).await;
+        tenant.bind("data-anna", "paddock-approver").await;
+        let approvals: Api<ScriptApproval> = Api::namespaced(user("data-anna").await, &tenant.name);
+        let approve = |digest: String| {
+            let approvals = approvals.clone();
+            async move {
+                let approval: ScriptApproval = serde_json::from_value(json!({
+                    "apiVersion": "paddock.dev/v1alpha1", "kind": "ScriptApproval",
+                    "metadata": { "generateName": "a-" }, "spec": { "digest": digest, "decision": "Approve" },
+                }))
+                .unwrap();
+                eventually("she may", || async { approvals.create(&PostParams::default(), &approval).await }).await;
+            }
+        };
+        let ask = || asking("cat /paddock/data/prices/eur.csv", &json!({ "secrets": ["smtp"], "data": ["prices"] }));
+        let awaiting = |run: ScriptRun| {
+            let tenant = tenant.clone();
+            async move {
+                let run = tenant.until(&run, "AwaitingApproval", |status| status.phase == Some(Phase::AwaitingApproval)).await;
+                status(&run).approval.unwrap().digest
+            }
+        };
+        let first = awaiting(tenant.create(ask()).await).await;
+        config_map(&tenant, "prices", "2\n").await;
+        let run = tenant.create(ask()).await;
+        let second = awaiting(run.clone()).await;
+        assert_ne!(first, second);
+        let secrets: Api<Secret> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        let rotated = Patch::Merge(json!({ "stringData": { "password": "another" } }));
+        secrets.patch("smtp", &PatchParams::default(), &rotated).await.unwrap();
+        approve(second.clone()).await;
+        let run = tenant.finished(&run).await;
+        assert_eq!(stdout(&run), "2\n");
+        assert_eq!(status(&run).approval.unwrap().digest, second);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn names_that_are_no_names_do_not_get_in() {
+    granting("names", |tenant| async move {
+        for name in ["../pods/x", "a/b", "A", ""] {
+            let script = asking("true", &json!({ "secrets": [name] }));
+            let mut run = ScriptRun::new("x", serde_json::from_value(script.0).unwrap());
+            run.metadata.namespace = Some(tenant.name.clone());
+            assert!(tenant.runs().create(&PostParams::default(), &run).await.is_err(), "{name}");
+        }
+        let nine: Vec<String> = (0..9).map(|number| format!("s{number}")).collect();
+        let script = asking("true", &json!({ "secrets": nine }));
+        let run = ScriptRun::new("x", serde_json::from_value(script.0).unwrap());
+        assert!(tenant.runs().create(&PostParams::default(), &run).await.is_err());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_given_is_still_masked_after_the_operator_began_anew() {
+    granting("anew", |tenant| async move {
+        secret(&tenant, "smtp", json!({}), VALUE).await;
+        let script = "sleep 6; cat /paddock/secrets/smtp/password";
+        let run = tenant.create(asking(script, &json!({ "secrets": ["smtp"] }))).await;
+        tenant.until(&run, "Running", |status| status.phase == Some(Phase::Running)).await;
+        let pods: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(tenant.client.clone(), harness::OPERATOR_NAMESPACE);
+        for pod in operators(&tenant.client).await {
+            pods.delete(&pod.name_any(), &DeleteParams::default()).await.unwrap();
+        }
+        let run = tenant.finished_within(&run, std::time::Duration::from_secs(120)).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(stdout(&run), "[masked:secret:smtp]");
+    })
+    .await;
+}

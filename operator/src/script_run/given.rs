@@ -1,0 +1,228 @@
+//! What a run is given beside its script and input: Secrets and ConfigMaps of its namespace. Whatever it may not have is not read for it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Resource, ResourceExt as _};
+use paddock_crds::{Reason, Requester, ScriptRun};
+use paddock_policy::{Found, Object, ObjectKind, Objects, Policy, asked_objects, granting, might_be_granted};
+use serde::de::DeserializeOwned;
+
+use super::access::may_read;
+use super::validate::{PoliciesSeen, requester};
+use crate::context::Context;
+use crate::error::{Error, code, within};
+use crate::readable::Readable;
+
+/// All ConfigMaps of a run together, in bytes: what one of them can have at most.
+const MAX_DATA: usize = 1 << 20;
+/// All Secrets of a run together, in bytes and in keys: what a script puts out is searched for each of their values, in a dozen forms.
+const MAX_SECRETS: usize = 32 << 10;
+const MAX_KEYS: usize = 64;
+
+/// What an object holds. It is never printed.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub(crate) struct Content {
+    pub(crate) text: BTreeMap<String, String>,
+    pub(crate) bytes: BTreeMap<String, ByteString>,
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Content({} keys)", self.text.len() + self.bytes.len())
+    }
+}
+
+impl Content {
+    fn size(&self) -> usize {
+        let text: usize = self.text.iter().map(|(key, value)| key.len() + value.len()).sum();
+        text + self.bytes.iter().map(|(key, value)| key.len() + value.0.len()).sum::<usize>()
+    }
+
+    /// Every value with its key.
+    pub(crate) fn values(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let text = self.text.iter().map(|(key, value)| (key.as_str(), value.as_bytes()));
+        text.chain(self.bytes.iter().map(|(key, value)| (key.as_str(), value.0.as_slice())))
+    }
+}
+
+impl From<ConfigMap> for Content {
+    fn from(object: ConfigMap) -> Self {
+        Self { text: object.data.unwrap_or_default(), bytes: object.binary_data.unwrap_or_default() }
+    }
+}
+
+impl From<Secret> for Content {
+    fn from(object: Secret) -> Self {
+        Self { text: BTreeMap::new(), bytes: object.data.unwrap_or_default() }
+    }
+}
+
+/// What was found of what a run asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Given {
+    pub(crate) found: Objects,
+    pub(crate) contents: BTreeMap<Object, Content>,
+}
+
+/// Reads what a run asks for and the policies might grant, if requester and authors may read it themselves.
+pub(crate) async fn look(run: &ScriptRun, policies: &PoliciesSeen, context: &Context) -> Result<Given, Error> {
+    let mut given = Given::default();
+    let (Some(asked), Some(requester)) = (&run.spec.capabilities, requester(run.annotations())) else { return Ok(given) };
+    let namespace = run.namespace().unwrap_or_default();
+    let policies: Vec<&Policy> = policies.taking_part.iter().map(AsRef::as_ref).collect();
+    let mut all = Sum::default();
+    for object in asked_objects(asked).into_iter().filter(|object| might_be_granted(&policies, object)) {
+        let found = match read(&object, &namespace, &requester, &policies, context).await? {
+            Ok((labels, content)) => {
+                if let Err(message) = all.add(object.kind, &content) {
+                    unusable(Reason::CapabilityUnusable, "built-in: size", message)
+                } else {
+                    given.contents.insert(object.clone(), content);
+                    Found::Labels(labels)
+                }
+            }
+            Err(found) => found,
+        };
+        given.found.insert(object, found);
+    }
+    Ok(given)
+}
+
+/// What a run is given, so far.
+#[derive(Default)]
+struct Sum {
+    data: usize,
+    secrets: usize,
+    keys: usize,
+}
+
+impl Sum {
+    fn add(&mut self, kind: ObjectKind, content: &Content) -> Result<(), String> {
+        match kind {
+            ObjectKind::ConfigMap => {
+                self.data += content.size();
+                if self.data > MAX_DATA {
+                    return Err(format!("the ConfigMaps of the run have more than {MAX_DATA} bytes together"));
+                }
+            }
+            ObjectKind::Secret => {
+                self.secrets += content.size();
+                self.keys += content.bytes.len();
+                if self.secrets > MAX_SECRETS || self.keys > MAX_KEYS {
+                    return Err(format!("the Secrets of the run have more than {MAX_SECRETS} bytes or {MAX_KEYS} keys together"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unusable(reason: Reason, rule: &str, message: String) -> Found {
+    Found::Unusable { reason, rule: rule.to_owned(), message }
+}
+
+type Labels = BTreeMap<String, String>;
+
+async fn read(
+    object: &Object,
+    namespace: &str,
+    requester: &Requester,
+    policies: &[&Policy],
+    context: &Context,
+) -> Result<Result<(Labels, Content), Found>, Error> {
+    let what = format!("the {} {}", object.kind.as_str(), object.name);
+    let forbidden = |rule: &str, who: &str| Ok(Err(unusable(Reason::CapabilityForbidden, rule, format!("{who} may not read {what}"))));
+    if !may_read(requester, namespace, object.kind, &object.name, context).await? {
+        return forbidden("access of the requester", "the requester");
+    }
+    let fetched = match object.kind {
+        ObjectKind::Secret => fetch::<Secret>(namespace, &object.name, context).await?,
+        ObjectKind::ConfigMap => fetch::<ConfigMap>(namespace, &object.name, context).await?,
+    };
+    let (labels, content) = match fetched {
+        Fetched::Read(labels, content) => (labels, content),
+        Fetched::Absent => {
+            return Ok(Err(unusable(Reason::CapabilityUnusable, "built-in: existence", format!("there is no {}", &what[4..]))));
+        }
+        Fetched::Unreadable(why) => {
+            return Ok(Err(unusable(Reason::CapabilityUnusable, "built-in: existence", format!("{what} cannot be read: {why}"))));
+        }
+        Fetched::Forbidden => {
+            let role = match object.kind {
+                ObjectKind::Secret => "paddock-secret-reader",
+                ObjectKind::ConfigMap => "paddock-source-reader",
+            };
+            return forbidden(
+                "access of Paddock",
+                &format!("Paddock has no rights in this namespace: bind the ClusterRole {role} to it. It"),
+            );
+        }
+    };
+    for policy in granting(policies, object, &labels) {
+        let name = format!("{} {}", policy.taken.kind.as_str(), policy.taken.name);
+        let Some(author) = &policy.author else {
+            return forbidden(&format!("author of {name}"), &format!("nobody is known as the author of {name}, and nobody"));
+        };
+        if !may_read(author, namespace, object.kind, &object.name, context).await? {
+            return forbidden(&format!("access of the author of {name}"), &format!("{}, who wrote {name},", author.username));
+        }
+    }
+    Ok(Ok((labels, content)))
+}
+
+enum Fetched {
+    Read(Labels, Content),
+    Absent,
+    Forbidden,
+    Unreadable(String),
+}
+
+async fn fetch<K>(namespace: &str, name: &str, context: &Context) -> Result<Fetched, Error>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + DeserializeOwned + Clone + fmt::Debug + Into<Content>,
+{
+    const WHAT: &str = "what a run asks for";
+    let api: Api<Readable<K>> = Api::namespaced(context.client.clone(), namespace);
+    Ok(match within(WHAT, api.get_opt(name)).await? {
+        Ok(Some(Readable(Ok(object)))) => Fetched::Read(object.labels().clone(), object.into()),
+        Ok(Some(Readable(Err(unreadable)))) => Fetched::Unreadable(unreadable.why),
+        Ok(None) => Fetched::Absent,
+        Err(error) if code(&error) == Some(403) => Fetched::Forbidden,
+        Err(error) => return Err(Error::read(WHAT)(error)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_a_run_is_given_is_bounded() {
+        let with = |keys: usize, bytes: usize| Content {
+            bytes: (0..keys).map(|key| (format!("{key:02}"), ByteString(vec![0; bytes / keys - 2]))).collect(),
+            ..Content::default()
+        };
+        let mut sum = Sum::default();
+        assert_eq!(sum.add(ObjectKind::Secret, &with(8, MAX_SECRETS)), Ok(()));
+        assert_eq!(sum.add(ObjectKind::ConfigMap, &with(8, MAX_DATA)), Ok(()));
+        assert!(sum.add(ObjectKind::Secret, &with(1, 3)).unwrap_err().contains("32768 bytes"));
+        assert!(sum.add(ObjectKind::ConfigMap, &with(1, 3)).unwrap_err().contains("1048576 bytes"));
+        assert_eq!(Sum::default().add(ObjectKind::Secret, &with(64, 640)), Ok(()));
+        assert!(Sum::default().add(ObjectKind::Secret, &with(65, 650)).is_err());
+    }
+
+    #[test]
+    fn what_an_object_holds_is_not_printed() {
+        let content = Content {
+            text: [("a".to_owned(), "plain".to_owned())].into(),
+            bytes: [("b".to_owned(), ByteString(b"hunter2".to_vec()))].into(),
+        };
+        let given = Given { contents: [(Object { kind: ObjectKind::Secret, name: "s".into() }, content)].into(), ..Given::default() };
+        let printed = format!("{given:?}");
+        assert!(printed.contains("Content(2 keys)") && !printed.contains("plain") && !printed.contains("104, 117"), "{printed}");
+    }
+}
