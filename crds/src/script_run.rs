@@ -85,7 +85,7 @@ pub struct ScriptRunSpec {
     pub end_user: Option<EndUser>,
     /// What to run.
     pub script: Script,
-    /// What the script asks for beyond computing. In this version each entry is refused, and the run with it.
+    /// What the script asks for beside resources and time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Capabilities>,
     /// Memory, CPU and scratch space. What is not set comes from the policy.

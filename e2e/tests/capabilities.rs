@@ -352,3 +352,35 @@ async fn what_was_given_is_still_masked_after_the_operator_began_anew() {
     })
     .await;
 }
+
+/// What is small in YAML may be large in JSON, and what one run may be given many may ask for at once.
+#[tokio::test]
+async fn large_objects_do_not_exhaust_the_operator() {
+    granting("large", |tenant| async move {
+        let bells = "\\a".repeat(1_000_000);
+        let names: Vec<String> = (0..8).map(|number| format!("bell{number}")).collect();
+        for name in &names {
+            let yaml = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{k: \"{bells}\"}}\n");
+            let request = http::Request::post(format!("/api/v1/namespaces/{}/configmaps", tenant.name))
+                .header("content-type", "application/yaml")
+                .body(yaml.into_bytes())
+                .unwrap();
+            tenant.client.request_text(request).await.unwrap();
+        }
+        let restarts = || async {
+            let pods = operators(&tenant.client).await;
+            let statuses = pods.iter().flat_map(|pod| pod.status.clone().unwrap_or_default().container_statuses.unwrap_or_default());
+            statuses.map(|status| status.restart_count).sum::<i32>()
+        };
+        let before = restarts().await;
+        let together = futures::future::join_all((0..60).map(|_| tenant.run(asking("true", &json!({ "data": names }))))).await;
+        for run in together {
+            assert_refused(&run, &Reason::CapabilityUnusable);
+        }
+        // One alone is within the bounds, and is given.
+        let run = tenant.run(asking("wc -c < /paddock/data/bell0/k", &json!({ "data": ["bell0"] }))).await;
+        assert_eq!(stdout(&run), "1000000\n");
+        assert_eq!(restarts().await, before, "the operator was ended for its memory");
+    })
+    .await;
+}

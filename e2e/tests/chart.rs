@@ -45,7 +45,7 @@ fn change(values: &[&str]) -> String {
 
 #[test]
 fn each_switch_changes_what_it_says() {
-    let switches: [(&str, &[&str]); 19] = [
+    let switches: [(&str, &[&str]); 21] = [
         ("image", &[r#"image={"repository":"registry.example/operator","tag":"1","pullPolicy":"Always"}"#]),
         ("pull_secrets", &[r#"imagePullSecrets=[{"name":"registry"}]"#]),
         ("no_crds", &["crds.upgrade=false"]),
@@ -82,6 +82,11 @@ fn each_switch_changes_what_it_says() {
         ("traces", &[r#"traces.endpoint="http://collector:4318""#]),
         ("no_drain", &["uninstall.drainSeconds=0"]),
         ("no_baseline", &["baseline.create=false"]),
+        ("webhook", &[r#"admission.stamps="Webhook""#, "baseline.create=false"]),
+        (
+            "cert_manager",
+            &[r#"admission={"stamps":"Webhook","certManager":{"issuer":{"name":"ca","kind":"ClusterIssuer"}}}"#, "baseline.create=false"],
+        ),
         ("baseline_for_all", &["baseline.namespaceSelector.matchLabels=null"]),
     ];
     for (name, values) in switches {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::script_run::queue::ClusterLimits;
 use crate::store::AUTHORITIES;
+use crate::webhook::Source;
 use clap::{Parser, ValueEnum};
+use jiff::SignedDuration;
 
 /// Runs untrusted scripts as single-use gVisor pods, as ScriptRun objects ask for it and SandboxPolicy objects allow it.
 #[derive(Parser, Clone, Debug)]
@@ -65,6 +67,15 @@ pub(crate) struct Config {
     /// Address of /healthz, /readyz and /metrics
     #[arg(long, default_value = "0.0.0.0:8080")]
     pub(crate) listen: SocketAddr,
+    /// Address of the webhook that stamps, where the cluster serves no MutatingAdmissionPolicy
+    #[arg(long)]
+    pub(crate) webhook_listen: Option<SocketAddr>,
+    /// Secret with the webhook's certificate, if somebody else keeps it and what API servers trust
+    #[arg(long, requires = "webhook_listen")]
+    pub(crate) webhook_secret: Option<String>,
+    /// Seconds for which a certificate of the webhook is used; at two thirds of it the next one is made
+    #[arg(long, default_value = "7776000", value_parser = clap::value_parser!(i64).range(60..=63_072_000))]
+    pub(crate) webhook_certificate_seconds: i64,
     /// Tenant namespaces that metrics name; the others are counted together
     #[arg(long, default_value = "100")]
     pub(crate) metrics_namespaces: usize,
@@ -153,6 +164,11 @@ impl Config {
             return Err("--threads must be at least 1".into());
         }
         Ok(())
+    }
+
+    /// Where the webhook's certificate comes from.
+    pub(crate) fn webhook_certificate(&self) -> Source {
+        self.webhook_secret.clone().map_or_else(|| Source::Own(SignedDuration::from_secs(self.webhook_certificate_seconds)), Source::Other)
     }
 
     /// The options of the result store: what the environment says about AWS, under the names that `object_store` knows.

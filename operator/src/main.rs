@@ -29,6 +29,7 @@ mod telemetry;
 mod tenancy;
 mod traces;
 mod trial;
+mod webhook;
 
 use std::process::ExitCode;
 

@@ -23,6 +23,7 @@ use crate::names::{FINALIZER, SANDBOX_OF};
 use crate::script_run::status::lost;
 use crate::script_run::{Guarded, PAGE, Watched};
 use crate::sealing::SECRET;
+use crate::webhook;
 
 /// The argument that makes this program wait for active runs.
 pub(crate) const DRAIN: &str = "drain";
@@ -136,6 +137,7 @@ async fn retire(client: &Client) -> Result<()> {
     troubles.extend(remove_sandboxes(client).await.err());
     troubles.extend(remove_own::<Lease>(client, LEASE).await.err());
     troubles.extend(remove_own::<Secret>(client, SECRET).await.err());
+    troubles.extend(remove_own::<Secret>(client, webhook::SECRET).await.err());
     let told = troubles.iter().map(|trouble| format!("{trouble:#}")).take(TOLD).collect::<Vec<_>>().join("; ");
     anyhow::ensure!(troubles.is_empty(), "{} things could not be done: {told}", troubles.len());
     Ok(())

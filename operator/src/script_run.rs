@@ -132,7 +132,7 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
 /// One pass: as many steps as can be taken now.
 async fn pass(watched: &Watched, context: &Arc<Context>) -> Result<Action, Error> {
     let watched = context.freshest(watched);
-    let _room = if observe::has_to_be_fetched(&watched) { context.room_for_a_large_body().await } else { None };
+    let _room = if observe::may_be_large(&watched) { context.room_for_a_large_body().await } else { None };
     let Some(mut watched) = observe::whole(watched, context).await? else {
         return Ok(Action::await_change());
     };

@@ -31,6 +31,7 @@ use crate::names::CLUSTER_POLICIES;
 use crate::readable::Readable;
 use crate::store::ResultStore;
 use crate::traces::Traces;
+use crate::webhook::{self, Source};
 use crate::{policies, script_run, sealing, tenancy};
 
 /// How long passes that are under way may take to end after TERM. It is shorter than the pod's grace period.
@@ -41,6 +42,8 @@ const SYNC_LIMIT: Duration = Duration::from_secs(60);
 const RETRY_EVERY: Duration = Duration::from_secs(2);
 /// Oldest minor version of Kubernetes 1 that has what Paddock needs: MutatingAdmissionPolicy, which stamps the requester.
 const OLDEST_MINOR: u32 = 36;
+/// The same where the webhook stamps: schemas are applied to what changes alone.
+const OLDEST_MINOR_WITH_WEBHOOK: u32 = 33;
 
 /// Runs until TERM, or until the lease is lost.
 pub(crate) async fn run(config: Config) -> Result<()> {
@@ -53,16 +56,14 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let fence = Fence::new();
     let client = connect(fence.clone(), metrics.clone()).await?;
+    let mut webhook = tokio::spawn(serve_webhook(config.clone(), client.clone()));
+    let oldest = if config.webhook_listen.is_some() { OLDEST_MINOR_WITH_WEBHOOK } else { OLDEST_MINOR };
     let minor = tokio::select! {
-        minor = server_minor(&client) => minor?,
+        minor = server_minor(&client, oldest) => minor?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let store = config
-        .result_store
-        .as_ref()
-        .map(|url| ResultStore::open(url, &Config::store_options(), Config::authorities().as_deref()))
-        .transpose()?;
+    let store = open_store(&config)?;
     let traces = config.traces_endpoint.as_ref();
     let traces = traces.map(|endpoint| Traces::open(endpoint, Config::authorities().as_deref(), metrics.clone())).transpose()?;
     let image_volume = config.settings(minor).runner_by_image_volume;
@@ -119,20 +120,21 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let cleaner = tokio::spawn(tenancy::run(context.clone()));
     let reporter = tokio::spawn(policies::run(context.clone(), changes.clone()));
     let waker = tokio::spawn(wake_on_change(context.clone(), changes));
+    let keeper = tokio::spawn(keep_certificate(config.clone(), context.client.clone()));
 
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         error = leadership.keep(leads) => Err(error),
+        served = &mut webhook => Err(why_it_ended("the webhook", served)),
         _ = &mut controllers => Err(anyhow::anyhow!("the controllers ended")),
-        served = &mut health => Err(served.map_or_else(anyhow::Error::from, |served| {
-            served.err().unwrap_or_else(|| anyhow::anyhow!("the health server ended"))
-        })),
+        served = &mut health => Err(why_it_ended("the health server", served)),
     };
     readiness.set(false);
     cleaner.abort();
     reporter.abort();
     waker.abort();
+    keeper.abort();
     if ended.is_ok() {
         tracing::info!("stopping");
         let _ = stop.send(true);
@@ -147,8 +149,33 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     ended
 }
 
+fn open_store(config: &Config) -> Result<Option<ResultStore>> {
+    let open = |url| ResultStore::open(url, &Config::store_options(), Config::authorities().as_deref());
+    config.result_store.as_deref().map(open).transpose()
+}
+
+/// A server that ends takes the process along.
+fn why_it_ended(what: &str, served: Result<Result<()>, tokio::task::JoinError>) -> anyhow::Error {
+    served.map_or_else(anyhow::Error::from, |served| served.err().unwrap_or_else(|| anyhow::anyhow!("{what} ended")))
+}
+
+/// Keeps the webhook's certificate, where there is a webhook and nobody else does.
+async fn keep_certificate(config: Config, client: Client) {
+    if let (Some(_), Source::Own(lifetime)) = (config.webhook_listen, config.webhook_certificate()) {
+        webhook::keep(client, config.namespace, lifetime).await;
+    }
+}
+
+/// Serves the webhook, or waits for ever where there is none.
+async fn serve_webhook(config: Config, client: Client) -> Result<()> {
+    match config.webhook_listen {
+        Some(address) => webhook::serve(address, client, config.namespace.clone(), config.webhook_certificate()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Waits for an API server that answers: a process that ended instead would be held back longer and longer by the kubelet.
-async fn server_minor(client: &Client) -> Result<u32> {
+async fn server_minor(client: &Client, oldest: u32) -> Result<u32> {
     let version = loop {
         match within("the version of the API server", client.apiserver_version()).await {
             Ok(Ok(version)) => break version,
@@ -159,8 +186,8 @@ async fn server_minor(client: &Client) -> Result<u32> {
     };
     let digits: String = version.minor.chars().take_while(char::is_ascii_digit).collect();
     let minor: u32 = digits.parse().with_context(|| format!("the version of the API server cannot be read: {}", version.minor))?;
-    if version.major == "1" && minor < OLDEST_MINOR {
-        bail!("Kubernetes 1.{minor} is too old: Paddock needs 1.{OLDEST_MINOR} or later");
+    if version.major == "1" && minor < oldest {
+        bail!("Kubernetes 1.{minor} is too old: Paddock needs 1.{oldest} or later");
     }
     Ok(minor)
 }

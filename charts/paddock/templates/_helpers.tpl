@@ -115,3 +115,23 @@ has(request.userInfo.groups) ? request.userInfo.groups.map(group, group.replace(
   message: the annotations {{ . }}… cannot be changed
   reason: Forbidden
 {{- end }}
+
+{{- /* What stamps: Policy or Webhook. */}}
+{{- define "paddock.stamps" -}}
+{{- if ne .Values.admission.stamps "Auto" -}}
+{{ .Values.admission.stamps }}
+{{- else if semverCompare ">=1.36.0-0" .Capabilities.KubeVersion.Version -}}
+Policy
+{{- else -}}
+Webhook
+{{- end -}}
+{{- end }}
+
+{{- /* Stamps of an author that differ from those before: whoever writes them over gets them back. */}}
+{{- define "paddock.authorIsTouched" -}}
+request.operation == 'CREATE' || object.spec != oldObject.spec
+|| ['paddock.dev/author', 'paddock.dev/author-uid', 'paddock.dev/author-groups'].exists(stamp,
+  !has(object.metadata.annotations) || !(stamp in object.metadata.annotations)
+  || !has(oldObject.metadata.annotations) || !(stamp in oldObject.metadata.annotations)
+  || object.metadata.annotations[stamp] != oldObject.metadata.annotations[stamp])
+{{- end }}

@@ -7,10 +7,14 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
+use serde_json::{Number, Value};
+
 use crate::text::{Cut, Found};
 
 /// Shorter values would cover half of any text.
 const LEAST: usize = 6;
+/// Parts of a value are more often words that others use too.
+const LEAST_OF_A_PART: usize = 8;
 /// At an end that was cut off, so much of the beginning or end of a value gives it away.
 const LEAST_PART: usize = 4;
 
@@ -19,7 +23,8 @@ const LONGEST_PIECE: usize = 1024;
 /// A text in which more is found than so often for each of its bytes is covered as a whole: it is nothing but such values, one within the other.
 const MATCHES_PER_BYTE: usize = 4;
 
-/// Everything to look for.
+/// Everything to look for. White space counts neither in what is looked for nor in what is searched: tools break long lines, and put spaces between
+/// the bytes that they dump.
 pub(crate) struct Secrets {
     forms: Vec<(String, Vec<u8>)>,
     search: Option<AhoCorasick>,
@@ -29,9 +34,9 @@ impl Secrets {
     pub(crate) fn new(secrets: &[(String, Vec<u8>)]) -> Self {
         let mut forms = BTreeSet::new();
         for (name, value) in secrets {
-            let trimmed = value.trim_ascii();
-            for piece in pieces(trimmed) {
-                forms.extend(forms_of(piece).into_iter().map(|form| (format!("secret:{name}"), form)));
+            let texts = std::iter::once(value.trim_ascii().to_vec()).chain(parts(value));
+            for form in texts.flat_map(|text| pieces(&text).into_iter().flat_map(forms_of).collect::<Vec<_>>()) {
+                forms.insert((format!("secret:{name}"), form));
             }
         }
         let forms: Vec<(String, Vec<u8>)> = forms.into_iter().collect();
@@ -44,15 +49,24 @@ impl Secrets {
         let Some(search) = &self.search else {
             return Vec::new();
         };
+        let dense: Vec<(usize, u8)> = text.iter().copied().enumerate().filter(|(_, byte)| !byte.is_ascii_whitespace()).collect();
+        let bytes: Vec<u8> = dense.iter().map(|(_, byte)| *byte).collect();
+        let found = self.find_dense(search, &bytes, cut);
+        let place = |index: usize| dense.get(index).map_or(text.len(), |(place, _)| *place);
+        found.into_iter().map(|one| Found { start: place(one.start), end: place(one.end - 1) + 1, rule: one.rule }).collect()
+    }
+
+    /// Each finding has at least one byte.
+    fn find_dense(&self, search: &AhoCorasick, text: &[u8], cut: Cut) -> Vec<Found> {
         let mut found: Vec<Found> = Vec::new();
         // Where a value is found again and again within itself there is one finding, not one for each byte.
         let mut last: HashMap<&str, usize> = HashMap::new();
         let most = MATCHES_PER_BYTE * text.len();
         for (count, one) in search.find_overlapping_iter(text).enumerate() {
-            if count >= most {
-                return vec![Found { start: 0, end: text.len(), rule: self.forms[one.pattern().as_usize()].0.clone() }];
-            }
             let rule = &self.forms[one.pattern().as_usize()].0;
+            if count >= most {
+                return vec![Found { start: 0, end: text.len(), rule: rule.clone() }];
+            }
             match last.get(rule.as_str()).and_then(|index| found.get_mut(*index)).filter(|last| one.start() <= last.end) {
                 Some(last) => {
                     last.start = last.start.min(one.start());
@@ -80,6 +94,36 @@ impl Secrets {
             }
         }
         found
+    }
+}
+
+/// What scripts take out of a value: its lines, what stands behind `=` in one, and the strings of a JSON document.
+fn parts(value: &[u8]) -> Vec<Vec<u8>> {
+    let Ok(text) = std::str::from_utf8(value) else { return Vec::new() };
+    let mut parts = Vec::new();
+    if let Ok(json @ (Value::Object(_) | Value::Array(_))) = serde_json::from_str(text) {
+        strings(&json, &mut parts);
+    }
+    // As a JSON result tells numbers: without leading zeros, and without the digits that a double does not have.
+    parts.extend(text.trim().parse::<f64>().ok().and_then(Number::from_f64).map(|number| number.to_string()));
+    parts.extend(text.trim().parse::<i128>().ok().map(|number| number.to_string()));
+    let lines = || text.lines().map(str::trim);
+    if lines().count() > 1 {
+        parts.extend(lines().map(ToOwned::to_owned));
+    }
+    let assigned = lines().filter_map(|line| Some(line.split_once('=')?.1.trim().trim_matches(['"', '\''])));
+    parts.extend(assigned.map(ToOwned::to_owned));
+    parts.into_iter().filter(|part| part.len() >= LEAST_OF_A_PART).map(String::into_bytes).collect()
+}
+
+/// The strings of a document, which `serde_json` has read and which is therefore not too deep.
+fn strings(value: &Value, into: &mut Vec<String>) {
+    match value {
+        Value::String(text) => into.push(text.trim().to_owned()),
+        Value::Array(items) => items.iter().for_each(|item| strings(item, into)),
+        Value::Object(fields) => fields.values().for_each(|field| strings(field, into)),
+        Value::Number(number) => into.push(number.to_string()),
+        Value::Null | Value::Bool(_) => {}
     }
 }
 
@@ -124,7 +168,8 @@ fn pieces(value: &[u8]) -> Vec<&[u8]> {
     pieces
 }
 
-/// As it is, in hexadecimal, URL-encoded, JSON-encoded, and within base64 at each of the three places where a group of bytes can begin.
+/// As it is, in hexadecimal, URL-encoded, in JSON, in HTML, and within base64 at each of the three places where a group of bytes can begin; all without
+/// white space.
 fn forms_of(value: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = vec![value.to_vec()];
     let hex = value.iter().fold(String::new(), |mut text, byte| {
@@ -133,14 +178,20 @@ fn forms_of(value: &[u8]) -> Vec<Vec<u8>> {
     });
     forms.push(hex.to_uppercase().into_bytes());
     forms.push(hex.into_bytes());
-    for uppercase in [false, true] {
-        for plus in [false, true] {
-            forms.push(url_encoded(value, uppercase, plus));
+    for kept in URL_KEPT {
+        for (uppercase, plus) in [(true, false), (true, true), (false, false), (false, true)] {
+            forms.push(url_encoded(value, kept, uppercase, plus));
         }
     }
     if let Ok(text) = std::str::from_utf8(value) {
         let quoted = serde_json::to_string(text).unwrap_or_default();
-        forms.push(quoted.trim_matches('"').as_bytes().to_vec());
+        let quoted = quoted.trim_matches('"');
+        forms.push(ascii(quoted).into_bytes());
+        forms.push(quoted.as_bytes().to_vec());
+        let html = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+        forms.push(html.replace('\'', "&#x27;").into_bytes());
+        forms.push(html.replace('\'', "&#39;").into_bytes());
+        forms.push(html.into_bytes());
     }
     for skipped in 0..3 {
         let shifted = [&[0; 2][..skipped], value].concat();
@@ -151,18 +202,36 @@ fn forms_of(value: &[u8]) -> Vec<Vec<u8>> {
             forms.push(encoded.as_bytes().get(from..).unwrap_or_default().to_vec());
         }
     }
+    for form in &mut forms {
+        form.retain(|byte| !byte.is_ascii_whitespace());
+    }
     forms.retain(|form| form.len() >= LEAST);
     forms.sort();
     forms.dedup();
     forms
 }
 
-fn url_encoded(value: &[u8], uppercase: bool, plus: bool) -> Vec<u8> {
+/// JSON in which everything that is not ASCII is escaped.
+fn ascii(json: &str) -> String {
+    json.encode_utf16().fold(String::new(), |mut text, unit| {
+        match u8::try_from(unit) {
+            Ok(byte) if byte.is_ascii() => text.push(char::from(byte)),
+            _ => _ = write!(text, "\\u{unit:04x}"),
+        }
+        text
+    })
+}
+
+/// What encoders leave as it is beside letters, digits and `-._~`: nothing; Python's `quote`; JavaScript's `encodeURIComponent` and `encodeURI`.
+const URL_KEPT: [&str; 4] = ["", "/", "!'()*", ";,/?:@&=+$!'()*#"];
+
+fn url_encoded(value: &[u8], kept: &str, uppercase: bool, plus: bool) -> Vec<u8> {
     let mut text = String::new();
     for byte in value {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => text.push(char::from(*byte)),
             b' ' if plus => text.push('+'),
+            _ if kept.as_bytes().contains(byte) => text.push(char::from(*byte)),
             _ if uppercase => _ = write!(text, "%{byte:02X}"),
             _ => _ = write!(text, "%{byte:02x}"),
         }
@@ -173,6 +242,7 @@ fn url_encoded(value: &[u8], uppercase: bool, plus: bool) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rstest::rstest;
 
     use super::*;
     use crate::Masker;
@@ -201,6 +271,26 @@ mod tests {
         }
     }
 
+    #[rstest]
+    #[case::wrapped("Y29ycmVjdCBob3JzZSBiYXR0ZXJ5IHN0YX\nBsZSAjMQ", "correct horse battery staple #1")]
+    #[case::dumped(" 63 6f 72 72 65 63 74 20 68 6f 72 73 65", "correct horse")]
+    #[case::without_carriage_returns("-----BEGIN X-----\nabcdef\n", "-----BEGIN X-----\r\nabcdef\r\n")]
+    #[case::ascii("pa\\u00df wo\\ud83d\\ude00rd", "pa\u{df} wo\u{1f600}rd")]
+    #[case::quoted("a/b%20c%2Bd", "a/b c+d")]
+    #[case::component("a%2Fb%20(c)%2Bd'", "a/b (c)+d'")]
+    #[case::html("a&lt;b&amp;&quot;cd&#x27;", "a<b&\"cd'")]
+    #[case::one_line_of_many("line two of it", "line one of it\nline two of it\nline three")]
+    #[case::of_an_environment("0123-secret", "A=1\nexport TOKEN=\"0123-secret\"\n")]
+    #[case::of_a_document("0123-secret", "{\"a\": [{\"token\": \"0123-secret\"}]}")]
+    #[case::a_number_that_lost_digits("1.2345678901234568e+29", "123456789012345678901234567890")]
+    #[case::a_number("48151623.5", "0048151623.50")]
+    fn what_tools_make_of_a_value_is_covered(#[case] told: &str, #[case] value: &str) {
+        let masked = masker(value.as_bytes()).mask(format!("[{told}]").as_bytes(), Cut::default());
+        let text = String::from_utf8(masked.whole().text.to_vec()).unwrap();
+        let rest = text.replacen("[masked:secret:db]", "", 1);
+        assert!(text.contains("[masked:secret:db]") && rest.trim_end_matches(']').len() < 8, "{text}");
+    }
+
     #[test]
     fn a_long_value_is_covered_as_one_in_every_form() {
         let value: String = (0..2000_u32).map(|number| char::from_u32(0xe0 + number % 90).unwrap()).collect();
@@ -209,7 +299,7 @@ mod tests {
         for form in [
             value.clone(),
             STANDARD.encode(&value),
-            url_encoded(value.as_bytes(), true, false).iter().map(|byte| char::from(*byte)).collect(),
+            url_encoded(value.as_bytes(), "", true, false).iter().map(|byte| char::from(*byte)).collect(),
         ] {
             let masked = masker(value.as_bytes()).mask(format!("before {form} after").as_bytes(), Cut::default());
             let text = String::from_utf8(masked.whole().text.to_vec()).unwrap();

@@ -98,12 +98,18 @@ pub fn asked_objects(asked: &Capabilities) -> Vec<Object> {
 }
 
 /// Whether the policies would grant an object if only its labels were right. What they would not is not even looked at.
-pub fn might_be_granted(policies: &[impl Borrow<Policy>], object: &Object) -> bool {
-    is_a_name(&object.name)
-        && policies.iter().filter_map(|policy| said(policy.borrow(), object.kind)).all(|grants| {
-            let by_labels = || grants.iter().any(|grant| grant.selector.is_some());
-            grants.iter().any(|grant| grant.name.as_deref() == Some(object.name.as_str())) || by_labels()
-        })
+pub fn might_be_granted<P: Borrow<Policy>>(policies: &[P], object: &Object) -> bool {
+    let might_grant = |policy: &P| {
+        let grants = said(policy.borrow(), object.kind)?;
+        Some(grants.iter().any(|grant| grant.selector.is_some() || grant.name.as_deref() == Some(object.name.as_str())))
+    };
+    let mut said = policies.iter().filter_map(might_grant).peekable();
+    is_a_name(&object.name) && said.peek().is_some() && said.all(|might| might)
+}
+
+/// Whether the policies grant an object with these labels.
+pub fn is_granted(policies: &[&Policy], object: &Object, labels: &BTreeMap<String, String>) -> bool {
+    self::object(policies, object, &[(object.clone(), Found::Labels(labels.clone()))].into()).is_ok()
 }
 
 /// The policies that grant an object with these labels, and not merely leave it to the others: their authors answer for it.

@@ -18,7 +18,7 @@ mod selector;
 mod subject;
 
 pub use approval::{Approval, Approving, Demanded, Digests, Hashes, ToApprove, approving, data_hash, demanded, digests, is_revoked};
-pub use capabilities::{CapabilityGrant, Found, Object, ObjectKind, Objects, asked_objects, granting, might_be_granted};
+pub use capabilities::{CapabilityGrant, Found, Object, ObjectKind, Objects, asked_objects, granting, is_granted, might_be_granted};
 pub use containment::{Containment, Facts, containment, contains_anything};
 pub use decide::{Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of, script_hash};
 pub use effective::{Line, effective};

@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::PostParams;
 use kube::core::NamespaceResourceScope;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt as _};
 use paddock_crds::{Reason, ScriptRunStatus, Verdict};
 use paddock_policy::{Object, ObjectKind, SecretValues};
@@ -32,8 +34,10 @@ pub(crate) async fn ensure(valid: &ValidRun, pod_uid: &str, context: &Context) -
                 create(valid, copy, context).await?
             }
             ObjectKind::ConfigMap => {
-                let (data, binary_data) = (Some(content.text.clone()), Some(content.bytes.clone()));
-                create(valid, ConfigMap { metadata, data, binary_data, immutable: Some(true) }, context).await?
+                // All of it as bytes: text may be six times as long in JSON.
+                let text = content.text.iter().map(|(key, value)| (key.clone(), ByteString(value.clone().into_bytes())));
+                let binary_data = Some(text.chain(content.bytes.clone()).collect());
+                create(valid, ConfigMap { metadata, binary_data, immutable: Some(true), ..ConfigMap::default() }, context).await?
             }
         };
         match stored {
@@ -87,18 +91,27 @@ pub(crate) async fn values(
     if let Some(values) = context.given(uid) {
         return Ok(Ok(values));
     }
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), &sandbox_namespace(namespace));
+    let sandbox = sandbox_namespace(namespace);
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &sandbox);
     let mut values = Vec::new();
     for (index, object) in given.iter().enumerate().filter(|(_, object)| object.kind == ObjectKind::Secret) {
         match within(WHAT, api.get_opt(&copy_name(uid, index))).await? {
             Ok(Some(copy)) => values.extend(named_values(&object.name, &copy.into())),
-            Ok(None) => return Ok(Err(format!("the copy of the Secret {} is gone, so what it held cannot be covered", object.name))),
+            Ok(None) => return Ok(Err(gone(&object.name))),
+            // A sandbox namespace that is gone took the operator's rights in it along.
+            Err(error) if code(&error) == Some(403) && context.caches.namespaces.get(&ObjectRef::new(&sandbox)).is_none() => {
+                return Ok(Err(gone(&object.name)));
+            }
             Err(error) => return Err(Error::read(WHAT)(error)),
         }
     }
     let values = SecretValues(values);
     context.remember_given(uid, values.clone());
     Ok(Ok(values))
+}
+
+fn gone(secret: &str) -> String {
+    format!("the copy of the Secret {secret} is gone, so what it held cannot be covered")
 }
 
 /// What a run was given, from what is stored of the decision, in the order of the copies.
@@ -118,7 +131,51 @@ fn granted(status: &ScriptRunStatus) -> Vec<Object> {
 mod tests {
     use paddock_crds::Decision;
 
+    use http::Method;
+    use kube::api::ObjectMeta;
+    use serde_json::json;
+
     use super::*;
+    use crate::fake_api::{context, expect};
+
+    fn given_smtp() -> ScriptRunStatus {
+        let decisions = vec![Decision { permission: "secrets:smtp".into(), verdict: Verdict::Granted, rule: String::new() }];
+        ScriptRunStatus { decisions, ..ScriptRunStatus::default() }
+    }
+
+    /// Whoever removes a sandbox namespace while the operator is away must not leave a run that can neither end nor go.
+    #[tokio::test]
+    async fn copies_that_went_with_their_namespace_are_gone() {
+        const COPY: &str = "/api/v1/namespaces/sbx-team/secrets/sr-uid-1-0";
+        let refused = || expect(Method::GET, COPY, 403, json!("secrets is forbidden"));
+        let (absent, fake) = context(vec![refused(), expect(Method::GET, COPY, 404, json!("not found"))], &[]);
+        for _ in 0..2 {
+            let answer = values("team", "uid-1", &given_smtp(), &absent).await.unwrap();
+            assert_eq!(answer.unwrap_err(), "the copy of the Secret smtp is gone, so what it held cannot be covered");
+        }
+        fake.finished().await;
+        let sandbox = k8s_openapi::api::core::v1::Namespace {
+            metadata: ObjectMeta { name: Some("sbx-team".into()), ..ObjectMeta::default() },
+            ..Default::default()
+        };
+        let (there, fake) = context(vec![refused()], &[sandbox]);
+        assert!(values("team", "uid-1", &given_smtp(), &there).await.is_err(), "the right comes back in a moment");
+        fake.finished().await;
+    }
+
+    #[tokio::test]
+    async fn what_was_read_once_is_remembered_until_the_run_has_ended() {
+        let copy = json!({ "metadata": { "name": "sr-uid-1-0" }, "data": { "password": "aHVudGVyMg==" } });
+        let exchange = expect(Method::GET, "/api/v1/namespaces/sbx-team/secrets/sr-uid-1-0", 200, copy);
+        let (context, fake) = context(vec![exchange], &[]);
+        for _ in 0..2 {
+            let SecretValues(found) = values("team", "uid-1", &given_smtp(), &context).await.unwrap().unwrap();
+            assert_eq!(found, [("smtp".to_owned(), b"hunter2".to_vec())]);
+        }
+        fake.finished().await;
+        context.forget_given("uid-1");
+        assert_eq!(context.given("uid-1"), None);
+    }
 
     #[test]
     fn what_was_given_is_known_from_the_decisions_in_the_order_of_the_copies() {

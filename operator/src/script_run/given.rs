@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt as _};
 use paddock_crds::{Reason, Requester, ScriptRun};
-use paddock_policy::{Found, Object, ObjectKind, Objects, Policy, asked_objects, granting, might_be_granted};
+use paddock_policy::{Found, Object, ObjectKind, Objects, Policy, asked_objects, granting, is_granted, might_be_granted};
 use serde::de::DeserializeOwned;
 
 use super::access::may_read;
@@ -20,7 +20,7 @@ use crate::readable::Readable;
 /// All ConfigMaps of a run together, in bytes: what one of them can have at most.
 const MAX_DATA: usize = 1 << 20;
 /// All Secrets of a run together, in bytes and in keys: what a script puts out is searched for each of their values, in a dozen forms.
-const MAX_SECRETS: usize = 32 << 10;
+const MAX_SECRETS: usize = 16 << 10;
 const MAX_KEYS: usize = 64;
 
 /// What an object holds. It is never printed.
@@ -76,16 +76,23 @@ pub(crate) async fn look(run: &ScriptRun, policies: &PoliciesSeen, context: &Con
     let policies: Vec<&Policy> = policies.taking_part.iter().map(AsRef::as_ref).collect();
     let mut all = Sum::default();
     for object in asked_objects(asked).into_iter().filter(|object| might_be_granted(&policies, object)) {
-        let found = match read(&object, &namespace, &requester, &policies, context).await? {
-            Ok((labels, content)) => {
-                if let Err(message) = all.add(object.kind, &content) {
-                    unusable(Reason::CapabilityUnusable, "built-in: size", message)
-                } else {
-                    given.contents.insert(object.clone(), content);
-                    Found::Labels(labels)
+        let found = match all.room(object.kind) {
+            Err(message) => unusable(Reason::CapabilityUnusable, "built-in: size", message),
+            Ok(()) => match read(&object, &namespace, &requester, &policies, context).await? {
+                Err(found) => found,
+                // Its labels are not those that a policy grants.
+                Ok((labels, _)) if !is_granted(&policies, &object, &labels) => Found::Labels(labels),
+                Ok((labels, content)) => {
+                    all.add(object.kind, &content);
+                    match all.room(object.kind) {
+                        Err(message) => unusable(Reason::CapabilityUnusable, "built-in: size", message),
+                        Ok(()) => {
+                            given.contents.insert(object.clone(), content);
+                            Found::Labels(labels)
+                        }
+                    }
                 }
-            }
-            Err(found) => found,
+            },
         };
         given.found.insert(object, found);
     }
@@ -101,23 +108,27 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, kind: ObjectKind, content: &Content) -> Result<(), String> {
+    fn add(&mut self, kind: ObjectKind, content: &Content) {
         match kind {
-            ObjectKind::ConfigMap => {
-                self.data += content.size();
-                if self.data > MAX_DATA {
-                    return Err(format!("the ConfigMaps of the run have more than {MAX_DATA} bytes together"));
-                }
-            }
+            ObjectKind::ConfigMap => self.data += content.size(),
             ObjectKind::Secret => {
                 self.secrets += content.size();
                 self.keys += content.bytes.len();
-                if self.secrets > MAX_SECRETS || self.keys > MAX_KEYS {
-                    return Err(format!("the Secrets of the run have more than {MAX_SECRETS} bytes or {MAX_KEYS} keys together"));
-                }
             }
         }
-        Ok(())
+    }
+
+    /// Whether it is not too much. Once it is, nothing more of the kind is read.
+    fn room(&self, kind: ObjectKind) -> Result<(), String> {
+        match kind {
+            ObjectKind::ConfigMap if self.data > MAX_DATA => {
+                Err(format!("the ConfigMaps of the run have more than {MAX_DATA} bytes together"))
+            }
+            ObjectKind::Secret if self.secrets > MAX_SECRETS || self.keys > MAX_KEYS => {
+                Err(format!("the Secrets of the run have more than {MAX_SECRETS} bytes or {MAX_KEYS} keys together"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -206,13 +217,19 @@ mod tests {
             bytes: (0..keys).map(|key| (format!("{key:02}"), ByteString(vec![0; bytes / keys - 2]))).collect(),
             ..Content::default()
         };
-        let mut sum = Sum::default();
-        assert_eq!(sum.add(ObjectKind::Secret, &with(8, MAX_SECRETS)), Ok(()));
-        assert_eq!(sum.add(ObjectKind::ConfigMap, &with(8, MAX_DATA)), Ok(()));
-        assert!(sum.add(ObjectKind::Secret, &with(1, 3)).unwrap_err().contains("32768 bytes"));
-        assert!(sum.add(ObjectKind::ConfigMap, &with(1, 3)).unwrap_err().contains("1048576 bytes"));
-        assert_eq!(Sum::default().add(ObjectKind::Secret, &with(64, 640)), Ok(()));
-        assert!(Sum::default().add(ObjectKind::Secret, &with(65, 650)).is_err());
+        let after = |kind, contents: &[Content]| {
+            let mut sum = Sum::default();
+            for content in contents {
+                sum.add(kind, content);
+            }
+            sum.room(kind)
+        };
+        assert_eq!(after(ObjectKind::Secret, &[with(8, MAX_SECRETS)]), Ok(()));
+        assert_eq!(after(ObjectKind::ConfigMap, &[with(8, MAX_DATA)]), Ok(()));
+        assert!(after(ObjectKind::Secret, &[with(8, MAX_SECRETS), with(1, 3)]).unwrap_err().contains("16384 bytes"));
+        assert!(after(ObjectKind::ConfigMap, &[with(8, MAX_DATA), with(1, 3)]).unwrap_err().contains("1048576 bytes"));
+        assert_eq!(after(ObjectKind::Secret, &[with(64, 640)]), Ok(()));
+        assert!(after(ObjectKind::Secret, &[with(65, 650)]).is_err());
     }
 
     #[test]

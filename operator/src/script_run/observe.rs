@@ -50,6 +50,13 @@ pub(crate) fn has_to_be_fetched(watched: &Watched) -> bool {
     watched.body == Body::Left && !is_decided(&watched.run)
 }
 
+/// Whether much may have to be in memory for a decision: a body that is not here, or objects that the run names.
+pub(crate) fn may_be_large(watched: &Watched) -> bool {
+    let spec = &watched.run.spec;
+    let asks = spec.capabilities.as_ref().is_some_and(|asked| !asked.secrets.is_empty() || !asked.data.is_empty());
+    has_to_be_fetched(watched) || ((asks || spec.script.source.config_map_key_ref.is_some()) && !is_decided(&watched.run))
+}
+
 /// Whether nothing is left to decide: the script may have started, or never will.
 fn is_decided(run: &ScriptRun) -> bool {
     let status = run.status.clone().unwrap_or_default();

@@ -1,0 +1,186 @@
+//! Stamps by the operator's webhook, as on a cluster that serves no MutatingAdmissionPolicy: the same as by the API server, and without a gap.
+//! The cluster serves such policies; the release is told not to use them.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use harness::disturb::{kill_operator, upgrade};
+use harness::{
+    OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, eventually_within, kubectl, member, status, tenant, user,
+};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, Client, ResourceExt as _};
+use paddock_crds::{Phase, Reason, SandboxPolicy, ScriptApproval, ScriptRun};
+use serde_json::{Value, json};
+
+fn a_run() -> ScriptRun {
+    let mut run = ScriptRun::new("", serde_json::from_value(Script::shell("true").0).unwrap());
+    (run.metadata.name, run.metadata.generate_name) = (None, Some("stamped-".into()));
+    run
+}
+
+fn runs(client: &Client, tenant: &Tenant) -> Api<ScriptRun> {
+    Api::namespaced(client.clone(), &tenant.name)
+}
+
+async fn paddocks_of(client: &Client, kind: &str, plural: &str) -> Vec<String> {
+    let kind = GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", kind);
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&kind, plural));
+    api.list(&kube::api::ListParams::default())
+        .await
+        .unwrap()
+        .items
+        .iter()
+        .map(kube::ResourceExt::name_any)
+        .filter(|name| name.starts_with("paddock"))
+        .collect()
+}
+
+/// Creates runs without storing them until it is told to stop. Says how many, and what went wrong.
+async fn create_again_and_again(tenant: Tenant, stop: Arc<AtomicBool>) -> (usize, Vec<String>) {
+    let (mut count, mut troubles) = (0, Vec::new());
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    while !stop.load(Ordering::Relaxed) {
+        match tenant.runs().create(&dry, &a_run()).await {
+            Ok(run) if run.annotations().contains_key("paddock.dev/requester") => count += 1,
+            Ok(run) => troubles.push(format!("not stamped: {:?}", run.metadata)),
+            Err(error) => troubles.push(error.to_string()),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    (count, troubles)
+}
+
+/// Median, 99th of a hundred, and the longest of so many creations that are not stored.
+async fn times(tenant: &Tenant, count: usize) -> [Duration; 3] {
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let began = Instant::now();
+        tenant.runs().create(&dry, &a_run()).await.unwrap();
+        all.push(began.elapsed());
+    }
+    all.sort();
+    [all[count / 2], all[count * 99 / 100], all[count - 1]]
+}
+
+/// The API server's own measure of its webhooks.
+const DURATION: &str = "apiserver_admission_webhook_admission_duration_seconds";
+
+/// Of all calls of the webhook, how many, and how many took no longer than the API server's bucket of 5 ms says, by its own metric.
+fn calls_of_the_webhook() -> (f64, f64) {
+    let metrics = kubectl(&["get", "--raw", "/metrics"], "").unwrap();
+    let of = |start: &str, label: &str| -> f64 {
+        let lines =
+            metrics.lines().filter(|line| line.starts_with(start) && line.contains("requester.paddock.dev") && line.contains(label));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    (of(&format!("{DURATION}_count"), ""), of(&format!("{DURATION}_bucket"), "le=\"0.005\""))
+}
+
+async fn stamps_are_those_of_the_api_server(tenant: &Tenant) {
+    tenant.bind("hook-jane", "paddock-edit").await;
+    let jane = member("hook-jane", &["a,b", "50%"]).await;
+    let run = eventually("she may", || async { runs(&jane, tenant).create(&PostParams::default(), &a_run()).await }).await;
+    let annotation = |object: &dyn Fn(&str) -> Option<String>, name: &str| object(name).unwrap_or_default();
+    let of_run = |name: &str| run.annotations().get(&format!("paddock.dev/{name}")).cloned();
+    assert_eq!(annotation(&of_run, "requester"), "hook-jane");
+    assert_eq!(annotation(&of_run, "requester-groups"), "a%2Cb,50%25,system:authenticated");
+    assert!(run.finalizers().contains(&"paddock.dev/sandbox".to_owned()));
+    let run = tenant.finished(&run).await;
+    assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+    assert_eq!(status(&run).requester.unwrap().groups, ["a,b", "50%", "system:authenticated"]);
+    let mut forged = a_run();
+    forged.annotations_mut().insert("paddock.dev/requester".into(), "admin".into());
+    let refused = runs(&jane, tenant).create(&PostParams::default(), &forged).await;
+    assert!(refused.as_ref().is_err_and(|error| error.to_string().contains("set by the cluster")), "{refused:?}");
+
+    // The author: who wrote the spec last, whatever else is written, and by whom.
+    tenant.role("hook-anna", "sandboxpolicies", &["get", "create", "update", "patch"]).await;
+    let annas: Api<SandboxPolicy> = Api::namespaced(user("hook-anna").await, &tenant.name);
+    tenant.policy(json!({ "maxConcurrent": 3 })).await;
+    let author = |policy: &SandboxPolicy| policy.annotations().get("paddock.dev/author").cloned().unwrap_or_default();
+    let before = eventually("she may", || async { annas.get("limited").await }).await;
+    let merge = |patch: Value| {
+        let annas = annas.clone();
+        async move { annas.patch("limited", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap() }
+    };
+    let labelled = merge(json!({ "metadata": { "labels": { "a": "b" } } })).await;
+    assert_eq!((author(&labelled), author(&before)), ("kubernetes-admin".into(), "kubernetes-admin".into()));
+    let written_over =
+        merge(json!({ "metadata": { "annotations": { "paddock.dev/author": "hook-anna", "paddock.dev/author-uid": null } } })).await;
+    assert_eq!(author(&written_over), "kubernetes-admin");
+    let hers = merge(json!({ "spec": { "limits": { "maxConcurrent": 4 } } })).await;
+    assert_eq!(author(&hers), "hook-anna");
+
+    tenant.bind("hook-bert", "paddock-approver").await;
+    let berts: Api<ScriptApproval> = Api::namespaced(user("hook-bert").await, &tenant.name);
+    let approval: ScriptApproval = serde_json::from_value(json!({
+        "apiVersion": "paddock.dev/v1alpha1", "kind": "ScriptApproval",
+        "metadata": { "generateName": "a-" }, "spec": { "digest": "0".repeat(64), "decision": "Approve" },
+    }))
+    .unwrap();
+    let approval = eventually("he may", || async { berts.create(&PostParams::default(), &approval).await }).await;
+    assert_eq!(approval.annotations().get("paddock.dev/approver").map(String::as_str), Some("hook-bert"));
+}
+
+/// When the certificate was made that is served.
+async fn made(client: &Client) -> String {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    let data = secrets.get("paddock-webhook").await.unwrap().data.unwrap();
+    String::from_utf8(data["tls.made"].0.clone()).unwrap()
+}
+
+/// Two certificates follow each other, the operators are begun anew one by one, and a leader is killed: nobody who creates a run notices.
+async fn nobody_notices_a_change(tenant: &Tenant) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let creator = tokio::spawn(create_again_and_again(tenant.clone(), stop.clone()));
+    for _ in 0..2 {
+        let before = made(&tenant.client).await;
+        eventually_within(Duration::from_secs(150), "another certificate is served", || async {
+            let now = made(&tenant.client).await;
+            if now == before { Err(now) } else { Ok(()) }
+        })
+        .await;
+    }
+    upgrade(&["podAnnotations.begun=anew".into()]);
+    stop.store(true, Ordering::Relaxed);
+    let (count, troubles) = creator.await.unwrap();
+    assert!(troubles.is_empty() && count > 500, "{count}: {troubles:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_stamps_where_the_cluster_has_no_policies_for_it() {
+    tenant("webhook", |tenant| async move {
+        let by_policy = times(&tenant, 300).await;
+        let client = admin().await;
+        // A certificate is announced after 40 s and used after 46.
+        upgrade(&["admission.stamps=Webhook".into(), "admission.certificateSeconds=60".into(), "replicas=2".into()]);
+        assert!(paddocks_of(&client, "MutatingAdmissionPolicy", "mutatingadmissionpolicies").await.is_empty());
+        Box::pin(stamps_are_those_of_the_api_server(&tenant)).await;
+        let by_webhook = times(&tenant, 300).await;
+        let (calls, quick) = calls_of_the_webhook();
+        eprintln!(
+            "creations in policy {by_policy:.1?}, by webhook {by_webhook:.1?} (median, p99, longest); {quick} of {calls} calls within 5 ms"
+        );
+        assert!(calls >= 300.0 && quick >= 0.99 * calls, "{quick} of {calls}");
+        nobody_notices_a_change(&tenant).await;
+        // The process of the leader: the other replica stamps meanwhile, and requests on a connection that broke are the API server's to repeat.
+        kill_operator(&client).await;
+        eventually("runs are stamped", || async {
+            tenant.runs().create(&PostParams { dry_run: true, ..PostParams::default() }, &a_run()).await
+        })
+        .await;
+        upgrade(&["admission.stamps=Policy".into(), "replicas=1".into(), "podAnnotations.begun=null".into()]);
+        assert!(paddocks_of(&client, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations").await.is_empty());
+        assert_end(&tenant.run(Script::shell("true")).await, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}

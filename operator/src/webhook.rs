@@ -1,0 +1,261 @@
+//! Stamps by a mutating webhook, for clusters that serve no MutatingAdmissionPolicy. Every replica serves it; the leader keeps its certificate.
+
+pub(crate) mod rotation;
+pub(crate) mod stamp;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::post;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::error::{Error, within};
+use crate::names::{MANAGED_BY, MANAGER};
+use rotation::{Act, Certificate, Certificates};
+use stamp::{Stamp, answer};
+
+/// The Secret with the certificate that the leader makes.
+pub(crate) const SECRET: &str = "paddock-webhook";
+/// The configuration of the chart, into which the leader writes what API servers are to trust.
+const CONFIGURATION: &str = "paddock-stamp";
+/// The Service of the chart.
+const SERVICE: &str = "paddock-webhook";
+/// How often a replica looks for a certificate, and the leader for what is to be done with it.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// An object has 3 MiB at most on its way into the API server, and a review of an update has two.
+const LARGEST_REVIEW: usize = 8 << 20;
+/// Connections at once, in all and from one address.
+const CONNECTIONS: usize = 1024;
+const CONNECTIONS_OF_ONE: usize = 128;
+/// An API server closes a connection that it does not use after 90 s. It must be the one who does: a request that meets a connection that is closed
+/// from here is lost.
+const IDLE: Duration = Duration::from_secs(300);
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// Where the certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The leader makes it, for so long.
+    Own(SignedDuration),
+    /// Somebody else, such as cert-manager, keeps this Secret and what API servers trust.
+    Other(String),
+}
+
+impl Source {
+    fn secret(&self) -> &str {
+        match self {
+            Self::Own(_) => SECRET,
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// The certificate that is served. Without one nobody is.
+#[derive(Clone, Default)]
+struct Served(Arc<RwLock<Option<Arc<ServerConfig>>>>);
+
+/// Serves until the process ends.
+pub(crate) async fn serve(address: SocketAddr, client: Client, namespace: String, source: Source) -> Result<()> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let served = Served::default();
+    tokio::spawn(follow(served.clone(), client, namespace, source));
+    accept(listener, &served).await
+}
+
+/// Takes the certificate that there is, whenever it is another.
+async fn follow(served: Served, client: Client, namespace: String, source: Source) {
+    let api: Api<Secret> = Api::namespaced(client, &namespace);
+    let mut seen = None;
+    loop {
+        match read(&api, source.secret()).await {
+            Ok(Some((_, Certificates { current: Some(current), .. }))) if seen.as_ref() != Some(&current) => match config(&current) {
+                Ok(config) => {
+                    *served.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(config));
+                    tracing::info!("the webhook serves another certificate");
+                    seen = Some(current);
+                }
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "the webhook's certificate cannot be used"),
+            },
+            Ok(_) => {}
+            Err(error) => tracing::warn!(error = error.chain(), "cannot get the webhook's certificate"),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn config(certificate: &Certificate) -> Result<ServerConfig> {
+    let chain = CertificateDer::pem_slice_iter(certificate.chain.as_bytes()).collect::<Result<Vec<_>, _>>().context("the certificate")?;
+    let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).context("the key")?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_no_client_auth();
+    builder.with_single_cert(chain, key).context("certificate and key")
+}
+
+type Read = Option<(Secret, Certificates)>;
+
+async fn read(api: &Api<Secret>, name: &str) -> Result<Read, Error> {
+    const WHAT: &str = "the webhook's certificate";
+    let secret = within(WHAT, api.get_opt(name)).await?.map_err(Error::read(WHAT))?;
+    Ok(secret.map(|secret| {
+        let certificates = Certificates::of(secret.data.as_ref().unwrap_or(&std::collections::BTreeMap::new()));
+        (secret, certificates)
+    }))
+}
+
+async fn accept(listener: TcpListener, served: &Served) -> Result<()> {
+    let router = router();
+    let open: Arc<Mutex<HashMap<IpAddr, usize>>> = Arc::default();
+    loop {
+        // A connection that broke before it was accepted is nobody's trouble; a process without descriptors gets some back.
+        let Ok((socket, peer)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let config = served.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (Some(config), Some(turn)) = (config, Turn::take(&open, peer.ip())) else { continue };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let _turn = turn;
+            let handshake = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config).accept(socket));
+            let Ok(Ok(stream)) = handshake.await else { return };
+            let mut server = hyper::server::conn::http1::Builder::new();
+            let _ = server.timer(TokioTimer::new()).header_read_timeout(IDLE).serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+/// A connection, counted for as long as it is open.
+struct Turn {
+    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    peer: IpAddr,
+}
+
+impl Turn {
+    fn take(open: &Arc<Mutex<HashMap<IpAddr, usize>>>, peer: IpAddr) -> Option<Self> {
+        let mut counts = open.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.values().sum::<usize>() >= CONNECTIONS || counts.get(&peer).is_some_and(|count| *count >= CONNECTIONS_OF_ONE) {
+            return None;
+        }
+        *counts.entry(peer).or_default() += 1;
+        Some(Self { open: open.clone(), peer })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut counts = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.peer);
+            }
+        }
+    }
+}
+
+fn router() -> Router {
+    let mut router = Router::new();
+    for (stamp, path) in Stamp::ALL {
+        router = router.route(path, post(move |review: Bytes| async move { told(stamp, &review) }));
+    }
+    router.layer(DefaultBodyLimit::max(LARGEST_REVIEW))
+}
+
+fn told(stamp: Stamp, review: &[u8]) -> (StatusCode, [(axum::http::HeaderName, &'static str); 1], String) {
+    match answer(stamp, review) {
+        Ok(answer) => (StatusCode::OK, [(CONTENT_TYPE, "application/json")], answer.to_string()),
+        Err(error) => (StatusCode::BAD_REQUEST, [(CONTENT_TYPE, "text/plain")], format!("this is no AdmissionReview: {error}")),
+    }
+}
+
+/// Keeps a certificate and what API servers trust. Only the leader may do this.
+pub(crate) async fn keep(client: Client, namespace: String, lifetime: SignedDuration) {
+    loop {
+        if let Err(error) = look(&client, &namespace, lifetime, Timestamp::now()).await {
+            tracing::warn!(error = format!("{error:#}"), "the webhook's certificate could not be kept");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn look(client: &Client, namespace: &str, lifetime: SignedDuration, now: Timestamp) -> Result<()> {
+    const WHAT: &str = "the webhook's certificate";
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let (secret, certificates) = read(&api, SECRET).await?.map_or((None, Certificates::default()), |(secret, all)| (Some(secret), all));
+    let act = rotation::act(&certificates, lifetime, now);
+    if act != Act::Keep {
+        let made = matches!(act, Act::Make | Act::Announce).then(|| make(namespace, lifetime, now)).transpose()?;
+        let certificates = certificates.after(act, made);
+        // What is trusted first, and what is served then: the other way around one would be served that nobody trusts.
+        trust(client, &certificates).await?;
+        let metadata = secret.as_ref().map_or_else(metadata, |secret| secret.metadata.clone());
+        let whole = Secret { metadata, data: Some(certificates.fields()), type_: Some("Opaque".into()), ..Secret::default() };
+        match secret {
+            Some(_) => within(WHAT, api.replace(SECRET, &PostParams::default(), &whole)).await?.map_err(Error::write(WHAT))?,
+            None => within(WHAT, api.create(&PostParams::default(), &whole)).await?.map_err(Error::write(WHAT))?,
+        };
+        tracing::info!(act = format!("{act:?}"), "the webhook's certificate");
+        return Ok(());
+    }
+    trust(client, &certificates).await
+}
+
+fn metadata() -> ObjectMeta {
+    ObjectMeta { name: Some(SECRET.into()), labels: Some([(MANAGED_BY.to_owned(), MANAGER.to_owned())].into()), ..ObjectMeta::default() }
+}
+
+fn make(namespace: &str, lifetime: SignedDuration, now: Timestamp) -> Result<Certificate> {
+    let mut parameters = rcgen::CertificateParams::new(vec![format!("{SERVICE}.{namespace}.svc")])?;
+    // Clocks differ, and the next one may be late: it is valid for some days more on both sides.
+    let days = SignedDuration::from_hours(48);
+    let date = |time: Timestamp| {
+        let date = time.to_zoned(jiff::tz::TimeZone::UTC).date();
+        rcgen::date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
+    };
+    parameters.not_before = date(now.checked_sub(days)?);
+    parameters.not_after = date(now.checked_add(lifetime + days)?);
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, SERVICE);
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = parameters.self_signed(&key)?;
+    Ok(Certificate { chain: certificate.pem(), key: key.serialize_pem(), made: now })
+}
+
+/// Has the API servers trust these, if they do not yet.
+async fn trust(client: &Client, certificates: &Certificates) -> Result<()> {
+    const WHAT: &str = "the webhook's configuration";
+    let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let configuration = within(WHAT, api.get(CONFIGURATION)).await?.map_err(Error::read(WHAT))?;
+    let bundle = ByteString(certificates.bundle().into_bytes());
+    let webhooks = configuration.webhooks.unwrap_or_default();
+    if webhooks.iter().all(|webhook| webhook.client_config.ca_bundle.as_ref() == Some(&bundle)) {
+        return Ok(());
+    }
+    let webhooks: Vec<_> = webhooks.iter().map(|webhook| json!({ "name": webhook.name, "clientConfig": { "caBundle": bundle } })).collect();
+    let patch = Patch::Strategic(json!({ "webhooks": webhooks }));
+    within(WHAT, api.patch(CONFIGURATION, &PatchParams::default(), &patch)).await?.map_err(Error::write(WHAT))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
