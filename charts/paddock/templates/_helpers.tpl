@@ -62,18 +62,21 @@ capabilities:
 {{- if and .Values.baseline.create (not $selector.matchExpressions) }}true{{ end -}}
 {{- end }}
 
-{{- /* Who wrote the spec of a policy: whoever writes it now, else who is known. */}}
+{{- /* Who wrote the spec of a policy: whoever writes it now, else who is known. Where nobody is known, whoever writes anything takes it over: the
+chart's own policy is there a moment before what stamps it. */}}
 {{- define "paddock.authorVariables" -}}
-- name: isWritten
-  expression: "request.operation == 'CREATE' || object.spec != oldObject.spec"
 - name: before
   expression: "oldObject != null && has(oldObject.metadata.annotations) ? oldObject.metadata.annotations : {}"
+- name: isKnown
+  expression: "['paddock.dev/author', 'paddock.dev/author-uid', 'paddock.dev/author-groups'].all(stamp, stamp in variables.before) && variables.before['paddock.dev/author'] != ''"
+- name: isWritten
+  expression: "request.operation == 'CREATE' || object.spec != oldObject.spec || !variables.isKnown"
 - name: author
-  expression: "variables.isWritten ? request.userInfo.username : ('paddock.dev/author' in variables.before ? variables.before['paddock.dev/author'] : '')"
-- name: authorGroups
-  expression: "variables.isWritten ? ({{ include "paddock.groups" . }}) : ('paddock.dev/author-groups' in variables.before ? variables.before['paddock.dev/author-groups'] : '')"
+  expression: "variables.isWritten ? request.userInfo.username : variables.before['paddock.dev/author']"
 - name: authorUid
-  expression: "variables.isWritten ? (has(request.userInfo.uid) ? request.userInfo.uid : '') : ('paddock.dev/author-uid' in variables.before ? variables.before['paddock.dev/author-uid'] : '')"
+  expression: "variables.isWritten ? (has(request.userInfo.uid) ? request.userInfo.uid : '') : variables.before['paddock.dev/author-uid']"
+- name: authorGroups
+  expression: "variables.isWritten ? ({{ include "paddock.groups" . }}) : variables.before['paddock.dev/author-groups']"
 {{- end }}
 
 {{- /* A stamp of who makes the request is three annotations that begin with one name: paddock.dev/requester, paddock.dev/approver. */}}
@@ -134,4 +137,5 @@ request.operation == 'CREATE' || object.spec != oldObject.spec
   !has(object.metadata.annotations) || !(stamp in object.metadata.annotations)
   || !has(oldObject.metadata.annotations) || !(stamp in oldObject.metadata.annotations)
   || object.metadata.annotations[stamp] != oldObject.metadata.annotations[stamp])
+|| oldObject.metadata.annotations['paddock.dev/author'] == ''
 {{- end }}

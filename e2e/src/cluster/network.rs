@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::command::{call, succeeds};
-use super::layout::{HOST_ADDRESS, HOST_LINK, Layout, NAME, NODE_ADDRESS, NODE_LINK};
+use super::layout::{HOST_ADDRESS, HOST_LINK, Layout, NAME, NODE_ADDRESS, NODE_LINK, SERVICE_CIDR};
 
 /// Makes the namespace and the pair.
 pub fn create() -> Result<()> {
@@ -15,6 +15,8 @@ pub fn create() -> Result<()> {
     inside(&["ip", "address", "add", &format!("{NODE_ADDRESS}/30"), "dev", NODE_LINK])?;
     inside(&["ip", "link", "set", NODE_LINK, "up"])?;
     inside(&["ip", "link", "set", "lo", "up"])?;
+    // What the API server sends to a Service needs a way before kube-proxy gives it another. At its end nobody answers for these addresses.
+    inside(&["ip", "route", "add", SERVICE_CIDR, "dev", NODE_LINK, "src", NODE_ADDRESS])?;
     inside(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables"])?;
     Ok(())
 }

@@ -176,7 +176,10 @@ async fn read(
     for policy in granting(policies, object, &labels) {
         let name = format!("{} {}", policy.taken.kind.as_str(), policy.taken.name);
         let Some(author) = &policy.author else {
-            return forbidden(&format!("author of {name}"), &format!("nobody is known as the author of {name}, and nobody"));
+            return forbidden(
+                &format!("author of {name}"),
+                &format!("nobody is known as the author of {name} until somebody writes it anew, and nobody"),
+            );
         };
         if !may_read(author, namespace, object.kind, &object.name, context).await? {
             return forbidden(&format!("access of the author of {name}"), &format!("{}, who wrote {name},", author.username));

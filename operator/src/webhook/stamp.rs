@@ -113,20 +113,19 @@ fn of_the_user(user: &UserInfo) -> [String; 3] {
     [user.username.clone(), user.uid.clone(), groups.join(",")]
 }
 
-/// Whoever writes the spec, else who is known. The API server writes the same value as the same text.
+/// Whoever writes the spec, else who is known; where nobody is, whoever writes anything. The API server writes the same value as the same text.
 fn author(request: &Request<'_>, object: &Fields<'_>) -> Result<Option<[String; 3]>, serde_json::Error> {
     let Some(old) = request.old_object.filter(|old| old.get() != "null") else { return Ok(Some(of_the_user(&request.user_info))) };
     let old: Fields<'_> = serde_json::from_str(old.get())?;
     let spec = |object: &Fields<'_>| object.get("spec").map(|spec| spec.get().to_owned());
-    if spec(object) != spec(&old) {
-        return Ok(Some(of_the_user(&request.user_info)));
-    }
-    let before = fields(&fields(&old, "metadata")?, "annotations")?
-        .into_iter()
-        .filter_map(|(key, value)| Some((key.strip_prefix(AUTHOR)?.to_owned(), serde_json::from_str::<String>(value.get()).ok()?)))
-        .collect::<Vec<_>>();
-    let known = |suffix: &str| before.iter().find(|(key, _)| key == suffix).map(|(_, value)| value.clone()).unwrap_or_default();
-    Ok(Some([known(""), known("-uid"), known("-groups")]))
+    let metadata = fields(&old, "metadata")?;
+    let before = fields(&metadata, "annotations")?;
+    let stamp =
+        |suffix: &str| before.get(format!("{AUTHOR}{suffix}").as_str()).and_then(|value| serde_json::from_str::<String>(value.get()).ok());
+    Ok(Some(match [stamp(""), stamp("-uid"), stamp("-groups")] {
+        [Some(user), Some(uid), Some(groups)] if !user.is_empty() && spec(object) == spec(&old) => [user, uid, groups],
+        _ => of_the_user(&request.user_info),
+    }))
 }
 
 fn finalizer(metadata: &Fields<'_>) -> Result<Option<Value>, serde_json::Error> {
@@ -198,7 +197,14 @@ mod tests {
         // Whatever else is written, and whatever is written over it.
         let forged = json!({ "paddock.dev/author": "jane", "note": "x" });
         assert_eq!(patched(Stamp::Author, &of(1, forged), &of(1, anna)), stamped("author", ["anna", "u2", "ops"]));
-        assert_eq!(patched(Stamp::Author, &of(1, json!({})), &of(1, json!({}))), stamped("author", ["", "", ""]));
+        // Nobody was known: it was written before anybody was stamped, or by a version that stamped no groups.
+        for before in [
+            json!({}),
+            json!({ "paddock.dev/author": "anna" }),
+            json!({ "paddock.dev/author": "", "paddock.dev/author-uid": "", "paddock.dev/author-groups": "" }),
+        ] {
+            assert_eq!(patched(Stamp::Author, &of(1, json!({})), &of(1, before)), stamped("author", JANE));
+        }
     }
 
     #[test]
