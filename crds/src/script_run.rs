@@ -215,7 +215,7 @@ pub struct ConfigMapKeyRef {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Capabilities {
-    /// Host names to connect to over TLS.
+    /// Host names to connect to over TLS. No policy can grant one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "hosts_schema")]
     pub network: Vec<String>,

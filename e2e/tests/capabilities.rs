@@ -154,7 +154,7 @@ async fn a_secret_is_granted_by_label_and_a_run_may_take_what_it_gets() {
             ("network:x.example", Verdict::Refused, "built-in: network".to_owned()),
             ("secrets:by-name", Verdict::Granted, own("secrets[by-name]")),
             ("secrets:gilded", Verdict::Granted, own("secrets[0]")),
-            ("secrets:missing", Verdict::Refused, "built-in: existence".to_owned()),
+            ("secrets:missing", Verdict::Refused, "built-in: what can be given".to_owned()),
             ("secrets:plain", Verdict::Refused, own("secrets")),
             ("dynamicCode", Verdict::Refused, own("dynamicCode")),
         ] {
@@ -265,10 +265,8 @@ async fn where_the_operator_has_no_right_it_says_which_role_to_bind() {
             let refused = tenant.run(asking("true", &capabilities)).await;
             assert_refused(&refused, &Reason::CapabilityForbidden);
             let message = status(&refused).message.unwrap();
-            assert!(
-                message.starts_with(&format!("Paddock has no rights in this namespace: bind the ClusterRole {role} to it.")),
-                "{message}"
-            );
+            let told = format!("bind the ClusterRole {role} in this namespace to the ServiceAccount paddock-system/paddock-operator");
+            assert!(message.starts_with("Paddock may not read the ") && message.ends_with(&told), "{message}");
         }
         tenant.no_cluster_policy().await;
     })

@@ -209,8 +209,10 @@ async fn look(client: &Client, namespace: &str, lifetime: SignedDuration, now: T
         let certificates = certificates.after(act, made);
         // What is trusted first, and what is served then: the other way around one would be served that nobody trusts.
         trust(client, &certificates).await?;
-        let metadata = secret.as_ref().map_or_else(metadata, |secret| secret.metadata.clone());
-        let whole = Secret { metadata, data: Some(certificates.fields()), type_: Some("Opaque".into()), ..Secret::default() };
+        // The type of a Secret that cert-manager has left behind cannot be changed.
+        let (metadata, type_) =
+            secret.as_ref().map_or_else(|| (metadata(), Some("Opaque".into())), |secret| (secret.metadata.clone(), secret.type_.clone()));
+        let whole = Secret { metadata, type_, data: Some(certificates.fields()), ..Secret::default() };
         match secret {
             Some(_) => within(WHAT, api.replace(SECRET, &PostParams::default(), &whole)).await?.map_err(Error::write(WHAT))?,
             None => within(WHAT, api.create(&PostParams::default(), &whole)).await?.map_err(Error::write(WHAT))?,

@@ -135,8 +135,8 @@ pub(crate) struct Known<'a> {
     pub(crate) now: Timestamp,
 }
 
-/// Decides as the operator does, but for what only a cluster can tell: the content of ConfigMaps, whether an input satisfies its schemas, and
-/// whether there is room. Pure.
+/// Decides as the operator does, but for what only it can tell: the content of ConfigMaps with scripts, whether an input satisfies its schemas, whether
+/// authors and Paddock may read what is asked for, and whether there is room. Pure.
 pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> Result<Explanation> {
     let Known { namespace, requester, objects: (objects, data), now } = known;
     let policies = written.taking_part(run, namespace.labels)?;
@@ -374,7 +374,7 @@ fn told(explanation: &Explanation, colours: bool) -> String {
     format!("{decisions}policies: {names}\n{end}\n")
 }
 
-/// What a case of a policy test may say of who asks.
+/// What a case may expect.
 pub(crate) fn check_known(reason: &str) -> Result<()> {
     ensure!(
         reason == "Allowed" || Reason::ALL.iter().any(|(known, _)| known.as_str() == reason),

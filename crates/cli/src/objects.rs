@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{Capabilities, Reason};
+use paddock_crds::Capabilities;
 use paddock_policy::{Found, Object, ObjectKind, Objects, asked_objects, data_hash};
 
 use crate::cluster::{Cluster, explained};
@@ -38,19 +38,10 @@ pub(crate) async fn read(cluster: &Cluster, asked: Option<&Capabilities>) -> Res
 }
 
 fn found(object: &Object, read: Result<Option<BTreeMap<String, String>>, kube::Error>) -> Result<Found> {
-    let what = format!("{} {}", object.kind.as_str(), object.name);
     match read {
         Ok(Some(labels)) => Ok(Found::Labels(labels)),
-        Ok(None) => Ok(Found::Unusable {
-            reason: Reason::CapabilityUnusable,
-            rule: "built-in: existence".into(),
-            message: format!("there is no {what}"),
-        }),
-        Err(kube::Error::Api(answer)) if answer.code == 403 => Ok(Found::Unusable {
-            reason: Reason::CapabilityForbidden,
-            rule: "access of the requester".into(),
-            message: format!("you may not read the {what}"),
-        }),
+        Ok(None) => Ok(Found::absent(object)),
+        Err(kube::Error::Api(answer)) if answer.code == 403 => Ok(Found::forbidden_to_the_requester(object)),
         Err(error) => Err(explained(error, "read what the run asks for")),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use paddock_crds::{Capabilities, CapabilityRules, Effect, ObjectGrant, PolicyRules, Problem, Reason};
 
@@ -18,11 +19,22 @@ pub enum ObjectKind {
 }
 
 impl ObjectKind {
+    /// All of them, in the order in which runs are given them.
+    pub const ALL: [Self; 2] = [Self::Secret, Self::ConfigMap];
+
     /// The kind as Kubernetes spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Secret => "Secret",
             Self::ConfigMap => "ConfigMap",
+        }
+    }
+
+    /// The resource, as rights name it.
+    pub fn resource(self) -> &'static str {
+        match self {
+            Self::Secret => "secrets",
+            Self::ConfigMap => "configmaps",
         }
     }
 
@@ -51,6 +63,12 @@ pub struct Object {
     pub name: String,
 }
 
+impl fmt::Display for Object {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} {}", self.kind.as_str(), self.name)
+    }
+}
+
 /// What was found of an object that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
@@ -65,6 +83,28 @@ pub enum Found {
         /// For the author of the script.
         message: String,
     },
+}
+
+impl Found {
+    /// Somebody whose right counts may not read it: whose, and a sentence that says so.
+    pub fn forbidden(whose: &str, message: String) -> Self {
+        Self::Unusable { reason: Reason::CapabilityForbidden, rule: format!("access of {whose}"), message }
+    }
+
+    /// The requester may not read it. Whether there is one is not told.
+    pub fn forbidden_to_the_requester(object: &Object) -> Self {
+        Self::forbidden("the requester", format!("the requester may not read the {object}"))
+    }
+
+    /// It is not there, cannot be read, or has no room.
+    pub fn unusable(message: String) -> Self {
+        Self::Unusable { reason: Reason::CapabilityUnusable, rule: "built-in: what can be given".into(), message }
+    }
+
+    /// There is none.
+    pub fn absent(object: &Object) -> Self {
+        Self::unusable(format!("there is no {object}"))
+    }
 }
 
 /// What was found, by object. Of one that is not in it nothing is known: a policy grants it by its name alone.
@@ -109,7 +149,8 @@ pub fn might_be_granted<P: Borrow<Policy>>(policies: &[P], object: &Object) -> b
 
 /// Whether the policies grant an object with these labels.
 pub fn is_granted(policies: &[&Policy], object: &Object, labels: &BTreeMap<String, String>) -> bool {
-    self::object(policies, object, &[(object.clone(), Found::Labels(labels.clone()))].into()).is_ok()
+    let mut said = policies.iter().filter_map(|policy| said(policy, object.kind)).peekable();
+    is_a_name(&object.name) && said.peek().is_some() && said.all(|grants| grant_of(grants, object, Some(labels)).is_some())
 }
 
 /// The policies that grant an object with these labels, and not merely leave it to the others: their authors answer for it.
@@ -153,14 +194,10 @@ pub(crate) fn object(policies: &[&Policy], object: &Object, objects: &Objects) -
     if !is_a_name(&object.name) {
         return refused("built-in: names of objects".into());
     }
-    let found = objects.get(object);
-    let labels = match found {
-        Some(Found::Labels(labels)) => Some(labels),
-        Some(Found::Unusable { .. }) | None => None,
-    };
-    let unusable = match found {
-        Some(Found::Unusable { reason, rule, message }) => Some((rule.clone(), reason.clone(), message.clone())),
-        _ => None,
+    let (labels, unusable) = match objects.get(object) {
+        Some(Found::Labels(labels)) => (Some(labels), None),
+        Some(Found::Unusable { reason, rule, message }) => (None, Some((rule.clone(), reason.clone(), message.clone()))),
+        None => (None, None),
     };
     let mut rule = None;
     for policy in policies {
@@ -206,7 +243,7 @@ pub(crate) fn word(policies: &[&Policy], (word, of): Word) -> Answer {
 /// Selectors that are not understood.
 pub(crate) fn problems(rules: &PolicyRules, found: &mut Vec<Problem>) {
     let Some(rules) = &rules.capabilities else { return };
-    for kind in [ObjectKind::Secret, ObjectKind::ConfigMap] {
+    for kind in ObjectKind::ALL {
         for (index, grant) in kind.of(rules).unwrap_or_default().iter().enumerate() {
             let why = match (&grant.name, &grant.selector) {
                 (Some(_), None) => None,

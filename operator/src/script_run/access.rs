@@ -11,15 +11,11 @@ use crate::error::{Error, within};
 
 /// Whether `user` may get an object of a namespace.
 pub(crate) async fn may_read(user: &Requester, namespace: &str, kind: ObjectKind, name: &str, context: &Context) -> Result<bool, Error> {
-    let resource = match kind {
-        ObjectKind::Secret => "secrets",
-        ObjectKind::ConfigMap => "configmaps",
-    };
     let attributes = ResourceAttributes {
         namespace: Some(namespace.to_owned()),
         verb: Some("get".into()),
         version: Some("v1".into()),
-        resource: Some(resource.into()),
+        resource: Some(kind.resource().into()),
         name: Some(name.to_owned()),
         ..ResourceAttributes::default()
     };

@@ -118,7 +118,7 @@ fn gone(secret: &str) -> String {
 fn granted(status: &ScriptRunStatus) -> Vec<Object> {
     let object = |permission: &str| {
         let (field, name) = permission.split_once(':')?;
-        let kind = [ObjectKind::Secret, ObjectKind::ConfigMap].into_iter().find(|kind| kind.field() == field)?;
+        let kind = ObjectKind::ALL.into_iter().find(|kind| kind.field() == field)?;
         Some(Object { kind, name: name.to_owned() })
     };
     let granted = status.decisions.iter().filter(|decision| decision.verdict == Verdict::Granted);

@@ -7,17 +7,18 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt as _};
-use paddock_crds::{Reason, Requester, ScriptRun};
+use paddock_crds::{Requester, ScriptRun};
 use paddock_policy::{Found, Object, ObjectKind, Objects, Policy, asked_objects, granting, is_granted, might_be_granted};
 use serde::de::DeserializeOwned;
 
 use super::access::may_read;
 use super::validate::{PoliciesSeen, requester};
+use crate::config::Settings;
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::readable::Readable;
 
-/// All ConfigMaps of a run together, in bytes: what one of them can have at most.
+/// All ConfigMaps of a run together, in bytes of keys and values.
 const MAX_DATA: usize = 1 << 20;
 /// All Secrets of a run together, in bytes and in keys: what a script puts out is searched for each of their values, in a dozen forms.
 const MAX_SECRETS: usize = 16 << 10;
@@ -76,24 +77,11 @@ pub(crate) async fn look(run: &ScriptRun, policies: &PoliciesSeen, context: &Con
     let policies: Vec<&Policy> = policies.taking_part.iter().map(AsRef::as_ref).collect();
     let mut all = Sum::default();
     for object in asked_objects(asked).into_iter().filter(|object| might_be_granted(&policies, object)) {
-        let found = match all.room(object.kind) {
-            Err(message) => unusable(Reason::CapabilityUnusable, "built-in: size", message),
-            Ok(()) => match read(&object, &namespace, &requester, &policies, context).await? {
-                Err(found) => found,
-                // Its labels are not those that a policy grants.
-                Ok((labels, _)) if !is_granted(&policies, &object, &labels) => Found::Labels(labels),
-                Ok((labels, content)) => {
-                    all.add(object.kind, &content);
-                    match all.room(object.kind) {
-                        Err(message) => unusable(Reason::CapabilityUnusable, "built-in: size", message),
-                        Ok(()) => {
-                            given.contents.insert(object.clone(), content);
-                            Found::Labels(labels)
-                        }
-                    }
-                }
-            },
+        let (found, content) = match all.room(object.kind) {
+            Ok(()) => read(&object, &namespace, (&requester, &policies), &mut all, context).await?,
+            Err(message) => (Found::unusable(message), None),
         };
+        given.contents.extend(content.map(|content| (object.clone(), content)));
         given.found.insert(object, found);
     }
     Ok(given)
@@ -132,23 +120,18 @@ impl Sum {
     }
 }
 
-fn unusable(reason: Reason, rule: &str, message: String) -> Found {
-    Found::Unusable { reason, rule: rule.to_owned(), message }
-}
-
 type Labels = BTreeMap<String, String>;
 
+/// What is found of one object, and what it holds if it is given.
 async fn read(
     object: &Object,
     namespace: &str,
-    requester: &Requester,
-    policies: &[&Policy],
+    (requester, policies): (&Requester, &[&Policy]),
+    all: &mut Sum,
     context: &Context,
-) -> Result<Result<(Labels, Content), Found>, Error> {
-    let what = format!("the {} {}", object.kind.as_str(), object.name);
-    let forbidden = |rule: &str, who: &str| Ok(Err(unusable(Reason::CapabilityForbidden, rule, format!("{who} may not read {what}"))));
+) -> Result<(Found, Option<Content>), Error> {
     if !may_read(requester, namespace, object.kind, &object.name, context).await? {
-        return forbidden("access of the requester", "the requester");
+        return Ok((Found::forbidden_to_the_requester(object), None));
     }
     let fetched = match object.kind {
         ObjectKind::Secret => fetch::<Secret>(namespace, &object.name, context).await?,
@@ -156,36 +139,47 @@ async fn read(
     };
     let (labels, content) = match fetched {
         Fetched::Read(labels, content) => (labels, content),
-        Fetched::Absent => {
-            return Ok(Err(unusable(Reason::CapabilityUnusable, "built-in: existence", format!("there is no {}", &what[4..]))));
-        }
-        Fetched::Unreadable(why) => {
-            return Ok(Err(unusable(Reason::CapabilityUnusable, "built-in: existence", format!("{what} cannot be read: {why}"))));
-        }
-        Fetched::Forbidden => {
-            let role = match object.kind {
-                ObjectKind::Secret => "paddock-secret-reader",
-                ObjectKind::ConfigMap => "paddock-source-reader",
-            };
-            return forbidden(
-                "access of Paddock",
-                &format!("Paddock has no rights in this namespace: bind the ClusterRole {role} to it. It"),
-            );
-        }
+        Fetched::Absent => return Ok((Found::absent(object), None)),
+        Fetched::Unreadable(why) => return Ok((Found::unusable(format!("the {object} cannot be read: {why}")), None)),
+        Fetched::Forbidden => return Ok((forbidden_to_the_operator(object, context), None)),
     };
+    // Whoever would not get it by its labels is not sent to ask for rights.
+    if !is_granted(policies, object, &labels) {
+        return Ok((Found::Labels(labels), None));
+    }
     for policy in granting(policies, object, &labels) {
-        let name = format!("{} {}", policy.taken.kind.as_str(), policy.taken.name);
-        let Some(author) = &policy.author else {
-            return forbidden(
-                &format!("author of {name}"),
-                &format!("nobody is known as the author of {name} until somebody writes it anew, and nobody"),
-            );
-        };
-        if !may_read(author, namespace, object.kind, &object.name, context).await? {
-            return forbidden(&format!("access of the author of {name}"), &format!("{}, who wrote {name},", author.username));
+        if let Some(found) = forbidden_to_the_author(policy, object, namespace, context).await? {
+            return Ok((found, None));
         }
     }
-    Ok(Ok((labels, content)))
+    all.add(object.kind, &content);
+    Ok(match all.room(object.kind) {
+        Ok(()) => (Found::Labels(labels), Some(content)),
+        Err(message) => (Found::unusable(message), None),
+    })
+}
+
+fn forbidden_to_the_operator(object: &Object, context: &Context) -> Found {
+    let role = match object.kind {
+        ObjectKind::Secret => "paddock-secret-reader",
+        ObjectKind::ConfigMap => "paddock-source-reader",
+    };
+    let Settings { operator_namespace, operator_service_account, .. } = &context.settings;
+    let account = format!("{operator_namespace}/{operator_service_account}");
+    let message =
+        format!("Paddock may not read the {object}: bind the ClusterRole {role} in this namespace to the ServiceAccount {account}");
+    Found::forbidden("Paddock", message)
+}
+
+/// Nobody passes on by a policy what they do not have.
+async fn forbidden_to_the_author(policy: &Policy, object: &Object, namespace: &str, context: &Context) -> Result<Option<Found>, Error> {
+    let name = format!("{} {}", policy.taken.kind.as_str(), policy.taken.name);
+    let message = match &policy.author {
+        Some(author) if may_read(author, namespace, object.kind, &object.name, context).await? => return Ok(None),
+        Some(author) => format!("{}, who wrote {name}, may not read the {object}", author.username),
+        None => format!("nobody is known as the author of {name}, who must be allowed to read the {object}; whoever writes to it next is"),
+    };
+    Ok(Some(Found::forbidden(&format!("the author of {name}"), message)))
 }
 
 enum Fetched {

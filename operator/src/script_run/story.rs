@@ -381,14 +381,19 @@ impl Operator {
 }
 
 fn check(world: &World, seed: u64) {
-    for (uid, starts) in &world.starts {
-        assert!(*starts <= 1, "seed {seed}: {uid} ran {starts} times");
-    }
+    check_lives(world, seed);
     let living = world.living();
     assert!(living.len() <= CLUSTER.concurrent, "seed {seed}: {living:?} live");
     for tenant in TENANTS {
         let own = living.iter().filter(|(of, _)| *of == tenant).count();
         assert!(own <= LIMITS.concurrent as usize, "seed {seed}: {living:?} live");
+    }
+}
+
+/// What holds whoever writes.
+fn check_lives(world: &World, seed: u64) {
+    for (uid, starts) in &world.starts {
+        assert!(*starts <= 1, "seed {seed}: {uid} ran {starts} times");
     }
     for (uid, run) in &world.runs {
         let status = run.status.clone().unwrap_or_default();
@@ -445,6 +450,48 @@ fn no_story_runs_a_script_twice_exceeds_the_limit_or_gets_stuck() {
             scope.spawn(move || (first..=SEEDS).step_by(usize::try_from(threads).unwrap()).for_each(|seed| tell(seed, 100)));
         }
     });
+}
+
+/// A leader that was paused keeps what it had in memory. When it wakes up its fence is down, and it writes nothing; here it writes all the same, with
+/// the decisions of before, beside the leader that followed it. Too many may be admitted by that, and no script runs twice.
+fn tell_of_a_paused_leader(seed: u64, stormy: u64) {
+    let mut world = World::new(seed);
+    let mut operator = Operator::fresh(&world);
+    let mut paused: Option<Operator> = None;
+    for tick in 0..stormy + 2000 {
+        let is_calm = tick >= stormy;
+        world.happen(is_calm);
+        let uid = format!("uid-{}", world.chance.below(RUNS as u64));
+        match &mut paused {
+            None if !is_calm && world.chance.one_in(10) => paused = Some(std::mem::replace(&mut operator, Operator::fresh(&world))),
+            Some(woken) if world.chance.one_in(4) => {
+                woken.pass(&mut world, &uid, None);
+                if is_calm || world.chance.one_in(4) {
+                    paused = None;
+                }
+            }
+            _ => {}
+        }
+        if is_calm || world.chance.one_in(2) {
+            operator.watch(&world, &uid);
+        }
+        operator.pass(&mut world, &uid, None);
+        // A pod that the woken one made for a run that was gone has no run, and whoever looks for such pods removes it.
+        for (uid, node) in &mut world.pods {
+            node.facts.deleting |= !world.runs.contains_key(uid);
+        }
+        check_lives(&world, seed);
+        let is_over = |run: &ScriptRun| run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished));
+        if is_calm && world.runs.values().all(is_over) && world.pods.is_empty() {
+            return;
+        }
+    }
+    panic!("seed {seed}: not at rest, {} pods", world.pods.len());
+}
+
+#[test]
+fn a_leader_that_was_paused_and_writes_all_the_same_runs_nothing_twice() {
+    (1..=SEEDS / 10).for_each(|seed| tell_of_a_paused_leader(seed, 100));
 }
 
 #[test]

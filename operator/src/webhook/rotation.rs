@@ -94,8 +94,8 @@ impl Certificates {
         all.map(|(name, text)| (name, ByteString(text.into_bytes()))).collect()
     }
 
-    /// From the fields of a Secret. One that cannot be read is as if it were not there. One that somebody else made has no time: it is theirs to
-    /// replace.
+    /// From the fields of a Secret. One that cannot be read is as if it were not there. One that somebody else made has no time, and is over for whoever
+    /// makes them here.
     pub(crate) fn of(fields: &BTreeMap<String, ByteString>) -> Self {
         let text = |name: &str| fields.get(name).and_then(|bytes| String::from_utf8(bytes.0.clone()).ok());
         let of = |prefix: &str| {
