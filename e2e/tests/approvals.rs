@@ -24,13 +24,7 @@ async fn demand(tenant: &Tenant, demand: Value) {
     let mut whole = json!({ "name": "four-eyes" });
     whole.as_object_mut().unwrap().extend(demand.as_object().unwrap().clone());
     tenant.policy_with(json!({ "approvals": [whole] })).await;
-    let api: Api<paddock_crds::SandboxPolicy> = Api::namespaced(tenant.client.clone(), &tenant.name);
-    eventually("the policy was looked at", || async {
-        let policy = api.get("limited").await.unwrap();
-        let seen = policy.status.and_then(|status| status.observed_generation);
-        if seen == policy.metadata.generation { Ok(()) } else { Err(seen) }
-    })
-    .await;
+    tenant.policy_is_seen("limited").await;
 }
 
 /// Somebody who may approve, and is in these groups.

@@ -142,7 +142,10 @@ async fn a_secret_is_granted_by_label_and_a_run_may_take_what_it_gets() {
         let all = json!({ "secrets": ["gilded", "plain", "by-name", "missing"], "dynamicCode": true, "network": ["x.example"] });
         let refused = tenant.run(asking("ls /paddock/secrets", &all)).await;
         assert_refused(&refused, &Reason::CapabilityRefused);
-        assert_eq!(status(&refused).message.unwrap(), "the capability network:x.example is not granted; and 3 more, see status.decisions");
+        assert_eq!(
+            status(&refused).message.unwrap(),
+            "the capability network:x.example is not granted (built-in: network); and 3 more, see status.decisions"
+        );
         let mut partial = all;
         partial["partial"] = json!(true);
         let run = tenant.run(asking("ls /paddock/secrets", &partial)).await;

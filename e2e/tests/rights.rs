@@ -15,7 +15,7 @@ type Rights = BTreeSet<(String, String)>;
 
 /// The accounts of the chart, each with the roles that it has.
 const ACCOUNTS: [(&str, &[&str]); 5] = [
-    ("paddock-operator", &["paddock-operator", "paddock-sandbox", "paddock-source-reader"]),
+    ("paddock-operator", &["paddock-operator", "paddock-sandbox", "paddock-source-reader", "paddock-secret-reader", "paddock-webhook"]),
     ("paddock-crds", &["paddock-crds"]),
     ("paddock-admission", &["paddock-admission"]),
     ("paddock-uninstall", &["paddock-uninstall"]),
@@ -47,10 +47,14 @@ fn requests(account: &str) -> (Rights, Rights) {
     (allowed, refused)
 }
 
-/// The rules of roles in the rendered chart: those of hooks are in the cluster only for a moment.
+/// The rules of roles in the rendered chart: those of hooks are in the cluster only for a moment. With the webhook there are more than without.
 fn granted(roles: &[&str]) -> Rights {
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
-    let rendered = run(helm.args(["template", "paddock"]).arg(layout().clone.join("charts/paddock"))).unwrap();
+    helm.args(["template", "paddock", "--set", "admission.stamps=Webhook", "--set", "baseline.create=false"]);
+    let with_webhook = run(helm.arg(layout().clone.join("charts/paddock"))).unwrap();
+    let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
+    let without = run(helm.args(["template", "paddock"]).arg(layout().clone.join("charts/paddock"))).unwrap();
+    let rendered = format!("{with_webhook}\n---\n{without}");
     let documents = rendered.split("---\n").filter_map(|document| serde_saphyr::from_str::<Value>(document).ok());
     let of_roles = documents.filter(|document| {
         matches!(document["kind"].as_str(), Some("Role" | "ClusterRole")) && roles.contains(&document["metadata"]["name"].as_str().unwrap())

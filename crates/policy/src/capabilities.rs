@@ -186,11 +186,17 @@ fn is_a_name(name: &str) -> bool {
 /// An answer: the rule that grants, or the rule that refuses with reason and message.
 pub(crate) type Answer = Result<String, (String, Reason, String)>;
 
+/// By this rule it is not granted.
+pub(crate) fn refused(permission: &str, rule: String) -> Answer {
+    let message = format!("the capability {permission} is not granted ({rule})");
+    Err((rule, Reason::CapabilityRefused, message))
+}
+
 /// Every policy that says something must grant it, and then it must be there to be given.
 pub(crate) fn object(policies: &[&Policy], object: &Object, objects: &Objects) -> Answer {
     let field = object.kind.field();
     let permission = format!("{field}:{}", object.name);
-    let refused = |rule| Err((rule, Reason::CapabilityRefused, format!("the capability {permission} is not granted")));
+    let refused = |rule| refused(&permission, rule);
     if !is_a_name(&object.name) {
         return refused("built-in: names of objects".into());
     }
@@ -228,7 +234,7 @@ pub(crate) fn word(policies: &[&Policy], (word, of): Word) -> Answer {
         let own = policy.rules.capabilities.as_ref().and_then(of);
         own.or((policy.effect == Effect::Allow).then_some(false))
     };
-    let refused = |rule| Err((rule, Reason::CapabilityRefused, format!("the capability {word} is not granted")));
+    let refused = |rule| refused(word, rule);
     let mut rule = None;
     for policy in policies {
         match said(policy) {

@@ -430,8 +430,9 @@ impl Deciding<'_> {
         let mut granted = CapabilityGrant::default();
         for host in &asked.network {
             // No policy can grant it in this version.
-            let message = format!("the capability network:{host} is not granted");
-            self.answer(format!("network:{host}"), asked.partial, Err(("built-in: network".into(), Reason::CapabilityRefused, message)));
+            let permission = format!("network:{host}");
+            let answer = capabilities::refused(&permission, "built-in: network".into());
+            self.answer(permission, asked.partial, answer);
         }
         for object in asked_objects(asked) {
             let answer = capabilities::object(self.policies, &object, objects);

@@ -274,6 +274,17 @@ impl Tenant {
         api.patch("limited", &PatchParams::apply("e2e").force(), &Patch::Apply(&policy)).await.unwrap();
     }
 
+    /// Waits until the operator has looked at a SandboxPolicy as it is now.
+    pub async fn policy_is_seen(&self, name: &str) {
+        let api: Api<SandboxPolicy> = Api::namespaced(self.client.clone(), &self.name);
+        eventually("the policy was looked at", || async {
+            let policy = api.get(name).await.unwrap();
+            let seen = policy.status.and_then(|status| status.observed_generation);
+            if seen == policy.metadata.generation { Ok(()) } else { Err(seen) }
+        })
+        .await;
+    }
+
     /// A ClusterSandboxPolicy for this namespace alone, named like it. One that allows offers what the chart's baseline offers.
     pub async fn cluster_policy(&self, rules: Value) {
         let api: Api<ClusterSandboxPolicy> = Api::all(self.client.clone());

@@ -4,8 +4,9 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use kube::Api;
 use kube::api::PostParams;
 use paddock_crds::Requester;
-use paddock_policy::ObjectKind;
+use paddock_policy::{Object, ObjectKind};
 
+use crate::config::Settings;
 use crate::context::Context;
 use crate::error::{Error, within};
 
@@ -33,4 +34,14 @@ pub(crate) async fn may_read(user: &Requester, namespace: &str, kind: ObjectKind
     let answer =
         within("the access review", api.create(&PostParams::default(), &review)).await?.map_err(Error::write("the access review"))?;
     Ok(answer.status.is_some_and(|status| status.allowed))
+}
+
+/// What is told where the operator itself may not: it has no right on objects of tenants but where somebody gives it one.
+pub(crate) fn forbidden_to_the_operator(object: &Object, settings: &Settings) -> String {
+    let role = match object.kind {
+        ObjectKind::Secret => "paddock-secret-reader",
+        ObjectKind::ConfigMap => "paddock-source-reader",
+    };
+    let account = format!("{}/{}", settings.operator_namespace, settings.operator_service_account);
+    format!("Paddock may not read the {object}: bind the ClusterRole {role} in this namespace to the ServiceAccount {account}")
 }

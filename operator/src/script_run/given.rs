@@ -11,9 +11,8 @@ use paddock_crds::{Requester, ScriptRun};
 use paddock_policy::{Found, Object, ObjectKind, Objects, Policy, asked_objects, granting, is_granted, might_be_granted};
 use serde::de::DeserializeOwned;
 
-use super::access::may_read;
+use super::access::{forbidden_to_the_operator, may_read};
 use super::validate::{PoliciesSeen, requester};
-use crate::config::Settings;
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::readable::Readable;
@@ -141,7 +140,7 @@ async fn read(
         Fetched::Read(labels, content) => (labels, content),
         Fetched::Absent => return Ok((Found::absent(object), None)),
         Fetched::Unreadable(why) => return Ok((Found::unusable(format!("the {object} cannot be read: {why}")), None)),
-        Fetched::Forbidden => return Ok((forbidden_to_the_operator(object, context), None)),
+        Fetched::Forbidden => return Ok((Found::forbidden("Paddock", forbidden_to_the_operator(object, &context.settings)), None)),
     };
     // Whoever would not get it by its labels is not sent to ask for rights.
     if !is_granted(policies, object, &labels) {
@@ -157,18 +156,6 @@ async fn read(
         Ok(()) => (Found::Labels(labels), Some(content)),
         Err(message) => (Found::unusable(message), None),
     })
-}
-
-fn forbidden_to_the_operator(object: &Object, context: &Context) -> Found {
-    let role = match object.kind {
-        ObjectKind::Secret => "paddock-secret-reader",
-        ObjectKind::ConfigMap => "paddock-source-reader",
-    };
-    let Settings { operator_namespace, operator_service_account, .. } = &context.settings;
-    let account = format!("{operator_namespace}/{operator_service_account}");
-    let message =
-        format!("Paddock may not read the {object}: bind the ClusterRole {role} in this namespace to the ServiceAccount {account}");
-    Found::forbidden("Paddock", message)
 }
 
 /// Nobody passes on by a policy what they do not have.

@@ -8,11 +8,11 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::{ConditionType, PolicyKind, PolicyRef, Reason, ScriptRun, ScriptRunStatus, TakenPolicy};
 use paddock_policy::{
-    Containment, Facts, ObjectKind, OutputGrant, approving, containment, input_demand, is_revoked, output_grant, selects,
+    Containment, Facts, Object, ObjectKind, OutputGrant, approving, containment, input_demand, is_revoked, output_grant, selects,
 };
 use paddock_protocol::{Opener, Transcript};
 
-use super::access::may_read;
+use super::access::{forbidden_to_the_operator, may_read};
 use super::guarded::{Unfit, read_whole};
 use super::job::{Fixed, hash};
 use super::pod::{difference, render_pod};
@@ -290,11 +290,10 @@ pub(crate) async fn source(run: &ScriptRun, context: &Context) -> Result<SourceS
         return Ok(SourceSeen::Refused(Reason::InvalidSpec, "the run names no source".into()));
     };
     let namespace = run.namespace().unwrap_or_default();
-    let forbidden =
-        |who: &str| SourceSeen::Refused(Reason::SourceForbidden, format!("{who} may not read the ConfigMap {}", reference.name));
+    let forbidden = |message| Ok(SourceSeen::Refused(Reason::SourceForbidden, message));
     match requester(run.annotations()) {
         Some(requester) if may_read(&requester, &namespace, ObjectKind::ConfigMap, &reference.name, context).await? => {}
-        _ => return Ok(forbidden("the requester")),
+        _ => return forbidden(format!("the requester may not read the ConfigMap {}", reference.name)),
     }
     let api: Api<Readable<ConfigMap>> = Api::namespaced(context.client.clone(), &namespace);
     let config_map = match within("the source ConfigMap", api.get_opt(&reference.name)).await? {
@@ -307,7 +306,8 @@ pub(crate) async fn source(run: &ScriptRun, context: &Context) -> Result<SourceS
             return Ok(SourceSeen::Refused(Reason::SourceNotFound, format!("there is no ConfigMap {}", reference.name)));
         }
         Err(error) if code(&error) == Some(403) => {
-            return Ok(forbidden("Paddock has no rights in this namespace: bind the ClusterRole paddock-source-reader to it. It"));
+            let object = Object { kind: ObjectKind::ConfigMap, name: reference.name.clone() };
+            return forbidden(forbidden_to_the_operator(&object, &context.settings));
         }
         Err(error) => return Err(Error::read("the source ConfigMap")(error)),
     };
