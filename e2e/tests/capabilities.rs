@@ -33,16 +33,6 @@ async fn config_map(tenant: &Tenant, name: &str, value: &str) {
     api.patch(name, &PatchParams::apply("e2e").force(), &Patch::Apply(&config_map)).await.unwrap();
 }
 
-async fn bind_operator(tenant: &Tenant, role: &str) {
-    let binding = json!({
-        "metadata": { "name": role },
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
-        "subjects": [{ "kind": "ServiceAccount", "name": "paddock-operator", "namespace": harness::OPERATOR_NAMESPACE }],
-    });
-    let api: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
-    api.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
-}
-
 /// Lets somebody read these Secrets, and nothing else.
 async fn let_read(tenant: &Tenant, name: &str, secrets: &[&str]) {
     let role = json!({
@@ -72,7 +62,7 @@ where
         let capabilities = json!({ "secrets": all, "data": all, "subprocess": true, "dynamicCode": true });
         tenant.cluster_policy(json!({ "capabilities": capabilities })).await;
         tenant.policy(json!({})).await;
-        bind_operator(&tenant, "paddock-secret-reader").await;
+        tenant.let_the_operator_read("secrets", "paddock-secret-reader").await;
         tenant.let_the_operator_read_sources().await;
         body(tenant.clone()).await;
         tenant.no_cluster_policy().await;

@@ -429,7 +429,7 @@ impl Deciding<'_> {
     fn capabilities(&mut self, asked: &Capabilities, objects: &Objects) -> CapabilityGrant {
         let mut granted = CapabilityGrant::default();
         for host in &asked.network {
-            // No policy can grant it in this version.
+            // No policy has a field that could grant it.
             let permission = format!("network:{host}");
             let answer = capabilities::refused(&permission, "built-in: network".into());
             self.answer(permission, asked.partial, answer);

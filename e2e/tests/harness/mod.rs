@@ -233,9 +233,14 @@ impl Tenant {
 
     /// Binds `paddock-source-reader` to the operator, and waits until that is in force.
     pub async fn let_the_operator_read_sources(&self) {
+        self.let_the_operator_read("configmaps", "paddock-source-reader").await;
+    }
+
+    /// Binds a ClusterRole that reads a resource to the operator, and waits until that is in force.
+    pub async fn let_the_operator_read(&self, resource: &str, role: &str) {
         let binding: RoleBinding = serde_json::from_value(json!({
-            "metadata": { "name": "paddock" },
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "paddock-source-reader" },
+            "metadata": { "name": role },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role },
             "subjects": [{ "kind": "ServiceAccount", "name": "paddock-operator", "namespace": OPERATOR_NAMESPACE }],
         }))
         .unwrap();
@@ -245,7 +250,7 @@ impl Tenant {
             let attributes = ResourceAttributes {
                 namespace: Some(self.name.clone()),
                 verb: Some("get".into()),
-                resource: Some("configmaps".into()),
+                resource: Some(resource.into()),
                 ..ResourceAttributes::default()
             };
             let user = Some(format!("system:serviceaccount:{OPERATOR_NAMESPACE}:paddock-operator"));
