@@ -15,6 +15,7 @@ use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostPar
 use kube::{Api, Client, ResourceExt as _};
 use nix::sys::signal::{Signal, kill};
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
+use paddock_e2e::cluster::lifecycle::containerd_is_ready;
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -160,7 +161,7 @@ async fn lose_runtime_state(client: &Client, pod: &Pod, reported: Reported) {
     }
     end("containerd").await;
     begin("containerd");
-    eventually("containerd answers", || async { ctr(&["version"]) }).await;
+    eventually("containerd is ready", || async { containerd_is_ready(&layout()) }).await;
     begin("kubelet");
     if reported == Reported::Nothing {
         eventually("the kubelet has started the container a second time", || async {

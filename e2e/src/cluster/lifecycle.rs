@@ -42,7 +42,7 @@ pub fn up(layout: &Layout, say: &dyn Fn(&str)) -> Result<()> {
     start(layout, &programs, "etcd")?;
     start(layout, &programs, "kube-apiserver")?;
     start(layout, &programs, "containerd")?;
-    wait(layout, "containerd", || succeeds(ctr(layout, &programs)?.args(["version"])).then_some(()).context("not yet"))?;
+    wait(layout, "containerd", || containerd_is_ready(layout))?;
     for archive in &archives {
         if images::load(layout, &programs, archive)? {
             say(&format!("loaded {}", archive.file_name().unwrap_or_default().to_string_lossy()));
@@ -149,6 +149,13 @@ fn unmount_below(folders: &[&PathBuf]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether containerd, since it was last started, has said that every plugin is ready. Its socket answers earlier, and a kubelet that asks
+/// the CRI before ("server is not initialized yet") ends.
+pub fn containerd_is_ready(layout: &Layout) -> Result<()> {
+    let log = fs::read_to_string(layout.log("containerd"))?;
+    if log.contains("containerd successfully booted") { Ok(()) } else { bail!("containerd still boots") }
 }
 
 /// containerd's own client.
