@@ -56,6 +56,7 @@ e2e: cluster ## Tests on the local cluster
 	cargo test --quiet --no-fail-fast -p paddock-e2e $(SUITES:%=--test %) -- --test-threads=4
 	@./hack/previous
 	cargo test --quiet -p paddock-e2e $(DISTURBING:%=--test %) -- --test-threads=4
+	cargo test --quiet -p paddock-e2e --test chaos -- --nocapture
 	cargo test --quiet -p paddock-e2e --test rights
 
 .PHONY: e2e-kind

@@ -45,8 +45,11 @@ fn change(values: &[&str]) -> String {
 
 #[test]
 fn each_switch_changes_what_it_says() {
-    let switches: [(&str, &[&str]); 21] = [
+    let digest = format!("sha256:{}", "5e".repeat(32));
+    let digests = ["image", "runner"].map(|image| format!("{image}.digest=\"{digest}\""));
+    let switches: [(&str, &[&str]); 22] = [
         ("image", &[r#"image={"repository":"registry.example/operator","tag":"1","pullPolicy":"Always"}"#]),
+        ("digests", &[&digests[0], &digests[1]]),
         ("pull_secrets", &[r#"imagePullSecrets=[{"name":"registry"}]"#]),
         ("no_crds", &["crds.upgrade=false"]),
         (
@@ -149,6 +152,7 @@ fn values_that_cannot_work_are_refused_by_name() {
         ("logLevel=\"loud\"", "/logLevel"),
         ("startBudgetSeconds=1", "/startBudgetSeconds"),
         ("runner.delivery=\"scp\"", "/runner/delivery"),
+        ("runner.digest=\"latest\"", "/runner/digest"),
         ("baseline.limits.max.memory=\"lots\"", "/baseline/limits/max/memory"),
         ("baseline.limits.max.memroy=\"1Gi\"", "memroy"),
         ("baseline.limits.maxTimeoutSeconds=0", "/baseline/limits/maxTimeoutSeconds"),

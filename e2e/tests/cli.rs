@@ -270,6 +270,25 @@ async fn versions_and_completions_are_there() {
 }
 
 #[tokio::test]
+async fn krew_installs_the_plugin() {
+    tenant("krew", |tenant| async move {
+        let desk = Desk::of(&tenant);
+        let krew = component::build_one(&layout(), "krew").unwrap();
+        let clone = layout().clone;
+        let typed = desk.type_(&format!(
+            "{clone}/hack/krew https://plugin.example/paddock.tar.gz target/debug > paddock.yaml && export KREW_ROOT=$PWD/krew && mkdir krew &&
+             {krew} install --manifest=paddock.yaml --archive={clone}/target/krew/kubectl-paddock.tar.gz && PATH=$PWD/krew/bin:$PATH kubectl paddock version --client && ls krew/store/paddock/*",
+            clone = clone.display(),
+            krew = krew.display(),
+        ));
+        let typed = typed.expect(0);
+        typed.shows(env!("CARGO_PKG_VERSION"));
+        typed.shows("LICENSE");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn who_may_decide_sees_what_waits_and_decides() {
     tenant("cli-approve", |tenant| async move {
         let desk = Desk::of(&tenant);

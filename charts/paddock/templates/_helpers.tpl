@@ -19,7 +19,13 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "paddock.serviceAccoun
 {{- end }}
 
 {{- define "paddock.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ include "paddock.reference" (list .Values.image .) }}
+{{- end }}
+
+{{- /* An image by its digest, or else by its tag: (list {repository, tag, digest} $) */ -}}
+{{- define "paddock.reference" -}}
+{{- $image := index . 0 -}}
+{{ $image.repository }}{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default (index . 1).Chart.AppVersion }}{{ end }}
 {{- end }}
 
 {{- /* Where pods of the operator's image go, and what they are pulled with. */ -}}

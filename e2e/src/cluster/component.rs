@@ -73,8 +73,9 @@ pub const COMPONENTS: [Component; 8] = [
 ];
 
 /// Programs that no cluster needs: [`build_one`] builds them for the tests that do.
-const TOOLS: [Component; 2] = [
+const TOOLS: [Component; 3] = [
     plain("kind", &[("kind", "sigs.k8s.io/kind")]),
+    plain("krew", &[("krew", "sigs.k8s.io/krew/cmd/krew")]),
     Component {
         // Without discovery of targets: it checks rules.
         tags: "remove_all_sd",
