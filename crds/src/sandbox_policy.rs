@@ -147,6 +147,10 @@ pub struct CapabilityRules {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "object_grants_schema")]
     pub data: Option<Vec<ObjectGrant>>,
+    /// PersistentVolumeClaims of the sandbox namespace of a run, read-only. An empty list grants none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "object_grants_schema")]
+    pub volumes: Option<Vec<ObjectGrant>>,
     /// Code that is made at run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dynamic_code: Option<bool>,

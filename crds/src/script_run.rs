@@ -228,6 +228,12 @@ pub struct Capabilities {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "objects_schema")]
     pub data: Vec<String>,
+    /// PersistentVolumeClaims of the sandbox namespace, by name, where an administrator put them: read-only at `/paddock/volumes/NAME`. Whoever creates
+    /// the run must be allowed to read a claim of that name in the namespace of the run; so must the author of a SandboxPolicy that grants it, and the
+    /// author of a ClusterSandboxPolicy the claim itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "objects_schema")]
+    pub volumes: Vec<String>,
     /// To run code that is made at run time. Not kept from a script that does not ask.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dynamic_code: bool,

@@ -4,8 +4,8 @@
 
 mod harness;
 
-use harness::{Script, Tenant, assert_end, assert_refused, eventually, namespace, operators, status, stdout, user};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use harness::{Script, Tenant, assert_end, assert_refused, eventually, layout, namespace, operators, status, stdout, user};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
@@ -59,7 +59,7 @@ where
 {
     namespace(test, json!({}), |tenant| async move {
         let all = json!([{ "selector": {} }]);
-        let capabilities = json!({ "secrets": all, "data": all, "subprocess": true, "dynamicCode": true });
+        let capabilities = json!({ "secrets": all, "data": all, "volumes": all, "subprocess": true, "dynamicCode": true });
         tenant.cluster_policy(json!({ "capabilities": capabilities })).await;
         tenant.policy(json!({})).await;
         tenant.let_the_operator_read("secrets", "paddock-secret-reader").await;
@@ -117,6 +117,101 @@ async fn a_script_reads_what_it_was_granted_and_cannot_change_or_tell_it() {
             if secrets == 0 { Ok(()) } else { Err(secrets) }
         })
         .await;
+    })
+    .await;
+}
+
+/// A volume of this machine, which is the node, with a claim for it in the sandbox namespace.
+struct Corpus {
+    folder: std::path::PathBuf,
+    volume: String,
+    client: Client,
+}
+
+impl Corpus {
+    async fn of(tenant: &Tenant) -> Self {
+        let folder = layout().state.join("volumes").join(&tenant.name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("words.txt"), "a lot of words\n").unwrap();
+        let corpus = Self { folder, volume: tenant.name.clone(), client: tenant.client.clone() };
+        let volume = json!({
+            "metadata": { "name": corpus.volume },
+            "spec": {
+                "capacity": { "storage": "1Mi" }, "accessModes": ["ReadOnlyMany"], "storageClassName": "", "persistentVolumeReclaimPolicy": "Retain",
+                "hostPath": { "path": corpus.folder, "type": "Directory" }, "claimRef": { "namespace": tenant.sandbox(), "name": "corpus" },
+            },
+        });
+        let volumes: Api<PersistentVolume> = Api::all(tenant.client.clone());
+        volumes.create(&PostParams::default(), &serde_json::from_value(volume).unwrap()).await.unwrap();
+        let claim = json!({
+            "metadata": { "name": "corpus", "labels": { "for": "scripts" } },
+            "spec": {
+                "accessModes": ["ReadOnlyMany"], "storageClassName": "", "volumeName": corpus.volume, "resources": { "requests": { "storage": "1Mi" } },
+            },
+        });
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(tenant.client.clone(), &tenant.sandbox());
+        claims.create(&PostParams::default(), &serde_json::from_value(claim).unwrap()).await.unwrap();
+        corpus
+    }
+
+    async fn remove(self) {
+        let volumes: Api<PersistentVolume> = Api::all(self.client);
+        volumes.delete(&self.volume, &DeleteParams::default()).await.unwrap();
+        std::fs::remove_dir_all(self.folder).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_volume_of_the_sandbox_namespace_is_mounted_read_only() {
+    granting("volume", |tenant| async move {
+        // Before there is a sandbox namespace there is nothing in it.
+        let ask = |name: &str| {
+            asking("cd /paddock/volumes && cat */words.txt; echo more >> corpus/words.txt || echo read-only", &json!({ "volumes": [name] }))
+        };
+        let refused = tenant.run(ask("corpus")).await;
+        assert_refused(&refused, &Reason::CapabilityUnusable);
+        assert_eq!(status(&refused).message.unwrap(), "there is no PersistentVolumeClaim corpus");
+        assert_end(&tenant.run(asking("true", &json!({}))).await, &Phase::Succeeded, &Reason::Succeeded);
+        let corpus = Corpus::of(&tenant).await;
+
+        let jane = tenant.bind("volume-jane", "paddock-edit").await;
+        tenant.bind("volume-jane", "paddock-view").await;
+        let refused = run_as(&jane, &tenant, ask("corpus")).await;
+        assert_refused(&refused, &Reason::CapabilityForbidden);
+        assert_eq!(status(&refused).message.unwrap(), "the requester may not read the PersistentVolumeClaim corpus");
+        tenant.bind("volume-jane", "edit").await;
+        let janes: Api<PersistentVolumeClaim> = Api::namespaced(jane.clone(), &tenant.name);
+        eventually("the role is in force", || async { janes.list(&ListParams::default()).await.map(drop) }).await;
+        let run = run_as(&jane, &tenant, ask("corpus")).await;
+        assert_eq!(stdout(&run), "a lot of words\nread-only\n", "{:#?}", status(&run));
+        let rule = format!("ClusterSandboxPolicy/{}: capabilities.volumes[0]", tenant.name);
+        assert!(verdicts(&run).contains(&("volumes:corpus".into(), Verdict::Granted, rule)), "{:?}", verdicts(&run));
+        assert_eq!(std::fs::read_to_string(corpus.folder.join("words.txt")).unwrap(), "a lot of words\n");
+
+        // What tenants write narrows, and they put nothing into the sandbox namespace themselves.
+        let by_label = |label: &str| json!({ "capabilities": { "volumes": [{ "selector": { "matchLabels": { "for": label } } }] } });
+        tenant.policy_with(by_label("people")).await;
+        assert_refused(&tenant.run(ask("corpus")).await, &Reason::CapabilityRefused);
+        tenant.policy_with(by_label("scripts")).await;
+        assert_end(&tenant.run(ask("corpus")).await, &Phase::Succeeded, &Reason::Succeeded);
+
+        // Nor does the operator's account mount one to write.
+        let pod = tenant.pod_of(&tenant.create(ask("corpus")).await).await;
+        let mut pod = serde_json::to_value(pod).unwrap();
+        pod["metadata"] = json!({ "name": "sr-writes" });
+        pod["spec"]["nodeName"] = Value::Null;
+        for volume in
+            pod["spec"]["volumes"].as_array_mut().unwrap().iter_mut().filter(|volume| volume.get("persistentVolumeClaim").is_some())
+        {
+            volume["persistentVolumeClaim"] = json!({ "claimName": "corpus" });
+        }
+        let operator = user("system:serviceaccount:paddock-system:paddock-operator").await;
+        let pods: Api<Pod> = Api::namespaced(operator, &tenant.sandbox());
+        let denied = pods.create(&PostParams { dry_run: true, ..PostParams::default() }, &serde_json::from_value(pod).unwrap()).await;
+        assert!(denied.unwrap_err().to_string().contains("a sandbox mounts volumes read-only"));
+        let sandboxes: Api<PersistentVolumeClaim> = Api::namespaced(jane, &tenant.sandbox());
+        assert!(matches!(sandboxes.get("corpus").await, Err(kube::Error::Api(answer)) if answer.code == 403));
+        corpus.remove().await;
     })
     .await;
 }

@@ -167,7 +167,7 @@ fn render_quota(namespace: &str, wanted: &Wanted) -> Option<ResourceQuota> {
         namespace,
         json!({
             "apiVersion": "v1", "kind": "ResourceQuota",
-            "spec": { "hard": { "pods": wanted.max_pods.to_string(), "services": "0", "persistentvolumeclaims": "0", "secrets": secrets.to_string() } },
+            "spec": { "hard": { "pods": wanted.max_pods.to_string(), "services": "0", "secrets": secrets.to_string() } },
         }),
     )
 }

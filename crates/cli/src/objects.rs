@@ -31,6 +31,8 @@ pub(crate) async fn read(cluster: &Cluster, asked: Option<&Capabilities>) -> Res
                 }
                 found(&object, read.map(|found| found.map(|config_map| config_map.labels().clone())))?
             }
+            // Tenants have no rights in a sandbox namespace: nothing is known of it.
+            ObjectKind::PersistentVolumeClaim => continue,
         };
         objects.insert(object, found);
     }

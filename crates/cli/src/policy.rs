@@ -71,6 +71,9 @@ struct Case {
     /// Labels of the ConfigMaps that there are, by name.
     #[serde(default)]
     data: BTreeMap<String, BTreeMap<String, String>>,
+    /// Labels of the PersistentVolumeClaims that there are in the sandbox namespace, by name.
+    #[serde(default)]
+    volumes: BTreeMap<String, BTreeMap<String, String>>,
     /// Who creates it.
     requester: Option<Requester>,
     /// Name of the namespace.
@@ -117,11 +120,15 @@ fn check(written: &Written, case: &Case, labels: &BTreeMap<String, String>) -> R
     run.metadata.labels = Some(case.labels.clone());
     let namespace = TenantFacts { name: case.namespace.as_deref().unwrap_or("default"), labels };
     let requester = case.requester.clone().unwrap_or_else(nobody);
-    let of = |kind, known: &BTreeMap<String, BTreeMap<String, String>>| {
-        let found = |(name, labels): (&String, &BTreeMap<_, _>)| (Object { kind, name: name.clone() }, Found::Labels(labels.clone()));
-        known.iter().map(found).collect::<Vec<_>>()
-    };
-    let objects = of(ObjectKind::Secret, &case.secrets).into_iter().chain(of(ObjectKind::ConfigMap, &case.data)).collect();
+    let objects = ObjectKind::ALL.into_iter().flat_map(|kind| {
+        let known = match kind {
+            ObjectKind::Secret => &case.secrets,
+            ObjectKind::ConfigMap => &case.data,
+            ObjectKind::PersistentVolumeClaim => &case.volumes,
+        };
+        known.iter().map(move |(name, labels)| (Object { kind, name: name.clone() }, Found::Labels(labels.clone())))
+    });
+    let objects = objects.collect();
     let known =
         Known { namespace, requester: &requester, objects: &(objects, BTreeMap::new()), now: case.now.unwrap_or_else(Timestamp::now) };
     let explanation = explain(written, &run, known)?;

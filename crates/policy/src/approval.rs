@@ -133,6 +133,9 @@ struct CanonicalCapabilities<'a> {
     /// Names alone: what a Secret holds may be changed, and a digest that others may read must not tell of it.
     secrets: Vec<&'a str>,
     subprocess: bool,
+    /// Names alone: what a volume holds is not known here. Absent where there is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    volumes: Vec<&'a str>,
 }
 
 impl<'a> CanonicalCapabilities<'a> {
@@ -142,6 +145,7 @@ impl<'a> CanonicalCapabilities<'a> {
             dynamic_code: grant.dynamic_code,
             secrets: grant.names(ObjectKind::Secret).collect(),
             subprocess: grant.subprocess,
+            volumes: grant.names(ObjectKind::PersistentVolumeClaim).collect(),
         })
     }
 }

@@ -16,17 +16,20 @@ pub enum ObjectKind {
     Secret,
     /// Asked for in `data`.
     ConfigMap,
+    /// Asked for in `volumes`. It is in the sandbox namespace, where an administrator put it.
+    PersistentVolumeClaim,
 }
 
 impl ObjectKind {
     /// All of them, in the order in which runs are given them.
-    pub const ALL: [Self; 2] = [Self::Secret, Self::ConfigMap];
+    pub const ALL: [Self; 3] = [Self::Secret, Self::ConfigMap, Self::PersistentVolumeClaim];
 
     /// The kind as Kubernetes spells it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Secret => "Secret",
             Self::ConfigMap => "ConfigMap",
+            Self::PersistentVolumeClaim => "PersistentVolumeClaim",
         }
     }
 
@@ -35,6 +38,7 @@ impl ObjectKind {
         match self {
             Self::Secret => "secrets",
             Self::ConfigMap => "configmaps",
+            Self::PersistentVolumeClaim => "persistentvolumeclaims",
         }
     }
 
@@ -43,18 +47,30 @@ impl ObjectKind {
         match self {
             Self::Secret => "secrets",
             Self::ConfigMap => "data",
+            Self::PersistentVolumeClaim => "volumes",
         }
     }
 
-    fn of(self, rules: &CapabilityRules) -> Option<&[ObjectGrant]> {
+    /// The names of this kind that a run asks for.
+    fn asked(self, asked: &Capabilities) -> &[String] {
+        match self {
+            Self::Secret => &asked.secrets,
+            Self::ConfigMap => &asked.data,
+            Self::PersistentVolumeClaim => &asked.volumes,
+        }
+    }
+
+    /// What a policy says of this kind.
+    pub(crate) fn of(self, rules: &CapabilityRules) -> Option<&[ObjectGrant]> {
         match self {
             Self::Secret => rules.secrets.as_deref(),
             Self::ConfigMap => rules.data.as_deref(),
+            Self::PersistentVolumeClaim => rules.volumes.as_deref(),
         }
     }
 }
 
-/// An object of the namespace of a run.
+/// An object of the namespace of a run, or of its sandbox namespace: the kind tells.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Object {
     /// Its kind.
@@ -113,7 +129,7 @@ pub type Objects = BTreeMap<Object, Found>;
 /// What a run is given.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CapabilityGrant {
-    /// Secrets and ConfigMaps, in the order of their kinds and names, each once.
+    /// Secrets, ConfigMaps and PersistentVolumeClaims, in the order of their kinds and names, each once.
     pub objects: Vec<Object>,
     /// It may run code that is made at run time.
     pub dynamic_code: bool,
@@ -130,8 +146,8 @@ impl CapabilityGrant {
 
 /// The objects that a run asks for, each once.
 pub fn asked_objects(asked: &Capabilities) -> Vec<Object> {
-    let of = |kind, names: &[String]| names.iter().map(|name| Object { kind, name: name.clone() }).collect::<Vec<_>>();
-    let mut all = [of(ObjectKind::Secret, &asked.secrets), of(ObjectKind::ConfigMap, &asked.data)].concat();
+    let of = |kind: ObjectKind| kind.asked(asked).iter().map(move |name| Object { kind, name: name.clone() });
+    let mut all: Vec<Object> = ObjectKind::ALL.into_iter().flat_map(of).collect();
     all.sort();
     all.dedup();
     all

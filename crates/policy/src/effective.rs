@@ -5,7 +5,7 @@ use std::borrow::Borrow;
 use paddock_crds::{ApprovalDemand, Binding, Effect, ObjectGrant, PolicyKind, PolicyRules, ResourceAmounts};
 
 use crate::bounds::{Ruled, Said, bounds};
-use crate::capabilities::{DYNAMIC_CODE, SUBPROCESS, word};
+use crate::capabilities::{DYNAMIC_CODE, ObjectKind, SUBPROCESS, word};
 use crate::decide::{
     DEFAULT_CPU_MILLI, DEFAULT_GRACE, DEFAULT_MEMORY, DEFAULT_SCRATCH, DEFAULT_TIMEOUT, Field, Policy, in_order, milli, most_priority,
     named, seconds_said, shown,
@@ -120,8 +120,9 @@ fn queue(policies: &[&Policy], lines: &mut Vec<Line>) {
 fn capabilities(policies: &[&Policy], lines: &mut Vec<Line>) {
     for policy in policies {
         let Some(rules) = &policy.rules.capabilities else { continue };
-        for (field, grants) in [("secrets", &rules.secrets), ("data", &rules.data)] {
-            if let Some(grants) = grants {
+        for kind in ObjectKind::ALL {
+            if let Some(grants) = kind.of(rules) {
+                let field = kind.field();
                 let told: Vec<String> = grants.iter().map(object_grant).collect();
                 let told = if told.is_empty() { "none".to_owned() } else { told.join("; ") };
                 lines.push(line(&format!("capabilities.{field}"), told, &named(policy, &format!("capabilities.{field}"))));

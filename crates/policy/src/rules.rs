@@ -132,6 +132,7 @@ mod tests {
             scratch_bytes: 0,
             secrets: vec!["smtp"],
             data: Vec::new(),
+            volumes: Vec::new(),
             dynamic_code: false,
             subprocess: true,
         };

@@ -53,6 +53,8 @@ pub struct RunFacts<'a> {
     pub secrets: Vec<&'a str>,
     /// Names of the ConfigMaps that it is given.
     pub data: Vec<&'a str>,
+    /// PersistentVolumeClaims that it is given.
+    pub volumes: Vec<&'a str>,
     /// It may run code that is made at run time.
     pub dynamic_code: bool,
     /// It may start other programs.
@@ -112,6 +114,7 @@ impl<'a> Subject<'a> {
             scratch_bytes: int(grant.scratch_bytes),
             secrets: grant.capabilities.names(ObjectKind::Secret).collect(),
             data: grant.capabilities.names(ObjectKind::ConfigMap).collect(),
+            volumes: grant.capabilities.names(ObjectKind::PersistentVolumeClaim).collect(),
             dynamic_code: grant.capabilities.dynamic_code,
             subprocess: grant.capabilities.subprocess,
         };
@@ -124,6 +127,7 @@ impl<'a> Subject<'a> {
             ("run.labels", self.run.labels.len()),
             ("run.secrets", self.run.secrets.len()),
             ("run.data", self.run.data.len()),
+            ("run.volumes", self.run.volumes.len()),
             ("tenant.labels", self.tenant.labels.len()),
             ("requester.groups", self.requester.groups.len()),
             ("endUser.groups", self.end_user.as_ref().map_or(0, |user| user.groups.len())),
@@ -163,6 +167,7 @@ pub(crate) fn fields_of(variable: &str) -> Option<&'static [&'static str]> {
             "scratchBytes",
             "secrets",
             "data",
+            "volumes",
             "dynamicCode",
             "subprocess",
         ]),

@@ -38,10 +38,12 @@ pub(crate) async fn may_read(user: &Requester, namespace: &str, kind: ObjectKind
 
 /// What is told where the operator itself may not: it has no right on objects of tenants but where somebody gives it one.
 pub(crate) fn forbidden_to_the_operator(object: &Object, settings: &Settings) -> String {
-    let role = match object.kind {
-        ObjectKind::Secret => "paddock-secret-reader",
-        ObjectKind::ConfigMap => "paddock-source-reader",
+    let (role, place) = match object.kind {
+        ObjectKind::Secret => ("paddock-secret-reader", "this namespace"),
+        ObjectKind::ConfigMap => ("paddock-source-reader", "this namespace"),
+        // Paddock binds it itself, before the first pod.
+        ObjectKind::PersistentVolumeClaim => (settings.sandbox_cluster_role.as_str(), "the sandbox namespace"),
     };
     let account = format!("{}/{}", settings.operator_namespace, settings.operator_service_account);
-    format!("Paddock may not read the {object}: bind the ClusterRole {role} in this namespace to the ServiceAccount {account}")
+    format!("Paddock may not read the {object}: bind the ClusterRole {role} in {place} to the ServiceAccount {account}")
 }

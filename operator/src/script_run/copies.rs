@@ -39,6 +39,8 @@ pub(crate) async fn ensure(valid: &ValidRun, pod_uid: &str, context: &Context) -
                 let binary_data = Some(text.chain(content.bytes.clone()).collect());
                 create(valid, ConfigMap { metadata, binary_data, immutable: Some(true), ..ConfigMap::default() }, context).await?
             }
+            // The pod mounts it itself.
+            ObjectKind::PersistentVolumeClaim => continue,
         };
         match stored {
             Ok(content) if object.kind == ObjectKind::Secret => values.extend(named_values(&object.name, &content)),

@@ -1,13 +1,15 @@
-//! What a run is given beside its script and input: Secrets and ConfigMaps of its namespace. Whatever it may not have is not read for it.
+//! What a run is given beside its script and input: Secrets and ConfigMaps of its namespace, and volumes of its sandbox namespace. Whatever it
+//! may not have is not read for it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use kube::core::NamespaceResourceScope;
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt as _};
-use paddock_crds::{Requester, ScriptRun};
+use paddock_crds::{PolicyKind, Requester, ScriptRun};
 use paddock_policy::{Found, Object, ObjectKind, Objects, Policy, asked_objects, granting, is_granted, might_be_granted};
 use serde::de::DeserializeOwned;
 
@@ -15,6 +17,7 @@ use super::access::{forbidden_to_the_operator, may_read};
 use super::validate::{PoliciesSeen, requester};
 use crate::context::Context;
 use crate::error::{Error, code, within};
+use crate::names::sandbox_namespace;
 use crate::readable::Readable;
 
 /// All ConfigMaps of a run together, in bytes of keys and values.
@@ -22,6 +25,8 @@ const MAX_DATA: usize = 1 << 20;
 /// All Secrets of a run together, in bytes and in keys: what a script puts out is searched for each of their values, in a dozen forms.
 const MAX_SECRETS: usize = 16 << 10;
 const MAX_KEYS: usize = 64;
+
+const WHAT: &str = "what a run asks for";
 
 /// What an object holds. It is never printed.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -102,6 +107,7 @@ impl Sum {
                 self.secrets += content.size();
                 self.keys += content.bytes.len();
             }
+            ObjectKind::PersistentVolumeClaim => {}
         }
     }
 
@@ -135,11 +141,13 @@ async fn read(
     let fetched = match object.kind {
         ObjectKind::Secret => fetch::<Secret>(namespace, &object.name, context).await?,
         ObjectKind::ConfigMap => fetch::<ConfigMap>(namespace, &object.name, context).await?,
+        ObjectKind::PersistentVolumeClaim => fetch_claim(namespace, &object.name, context).await?,
     };
     let (labels, content) = match fetched {
         Fetched::Read(labels, content) => (labels, content),
         Fetched::Absent => return Ok((Found::absent(object), None)),
         Fetched::Unreadable(why) => return Ok((Found::unusable(format!("the {object} cannot be read: {why}")), None)),
+        Fetched::Unfit(why) => return Ok((Found::unusable(format!("the {object} cannot be mounted: {why}")), None)),
         Fetched::Forbidden => return Ok((Found::forbidden("Paddock", forbidden_to_the_operator(object, &context.settings)), None)),
     };
     // Whoever would not get it by its labels is not sent to ask for rights.
@@ -158,11 +166,16 @@ async fn read(
     })
 }
 
-/// Nobody passes on by a policy what they do not have.
+/// Nobody passes on by a policy what they do not have. Tenants have no rights in a sandbox namespace: of what is there, the author of a
+/// SandboxPolicy, which can only narrow, is asked for the right to one of that name in the namespace of the run.
 async fn forbidden_to_the_author(policy: &Policy, object: &Object, namespace: &str, context: &Context) -> Result<Option<Found>, Error> {
     let name = format!("{} {}", policy.taken.kind.as_str(), policy.taken.name);
+    let namespace = match (object.kind, policy.taken.kind) {
+        (ObjectKind::PersistentVolumeClaim, PolicyKind::ClusterSandboxPolicy) => sandbox_namespace(namespace),
+        _ => namespace.to_owned(),
+    };
     let message = match &policy.author {
-        Some(author) if may_read(author, namespace, object.kind, &object.name, context).await? => return Ok(None),
+        Some(author) if may_read(author, &namespace, object.kind, &object.name, context).await? => return Ok(None),
         Some(author) => format!("{}, who wrote {name}, may not read the {object}", author.username),
         None => format!("nobody is known as the author of {name}, who must be allowed to read the {object}; whoever writes to it next is"),
     };
@@ -174,13 +187,13 @@ enum Fetched {
     Absent,
     Forbidden,
     Unreadable(String),
+    Unfit(&'static str),
 }
 
 async fn fetch<K>(namespace: &str, name: &str, context: &Context) -> Result<Fetched, Error>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + DeserializeOwned + Clone + fmt::Debug + Into<Content>,
 {
-    const WHAT: &str = "what a run asks for";
     let api: Api<Readable<K>> = Api::namespaced(context.client.clone(), namespace);
     Ok(match within(WHAT, api.get_opt(name)).await? {
         Ok(Some(Readable(Ok(object)))) => Fetched::Read(object.labels().clone(), object.into()),
@@ -191,8 +204,36 @@ where
     })
 }
 
+/// A volume is mounted as it is: nothing of it is read here.
+async fn fetch_claim(namespace: &str, name: &str, context: &Context) -> Result<Fetched, Error> {
+    let sandbox = sandbox_namespace(namespace);
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &sandbox);
+    Ok(match within(WHAT, api.get_opt(name)).await? {
+        Ok(Some(claim)) => unfit(&claim).map_or_else(|| Fetched::Read(claim.labels().clone(), Content::default()), Fetched::Unfit),
+        Ok(None) => Fetched::Absent,
+        // The operator's right comes with the sandbox namespace.
+        Err(error) if code(&error) == Some(403) && context.caches.namespaces.get(&ObjectRef::new(&sandbox)).is_none() => Fetched::Absent,
+        Err(error) if code(&error) == Some(403) => Fetched::Forbidden,
+        Err(error) => return Err(Error::read(WHAT)(error)),
+    })
+}
+
+/// Why no pod can mount a claim as files.
+fn unfit(claim: &PersistentVolumeClaim) -> Option<&'static str> {
+    let mode = claim.spec.as_ref().and_then(|spec| spec.volume_mode.as_deref());
+    let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+    match (claim.metadata.deletion_timestamp.is_some(), mode, phase) {
+        (true, ..) => Some("it is being deleted"),
+        (_, Some("Block"), _) => Some("it is a block device"),
+        (.., Some("Lost")) => Some("its volume is lost"),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -214,6 +255,16 @@ mod tests {
         assert!(after(ObjectKind::ConfigMap, &[with(8, MAX_DATA), with(1, 3)]).unwrap_err().contains("1048576 bytes"));
         assert_eq!(after(ObjectKind::Secret, &[with(64, 640)]), Ok(()));
         assert!(after(ObjectKind::Secret, &[with(65, 650)]).is_err());
+    }
+
+    #[rstest::rstest]
+    #[case::bound(json!({ "spec": { "volumeMode": "Filesystem" }, "status": { "phase": "Bound" } }), None)]
+    #[case::bound_by_its_first_pod(json!({ "status": { "phase": "Pending" } }), None)]
+    #[case::block(json!({ "spec": { "volumeMode": "Block" } }), Some("it is a block device"))]
+    #[case::lost(json!({ "status": { "phase": "Lost" } }), Some("its volume is lost"))]
+    #[case::going(json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" }, "status": { "phase": "Bound" } }), Some("it is being deleted"))]
+    fn a_claim_that_no_pod_can_mount_is_told_before(#[case] claim: serde_json::Value, #[case] why: Option<&str>) {
+        assert_eq!(unfit(&serde_json::from_value(claim).unwrap()), why);
     }
 
     #[test]

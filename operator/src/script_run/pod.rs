@@ -154,6 +154,9 @@ fn given(run: &ValidRun) -> impl Iterator<Item = (Value, Value)> {
         let source = match object.kind {
             ObjectKind::Secret => json!({ "name": volume, "secret": { "secretName": copy, "optional": false, "defaultMode": 288 } }),
             ObjectKind::ConfigMap => json!({ "name": volume, "configMap": { "name": copy, "optional": false, "defaultMode": 292 } }),
+            ObjectKind::PersistentVolumeClaim => {
+                json!({ "name": volume, "persistentVolumeClaim": { "claimName": object.name, "readOnly": true } })
+            }
         };
         let path = format!("{GIVEN}/{}/{}", object.kind.field(), object.name);
         (source, json!({ "name": volume, "mountPath": path, "readOnly": true }))

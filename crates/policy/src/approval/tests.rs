@@ -198,6 +198,9 @@ fn a_digest_is_made_as_documented() {
     let prices = data_hash(&[("eur.csv".to_owned(), "a,1\n".to_owned())].into(), &BTreeMap::new());
     let data = [("prices".to_owned(), prices), ("rates".to_owned(), rates)].into();
     assert_eq!(digests(&run(&[]), &given, Hashes { data: &data, ..plain }).input, vectors[3]["digest"]);
+    let mut mounted = grant();
+    mounted.capabilities.objects = vec![object(ObjectKind::PersistentVolumeClaim, "corpus")];
+    assert_eq!(digests(&run(&[]), &mounted, plain).input, vectors[4]["digest"]);
     for (name, content) in [("prices", "{\"data\":{\"eur.csv\":\"a,1\\n\"}}"), ("rates", "{\"binaryData\":{\"a\":\"AP8=\"}}")] {
         assert_eq!(data[name], sha256(content.as_bytes()));
     }
@@ -207,7 +210,7 @@ fn a_digest_is_made_as_documented() {
 #[test]
 fn whatever_could_matter_changes_the_digest() {
     type Change = fn(&mut Grant);
-    let changes: [Change; 12] = [
+    let changes: [Change; 13] = [
         |grant| grant.runtime.image.push('b'),
         |grant| grant.runtime.command.push("-u".into()),
         |grant| grant.runtime.extension = Some("ts".into()),
@@ -220,6 +223,7 @@ fn whatever_could_matter_changes_the_digest() {
         |grant| grant.capabilities.dynamic_code = true,
         |grant| grant.capabilities.objects.push(Object { kind: ObjectKind::Secret, name: "a".into() }),
         |grant| grant.capabilities.objects.push(Object { kind: ObjectKind::ConfigMap, name: "a".into() }),
+        |grant| grant.capabilities.objects.push(Object { kind: ObjectKind::PersistentVolumeClaim, name: "a".into() }),
     ];
     let of = |grant: &Grant, args: &[&str], script: &str, input| {
         digests(&run(args), grant, Hashes { script, input, schema: None, data: &BTreeMap::new() }).input

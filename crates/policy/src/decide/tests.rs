@@ -122,6 +122,7 @@ fn every_capability_is_answered_by_name() {
         network: vec!["a.example".into()],
         secrets: vec!["s".into()],
         data: vec!["d".into()],
+        volumes: vec!["v".into()],
         dynamic_code: true,
         subprocess: true,
         partial: false,
@@ -134,7 +135,7 @@ fn every_capability_is_answered_by_name() {
         .filter(|decision| decision.verdict == Verdict::Refused)
         .map(|decision| decision.permission.as_str())
         .collect();
-    assert_eq!(refused, ["network:a.example", "secrets:s", "data:d", "dynamicCode", "subprocess"]);
+    assert_eq!(refused, ["network:a.example", "secrets:s", "data:d", "volumes:v", "dynamicCode", "subprocess"]);
 }
 
 #[test]

@@ -29,6 +29,7 @@ fn with_groups<T>(groups: &[String], then: impl FnOnce(Subject<'_>) -> T) -> T {
             scratch_bytes: 16 << 20,
             secrets: vec!["smtp"],
             data: Vec::new(),
+            volumes: vec!["corpus"],
             dynamic_code: false,
             subprocess: true,
         },
@@ -61,6 +62,7 @@ fn holds(source: &str) -> Result<bool, String> {
 #[case::weekday("now.getDayOfWeek('Europe/Berlin') in [1, 2, 3, 4, 5]", true)]
 #[case::until("now < timestamp('2026-12-24T00:00:00Z')", true)]
 #[case::secret("'smtp' in run.secrets && run.secrets.all(name, name.startsWith('s'))", true)]
+#[case::volumes("run.volumes == ['corpus']", true)]
 #[case::words("run.subprocess && !run.dynamicCode && size(run.data) == 0", true)]
 #[case::sum("('team-' + run.labels.team) in requester.groups", true)]
 #[case::sums("run.name + '-' + run.runtime == 'run-python'", true)]

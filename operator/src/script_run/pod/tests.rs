@@ -8,7 +8,9 @@ fn rendered() -> Vec<Pod> {
     let by_volume = |by_volume| Settings { runner_by_image_volume: by_volume, ..settings() };
     let mut given = valid(&run);
     given.grant.capabilities.objects =
-        [(ObjectKind::Secret, "smtp"), (ObjectKind::ConfigMap, "prices")].map(|(kind, name)| Object { kind, name: name.into() }).into();
+        [(ObjectKind::Secret, "smtp"), (ObjectKind::ConfigMap, "prices"), (ObjectKind::PersistentVolumeClaim, "corpus")]
+            .map(|(kind, name)| Object { kind, name: name.into() })
+            .into();
     vec![render_pod(&valid(&run), &by_volume(true)), render_pod(&valid(&run), &by_volume(false)), render_pod(&given, &by_volume(true))]
 }
 
@@ -57,6 +59,7 @@ fn every_pod_is_confined() {
             // Copies that the operator made, of what the run was granted.
             assert_eq!(volume.secret.is_some(), volume.name == "given-0");
             assert!(volume.secret.is_none_or(|secret| secret.secret_name.unwrap() == "sr-uid-1-0"));
+            assert!(volume.persistent_volume_claim.is_none_or(|claim| claim.claim_name == "corpus" && claim.read_only == Some(true)));
             if volume.name == "workspace" {
                 let scratch = volume.empty_dir.unwrap();
                 assert_eq!(scratch.medium.as_deref(), Some("Memory"));
