@@ -4,10 +4,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::list_atomic;
+use crate::schema::{list_atomic, list_of_strings};
 
 list_atomic!(demanded_schema, ApprovalDemanded, 64);
 list_atomic!(given_schema, ApprovalGiven, 16);
+list_of_strings!(excluded_schema, 32, 1024);
 
 /// What has to be approved, and who did.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
@@ -27,6 +28,10 @@ pub struct ApprovalStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "demanded_schema")]
     pub demanded: Vec<ApprovalDemanded>,
+    /// Whose approvals do not count: the requester, the end user, and whoever was the author of a policy of the run since it waits. The first 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "excluded_schema")]
+    pub excluded: Vec<String>,
 }
 
 /// A demand of a policy, and what answers it.

@@ -12,7 +12,10 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
-use paddock_crds::{ApprovalDecision, ApprovalStatus, ConditionType, Phase, Reason, ScriptApproval, ScriptApprovalSpec, ScriptRun};
+use paddock_crds::{
+    ApprovalDecision, ApprovalStatus, ConditionType, Phase, Reason, SandboxPolicy, ScriptApproval, ScriptApprovalSpec, ScriptRun,
+    ScriptRunStatus,
+};
 use serde_json::{Value, json};
 
 fn limited(text: &str) -> Script {
@@ -232,6 +235,41 @@ async fn whatever_changes_while_a_run_waits_voids_what_was_approved() {
         apply("echo harmful").await;
         approve(&anna, &tenant, &needed.digest).await;
         assert_refused(&tenant.finished(&run).await, &Reason::SourceChanged);
+    })
+    .await;
+}
+
+/// Somebody who widens a policy, lets a colleague touch it, and approves what it now allows.
+#[tokio::test]
+async fn who_wrote_a_policy_while_a_run_waited_does_not_approve_it() {
+    tenant("approve-since", |tenant| async move {
+        demand(&tenant, json!({})).await;
+        let anna = approver(&tenant, "since-anna", &[]).await;
+        let bert = approver(&tenant, "since-bert", &[]).await;
+        tenant.role("since-anna", "sandboxpolicies", &["get", "patch"]).await;
+        let run = tenant.create(limited("echo approved")).await;
+        let needed = awaiting(&tenant, &run).await;
+        let annas: Api<SandboxPolicy> = Api::namespaced(anna.clone(), &tenant.name);
+        let most = |count: u32| Patch::Merge(json!({ "spec": { "limits": { "maxQueued": count } } }));
+        eventually("she may", || async { annas.patch("limited", &PatchParams::default(), &most(7)).await }).await;
+        let names = |status: &ScriptRunStatus| status.approval.clone().unwrap_or_default().excluded;
+        tenant.until(&run, "she is an author", |status| names(status).contains(&"since-anna".to_owned())).await;
+        let admins: Api<SandboxPolicy> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        let last = admins.patch("limited", &PatchParams::default(), &most(8)).await.unwrap();
+        assert_ne!(last.annotations()["paddock.dev/author"], "since-anna");
+        let seen = tenant
+            .until(&run, "somebody else is", |status| {
+                status.policies.iter().any(|policy| Some(policy.generation) == last.metadata.generation)
+            })
+            .await;
+        assert!(names(&status(&seen)).contains(&"since-anna".to_owned()), "{:?}", status(&seen).approval);
+
+        approve(&anna, &tenant, &needed.digest).await;
+        approve(&bert, &tenant, &needed.digest).await;
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        let by: Vec<String> = status(&run).approval.unwrap().demanded[0].given.iter().map(|given| given.approver.clone()).collect();
+        assert_eq!(by, ["since-bert"]);
     })
     .await;
 }

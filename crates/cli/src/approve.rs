@@ -220,6 +220,7 @@ mod tests {
             schema_digest: Some("schema".into()),
             expires_at: None,
             demanded: vec![demanded("schema", 2, 1), demanded("input", 1, 1)],
+            excluded: Vec::new(),
         }
     }
 

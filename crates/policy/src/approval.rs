@@ -21,6 +21,9 @@ const DEFAULT_VALID_SECONDS: i64 = 86_400;
 const DEFAULT_WAIT_SECONDS: i64 = 3600;
 /// Approvers of one demand that the status shows.
 const SHOWN_GIVEN: usize = 16;
+/// As many as the status has room for, of names that it has room for.
+const SHOWN_EXCLUDED: usize = 32;
+const LONGEST_EXCLUDED: usize = 1024;
 /// What the name of every ServiceAccount begins with.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
@@ -244,7 +247,7 @@ pub struct ToApprove {
     pub digests: Digests,
     /// UID of the run.
     pub run_uid: String,
-    /// Who approves nothing here: requester, end user, and the authors of the policies.
+    /// Who approves nothing here: requester, end user, and the authors of the policies since the run waits.
     pub excluded: BTreeSet<String>,
 }
 
@@ -285,7 +288,9 @@ pub fn approving<'a>(to_approve: Option<&ToApprove>, approvals: impl IntoIterato
     let demanded: Vec<ApprovalDemanded> =
         to_approve.demanded.iter().map(|demanded| answered(demanded, to_approve, &of_the_run, now)).collect();
     let is_enough = demanded.iter().all(ApprovalDemanded::is_answered);
-    let status = ApprovalStatus { digest: input.clone(), schema_digest: schema.clone(), expires_at: None, demanded };
+    let excluded =
+        to_approve.excluded.iter().filter(|name| name.chars().count() <= LONGEST_EXCLUDED).take(SHOWN_EXCLUDED).cloned().collect();
+    let status = ApprovalStatus { digest: input.clone(), schema_digest: schema.clone(), expires_at: None, demanded, excluded };
     if let Some(denial) = of_the_run.iter().find(|approval| approval.decision == ApprovalDecision::Deny) {
         return Approving::Denied { status, by: denial.approver.username.clone() };
     }

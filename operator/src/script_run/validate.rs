@@ -219,11 +219,12 @@ fn data_hashes(given: &[(Object, Content)]) -> BTreeMap<String, String> {
     of_data.map(|(object, content)| (object.name.clone(), data_hash(&content.text, &content.bytes))).collect()
 }
 
-/// Who approves nothing of a run: who asked for it, for whom it is, and who wrote a policy by which it is decided.
+/// Who approves nothing of a run: who asked for it, for whom it is, and who wrote a policy by which it is decided, or was while it waited.
 fn excluded(run: &ScriptRun, requester: &Requester, policies: &[TakenPolicy]) -> BTreeSet<String> {
     let authors = policies.iter().filter_map(|policy| policy.author.clone());
     let end_user = run.spec.end_user.as_ref().map(|user| user.username.clone());
-    authors.chain(end_user).chain([requester.username.clone()]).collect()
+    let earlier = run.status.as_ref().and_then(|status| status.approval.as_ref()).map(|approval| approval.excluded.clone());
+    authors.chain(end_user).chain([requester.username.clone()]).chain(earlier.into_iter().flatten()).collect()
 }
 
 /// A policy that goes would widen what the others allow, and nobody may have meant that.
