@@ -1,0 +1,187 @@
+//! What an address is, by the registries of IANA for special-purpose addresses (RFC 6890).
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+/// What an address is. Only [`Class::Global`] is dialled without being allowed by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// A global unicast address.
+    Global,
+    /// `0.0.0.0/8`, `::`: this host.
+    Unspecified,
+    /// `127.0.0.0/8`, `::1`.
+    Loopback,
+    /// RFC 1918, `fc00::/7`, `fec0::/10`.
+    Private,
+    /// `100.64.0.0/10`, behind the NAT of a carrier; some clouds have their services there.
+    Shared,
+    /// `169.254.0.0/16`, `fe80::/10`: here are the metadata services of clouds.
+    LinkLocal,
+    /// Multicast and broadcast.
+    Multicast,
+    /// An IPv4 address within an IPv6 address: mapped, compatible, NAT64, 6to4, Teredo.
+    Embedded,
+    /// For documentation, benchmarks, protocols, or the future.
+    Reserved,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Global => "a global address",
+            Self::Unspecified => "an unspecified address",
+            Self::Loopback => "a loopback address",
+            Self::Private => "a private address",
+            Self::Shared => "a shared address",
+            Self::LinkLocal => "a link-local address",
+            Self::Multicast => "a multicast address",
+            Self::Embedded => "an address within an address",
+            Self::Reserved => "a reserved address",
+        })
+    }
+}
+
+/// The class of an address.
+pub fn class(address: IpAddr) -> Class {
+    match address {
+        IpAddr::V4(address) => class_v4(address),
+        IpAddr::V6(address) => class_v6(address),
+    }
+}
+
+fn class_v4(address: Ipv4Addr) -> Class {
+    match address.octets() {
+        [0, ..] => Class::Unspecified,
+        [127, ..] => Class::Loopback,
+        [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => Class::Private,
+        [100, 64..=127, ..] => Class::Shared,
+        [169, 254, ..] => Class::LinkLocal,
+        [224..=239, ..] | [255, 255, 255, 255] => Class::Multicast,
+        // Protocol assignments, documentation (three nets), the relays of 6to4, benchmarks, the future.
+        [192, 0, 0 | 2, _] | [198, 51, 100, _] | [203, 0, 113, _] | [192, 88, 99, _] | [198, 18 | 19, ..] | [240..=255, ..] => {
+            Class::Reserved
+        }
+        _ => Class::Global,
+    }
+}
+
+fn class_v6(address: Ipv6Addr) -> Class {
+    match address.segments() {
+        [0, 0, 0, 0, 0, 0, 0, 0] => Class::Unspecified,
+        [0, 0, 0, 0, 0, 0, 0, 1] => Class::Loopback,
+        // Compatible and mapped; NAT64, by RFC 6052 and RFC 8215; Teredo; 6to4.
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, ..] | [0x2001, 0, ..] | [0x2002, ..] => {
+            Class::Embedded
+        }
+        [0xfc00..=0xfdff | 0xfec0..=0xfeff, ..] => Class::Private,
+        [0xfe80..=0xfebf, ..] => Class::LinkLocal,
+        [0xff00..=0xffff, ..] => Class::Multicast,
+        // Protocol assignments (ORCHID and benchmarks among them) and documentation lie within what is global otherwise.
+        [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Class::Reserved,
+        [0x2000..=0x3fff, ..] => Class::Global,
+        _ => Class::Reserved,
+    }
+}
+
+/// Which addresses are dialled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Allowed by name, whatever they are.
+    pub allowed: Vec<IpNet>,
+    /// Never dialled but where allowed by name: the cluster's pods, Services and nodes, which may have global addresses.
+    pub denied: Vec<IpNet>,
+}
+
+impl Addresses {
+    /// `Err` with what is wrong with it.
+    pub fn check(&self, address: IpAddr) -> Result<(), String> {
+        if self.allowed.iter().any(|net| net.contains(&address)) {
+            return Ok(());
+        }
+        if let Some(net) = self.denied.iter().find(|net| net.contains(&address)) {
+            return Err(format!("{address} is of the cluster ({net})"));
+        }
+        match class(address) {
+            Class::Global => Ok(()),
+            other => Err(format!("{address} is {other}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::dns("8.8.8.8", Class::Global)]
+    #[case::next_to_private("11.0.0.0", Class::Global)]
+    #[case::next_to_private_172("172.32.0.0", Class::Global)]
+    #[case::next_to_private_192("192.169.0.0", Class::Global)]
+    #[case::next_to_shared("100.128.0.0", Class::Global)]
+    #[case::six("2606:4700::1111", Class::Global)]
+    #[case::last_global("3ffe:ffff::1", Class::Global)]
+    #[case::zero("0.0.0.0", Class::Unspecified)]
+    #[case::this_net("0.1.2.3", Class::Unspecified)]
+    #[case::any("::", Class::Unspecified)]
+    #[case::loopback("127.255.255.254", Class::Loopback)]
+    #[case::loopback_six("::1", Class::Loopback)]
+    #[case::ten("10.255.255.255", Class::Private)]
+    #[case::hundred_seventy_two("172.31.255.255", Class::Private)]
+    #[case::hundred_ninety_two("192.168.0.1", Class::Private)]
+    #[case::unique_local("fd00::1", Class::Private)]
+    #[case::unique_local_first("fc00::1", Class::Private)]
+    #[case::site_local("fec0::1", Class::Private)]
+    #[case::carrier("100.100.100.200", Class::Shared)]
+    #[case::metadata("169.254.169.254", Class::LinkLocal)]
+    #[case::metadata_six("fd00:ec2::254", Class::Private)]
+    #[case::link_local("fe80::1", Class::LinkLocal)]
+    #[case::multicast("224.0.0.1", Class::Multicast)]
+    #[case::broadcast("255.255.255.255", Class::Multicast)]
+    #[case::multicast_six("ff02::1", Class::Multicast)]
+    #[case::mapped("::ffff:169.254.169.254", Class::Embedded)]
+    #[case::mapped_global("::ffff:8.8.8.8", Class::Embedded)]
+    #[case::compatible("::127.0.0.1", Class::Embedded)]
+    #[case::translated("::ffff:0:127.0.0.1", Class::Embedded)]
+    #[case::nat64("64:ff9b::7f00:1", Class::Embedded)]
+    #[case::local_nat64("64:ff9b:1::a00:1", Class::Embedded)]
+    #[case::six_to_four("2002:7f00:1::", Class::Embedded)]
+    #[case::teredo("2001::1", Class::Embedded)]
+    #[case::protocol_assignments("192.0.0.170", Class::Reserved)]
+    #[case::documentation_one("192.0.2.1", Class::Reserved)]
+    #[case::documentation_two("198.51.100.1", Class::Reserved)]
+    #[case::documentation_three("203.0.113.1", Class::Reserved)]
+    #[case::relay("192.88.99.1", Class::Reserved)]
+    #[case::benchmark("198.19.255.255", Class::Reserved)]
+    #[case::future("240.0.0.1", Class::Reserved)]
+    #[case::benchmark_six("2001:2::1", Class::Reserved)]
+    #[case::orchid("2001:20::1", Class::Reserved)]
+    #[case::documentation_six("2001:db8::1", Class::Reserved)]
+    #[case::documentation_six_two("3fff::1", Class::Reserved)]
+    #[case::discard("100::1", Class::Reserved)]
+    #[case::segment_routing("5f00::1", Class::Reserved)]
+    #[case::unassigned("4000::1", Class::Reserved)]
+    fn every_address_has_its_class(#[case] address: &str, #[case] expected: Class) {
+        assert_eq!(class(address.parse().unwrap()), expected);
+    }
+
+    #[test]
+    fn what_is_not_global_must_be_allowed_by_name_and_so_must_what_is_of_the_cluster() {
+        let addresses = Addresses {
+            allowed: vec!["10.1.0.0/16".parse().unwrap()],
+            denied: vec!["10.0.0.0/8".parse().unwrap(), "34.0.0.0/8".parse().unwrap()],
+        };
+        let check = |address: &str| addresses.check(address.parse().unwrap());
+        assert_eq!(check("10.1.2.3"), Ok(()));
+        assert_eq!(check("10.2.2.3"), Err("10.2.2.3 is of the cluster (10.0.0.0/8)".into()));
+        assert_eq!(check("34.1.1.1"), Err("34.1.1.1 is of the cluster (34.0.0.0/8)".into()));
+        assert_eq!(check("169.254.169.254"), Err("169.254.169.254 is a link-local address".into()));
+        assert_eq!(check("8.8.8.8"), Ok(()));
+        // An address that hides another is not allowed by what allows the other.
+        assert!(check("::ffff:10.1.2.3").is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! The gateway through which sandboxes reach what they were granted.
+
+pub mod hello;
