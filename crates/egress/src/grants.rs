@@ -1,0 +1,251 @@
+//! What runs may reach, as the operator tells it: soft state. What is not known, not bound to the pod that asks, stale, or being told anew is
+//! refused.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use paddock_destination::{Addresses, Authority, Host, HostPattern};
+
+/// SHA-256 of a run's token. The token itself is nowhere but in the runner and, for a moment, in a request.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenHash(pub [u8; 32]);
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("TokenHash(..)")
+    }
+}
+
+/// What goes through a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TLS whose ClientHello names the host of the rule.
+    Tls,
+    /// Anything, to addresses of a net.
+    Tcp,
+}
+
+/// One thing that a run was granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// What granted it, as in `status.decisions`.
+    pub name: String,
+    /// Where to.
+    pub to: Reach,
+    /// At these ports.
+    pub ports: Vec<u16>,
+}
+
+/// Where a rule leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Names, over TLS.
+    Hosts(HostPattern),
+    /// Addresses, over whatever the script speaks.
+    Net(IpNet),
+}
+
+/// What one run was granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// UID of the run.
+    pub run: String,
+    /// SHA-256 of its token.
+    pub token: TokenHash,
+    /// The addresses of its pod. Nobody else may use the token.
+    pub pod: Vec<IpAddr>,
+    /// What it may reach.
+    pub rules: Vec<Rule>,
+    /// What it may not, whatever the rules say, with what denies it.
+    pub denied: Vec<(HostPattern, String)>,
+    /// Addresses that a name may lead to.
+    pub addresses: Addresses,
+    /// From then on it is as if it were not there.
+    pub expires: Instant,
+}
+
+/// What the operator says, in this order after each connection: `Begin`, all grants, `End`; then whatever changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// All grants follow.
+    Begin,
+    /// A run's grant, new or changed.
+    Put(Box<Grant>),
+    /// The run of this UID is granted nothing any more.
+    Remove(String),
+    /// These were all.
+    End,
+    /// Nothing has changed.
+    Beat,
+}
+
+/// Why a request is not even compared with rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoGrant {
+    /// The operator has not told all grants, or is telling them anew.
+    #[error("the gateway does not know yet what is granted")]
+    NotReady,
+    /// The operator has not been heard for [`STALE_AFTER`].
+    #[error("the gateway has not heard for too long what is granted")]
+    Stale,
+    /// No run has this token, or it has ended.
+    #[error("no run that lives has this token")]
+    Unknown,
+    /// Another pod asks.
+    #[error("the token is that of another pod")]
+    OtherPod,
+}
+
+/// Without a word for so long, what was said before does not count: the operator says something every second.
+pub const STALE_AFTER: Duration = Duration::from_secs(5);
+
+/// All grants.
+#[derive(Debug, Default)]
+pub struct Grants {
+    by_run: HashMap<String, Grant>,
+    by_token: HashMap<TokenHash, String>,
+    told: Told,
+    heard: Option<Instant>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Told {
+    #[default]
+    Nothing,
+    /// Runs that were told since `Begin`.
+    Some(HashSet<String>),
+    All,
+}
+
+impl Grants {
+    /// Takes in what the operator says. Returns the runs whose tunnels must be cut: what they were granted is not what it was.
+    pub fn hear(&mut self, message: Message, now: Instant) -> Vec<String> {
+        self.heard = Some(now);
+        match message {
+            Message::Begin => {
+                self.told = Told::Some(HashSet::new());
+                Vec::new()
+            }
+            Message::Put(grant) => self.put(*grant),
+            Message::Remove(run) => self.remove(&run).into_iter().collect(),
+            Message::End => self.forget_the_untold(),
+            Message::Beat => Vec::new(),
+        }
+    }
+
+    /// The connection to the operator has ended. Tunnels go on until what is granted is known to have changed, or nobody says so for too long.
+    pub fn disconnected(&mut self) {
+        self.told = Told::Nothing;
+    }
+
+    fn put(&mut self, grant: Grant) -> Vec<String> {
+        if let Told::Some(runs) = &mut self.told {
+            runs.insert(grant.run.clone());
+        }
+        let before = self.by_run.get(&grant.run);
+        // A grant that lives longer is the same to a tunnel.
+        let is_same = before.is_some_and(|before| Grant { expires: grant.expires, ..before.clone() } == grant);
+        let cut = (before.is_some() && !is_same).then(|| grant.run.clone());
+        self.remove(&grant.run);
+        self.by_token.insert(grant.token, grant.run.clone());
+        self.by_run.insert(grant.run.clone(), grant);
+        cut.into_iter().collect()
+    }
+
+    fn remove(&mut self, run: &str) -> Option<String> {
+        let grant = self.by_run.remove(run)?;
+        if self.by_token.get(&grant.token).is_some_and(|owner| owner == run) {
+            self.by_token.remove(&grant.token);
+        }
+        Some(grant.run)
+    }
+
+    fn forget_the_untold(&mut self) -> Vec<String> {
+        // An end without a beginning says nothing of what there is.
+        let Told::Some(told) = std::mem::replace(&mut self.told, Told::Nothing) else { return Vec::new() };
+        self.told = Told::All;
+        let untold: Vec<String> = self.by_run.keys().filter(|run| !told.contains(*run)).cloned().collect();
+        untold.iter().filter_map(|run| self.remove(run)).collect()
+    }
+
+    /// The grant of whoever shows this token from this address.
+    pub fn of(&self, token: &TokenHash, pod: IpAddr, now: Instant) -> Result<&Grant, NoGrant> {
+        if self.told != Told::All {
+            return Err(NoGrant::NotReady);
+        }
+        if self.is_stale(now) {
+            return Err(NoGrant::Stale);
+        }
+        let grant = self.by_token.get(token).and_then(|run| self.by_run.get(run));
+        let grant = grant.filter(|grant| now < grant.expires).ok_or(NoGrant::Unknown)?;
+        if grant.pod.contains(&pod) { Ok(grant) } else { Err(NoGrant::OtherPod) }
+    }
+
+    /// Whether tunnels have to be cut because nobody says any more what is granted.
+    pub fn is_stale(&self, now: Instant) -> bool {
+        self.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= STALE_AFTER)
+    }
+
+    /// Runs whose grant has expired: their tunnels are cut.
+    pub fn expired(&self, now: Instant) -> Vec<String> {
+        self.by_run.values().filter(|grant| grant.expires <= now).map(|grant| grant.run.clone()).collect()
+    }
+}
+
+/// An answer to one request, with the rule that gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Dial it.
+    Granted {
+        /// As in `status.decisions`.
+        rule: String,
+        /// What goes through.
+        protocol: Protocol,
+    },
+    /// Do not.
+    Refused {
+        /// What refuses it.
+        rule: String,
+        /// What the script's author would have to ask for.
+        ask: String,
+    },
+}
+
+impl Grant {
+    /// The one decision on a destination, whichever way a request came. Pure.
+    pub fn decide(&self, to: &Authority) -> Verdict {
+        let refused = |rule: &str| Verdict::Refused { rule: rule.to_owned(), ask: to.to_string() };
+        if let Host::Name(name) = &to.host
+            && let Some((_, rule)) = self.denied.iter().find(|(pattern, _)| pattern.matches(name))
+        {
+            return refused(rule);
+        }
+        let leads_there = |rule: &&Rule| match (&rule.to, &to.host) {
+            (Reach::Hosts(pattern), Host::Name(name)) => pattern.matches(name),
+            (Reach::Net(net), Host::Address(address)) => net.contains(address),
+            _ => false,
+        };
+        let there: Vec<&Rule> = self.rules.iter().filter(leads_there).collect();
+        match (there.iter().find(|rule| rule.ports.contains(&to.port)), there.first()) {
+            (Some(rule), _) => Verdict::Granted { rule: rule.name.clone(), protocol: rule.to.protocol() },
+            // The nearest that there is: the host is granted, this port is not.
+            (None, Some(rule)) => refused(&rule.name),
+            (None, None) => refused("built-in: network"),
+        }
+    }
+}
+
+impl Reach {
+    fn protocol(&self) -> Protocol {
+        match self {
+            Self::Hosts(_) => Protocol::Tls,
+            Self::Net(_) => Protocol::Tcp,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
