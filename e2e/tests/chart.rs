@@ -85,7 +85,14 @@ fn each_switch_changes_what_it_says() {
         ("traces", &[r#"traces.endpoint="http://collector:4318""#]),
         ("no_drain", &["uninstall.drainSeconds=0"]),
         ("no_baseline", &["baseline.create=false"]),
-        ("webhook", &[r#"admission.stamps="Webhook""#, "baseline.create=false"]),
+        (
+            "webhook",
+            &[
+                r#"admission.stamps="Webhook""#,
+                "baseline.create=false",
+                r#"networkPolicy.webhookFrom=[{"ipBlock":{"cidr":"10.0.0.0/28"}}]"#,
+            ],
+        ),
         (
             "cert_manager",
             &[r#"admission={"stamps":"Webhook","certManager":{"issuer":{"name":"ca","kind":"ClusterIssuer"}}}"#, "baseline.create=false"],

@@ -7,7 +7,7 @@ mod harness;
 use harness::{Script, Tenant, admin, assert_end, assert_refused, eventually, kubectl, status, stdout, tenant, user};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{
     ClusterSandboxPolicy, ConditionStatus, ConditionType, Phase, PolicyConditionType, PolicyReason, Reason, SandboxPolicy, ScriptRun,
@@ -351,6 +351,17 @@ async fn what_a_policy_said_is_kept_with_who_wrote_it_and_cannot_be_changed() {
         assert!(own.delete(&name, &DeleteParams::default()).await.is_err());
         let patch = Patch::Merge(json!({ "revision": 9 }));
         assert!(own.patch(&name, &PatchParams::default(), &patch).await.is_err());
+        // Nor can one of Kubernetes' controllers be made to, by labels on a StatefulSet.
+        let controller = user("system:serviceaccount:kube-system:statefulset-controller").await;
+        let revisions_of_others: Api<ControllerRevision> = Api::namespaced(controller, &tenant.name);
+        let make = async |labels: Value| {
+            let revision = json!({ "metadata": { "name": "forged-5d8f", "labels": labels }, "revision": 9, "data": { "spec": {} } });
+            let dry = PostParams { dry_run: true, ..PostParams::default() };
+            revisions_of_others.create(&dry, &serde_json::from_value(revision).unwrap()).await
+        };
+        make(json!({ "app": "x" })).await.unwrap();
+        let denied = make(json!({ "paddock.dev/policy-uid": uid })).await.unwrap_err().to_string();
+        assert!(denied.contains("the history of a policy is written by the operator"), "{denied}");
         // Labels alone are no revision, and the oldest ones go.
         let label = Patch::Merge(json!({ "metadata": { "labels": { "a": "b" } } }));
         policies.patch("limited", &PatchParams::default(), &label).await.unwrap();

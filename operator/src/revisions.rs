@@ -19,10 +19,11 @@ use crate::script_run::text::cut;
 /// Longest part of a policy's name in that of a revision: with the rest it is no longer than a name may be.
 const LONGEST_NAME: usize = 200;
 
-/// The name of the revision of a policy at a generation.
+/// The name of the revision of a policy at a generation. Controllers of Kubernetes name theirs `OWNER-HASH`, where no hash has a dot: a tenant who
+/// makes StatefulSets cannot take the name in advance.
 pub(crate) fn name(policy: &str, uid: &str, generation: i64) -> String {
     let short: String = uid.chars().take(8).collect();
-    format!("{}-{short}-{generation}", cut(policy, LONGEST_NAME).trim_end_matches(['-', '.']))
+    format!("{}-{short}.{generation}", cut(policy, LONGEST_NAME).trim_end_matches(['-', '.']))
 }
 
 /// The generations whose revisions are too old, now that `generation` is seen and `before` was the last one seen.
@@ -112,7 +113,7 @@ mod tests {
         policy.metadata.generation = Some(7);
         policy.metadata.annotations = Some([(AUTHOR.to_owned(), "anna".to_owned()), ("secret".to_owned(), "x".to_owned())].into());
         let made = revision(&policy, "team");
-        assert_eq!((made.name_any().as_str(), made.revision), ("limited-01234567-7", 7));
+        assert_eq!((made.name_any().as_str(), made.revision), ("limited-01234567.7", 7));
         let annotations = made.annotations();
         assert_eq!((annotations[AUTHOR].as_str(), annotations.len()), ("anna", 3), "{annotations:?}");
         assert_eq!(made.owner_references()[0].uid, "0123456789");
@@ -122,7 +123,7 @@ mod tests {
     #[test]
     fn names_are_no_longer_than_names_may_be() {
         assert!(name(&"a".repeat(253), "01234567-89", i64::MAX).len() <= 253);
-        assert_eq!(name(&("a".repeat(199) + "-b"), "01234567-89", 1), "a".repeat(199) + "-01234567-1");
+        assert_eq!(name(&("a".repeat(199) + "-b"), "01234567-89", 1), "a".repeat(199) + "-01234567.1");
     }
 
     #[test]

@@ -1,19 +1,19 @@
 //! Stamps by a mutating webhook, for clusters that serve no MutatingAdmissionPolicy. Every replica serves it; the leader keeps its certificate.
 
+mod connections;
 pub(crate) mod rotation;
 pub(crate) mod stamp;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::body::Body;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -27,11 +27,13 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{AcquireError, Notify, Semaphore, SemaphorePermit, oneshot};
 use tokio_rustls::TlsAcceptor;
 
 use crate::error::{Error, within};
 use crate::names::{MANAGED_BY, MANAGER};
+use connections::{Admitted, Connections, Number};
 use rotation::{Act, Certificate, Certificates};
 use stamp::{Stamp, answer};
 
@@ -45,13 +47,18 @@ const SERVICE: &str = "paddock-webhook";
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// An object has 3 MiB at most on its way into the API server, and a review of an update has two.
 const LARGEST_REVIEW: usize = 8 << 20;
-/// Connections at once, in all and from one address.
-const CONNECTIONS: usize = 1024;
-const CONNECTIONS_OF_ONE: usize = 128;
+/// What is no larger is read at once. With all connections these are 32 MiB.
+const SMALL_REVIEW: usize = 64 << 10;
+/// Larger ones have their turn, one after the other: what is made of one may take ten times its bytes. An API server does not wait for longer than 5 s.
+const LARGE_AT_ONCE: usize = 1;
+const TURN: Duration = Duration::from_secs(4);
+/// So long a review may take to come.
+const BODY: Duration = Duration::from_secs(1);
+/// So long a connection may be there, its handshake included, before its first review is.
+const FIRST: Duration = Duration::from_secs(10);
 /// An API server closes a connection that it does not use after 90 s. It must be the one who does: a request that meets a connection that is closed
 /// from here is lost.
 const IDLE: Duration = Duration::from_secs(300);
-const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// Where the certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,8 +131,8 @@ async fn read(api: &Api<Secret>, name: &str) -> Result<Read, Error> {
 }
 
 async fn accept(listener: TcpListener, served: &Served) -> Result<()> {
-    let router = router();
-    let open: Arc<Mutex<HashMap<IpAddr, usize>>> = Arc::default();
+    let open = Open::default();
+    let of_all = Arc::new(Semaphore::new(LARGE_AT_ONCE));
     loop {
         // A connection that broke before it was accepted is nobody's trouble; a process without descriptors gets some back.
         let Ok((socket, peer)) = listener.accept().await else {
@@ -133,59 +140,140 @@ async fn accept(listener: TcpListener, served: &Served) -> Result<()> {
             continue;
         };
         let config = served.0.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let (Some(config), Some(turn)) = (config, Turn::take(&open, peer.ip())) else { continue };
-        let service = TowerToHyperService::new(router.clone());
+        let (Some(config), Some(mut turn)) = (config, open.take(peer.ip())) else { continue };
+        let large = Large { of_one: turn.large.clone(), of_all: of_all.clone() };
         tokio::spawn(async move {
-            let _turn = turn;
-            let handshake = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config).accept(socket));
-            let Ok(Ok(stream)) = handshake.await else { return };
-            let mut server = hyper::server::conn::http1::Builder::new();
-            let _ = server.timer(TokioTimer::new()).header_read_timeout(IDLE).serve_connection(TokioIo::new(stream), service).await;
+            tokio::select! {
+                () = converse(socket, config, large) => {}
+                _ = &mut turn.evicted => {}
+            }
         });
+    }
+}
+
+/// One connection, until it ends or has been of no use for too long.
+async fn converse(socket: TcpStream, config: Arc<ServerConfig>, large: Large) {
+    let asked = Arc::new(Notify::new());
+    let router = router(&large, &asked);
+    let serve = async {
+        let Ok(stream) = TlsAcceptor::from(config).accept(socket).await else { return };
+        let mut server = hyper::server::conn::http1::Builder::new();
+        server.timer(TokioTimer::new()).header_read_timeout(IDLE);
+        let _ = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await;
+    };
+    let mut serve = std::pin::pin!(serve);
+    // An API server connects when it has something to ask.
+    tokio::select! {
+        () = &mut serve => return,
+        () = asked.notified() => {}
+        () = tokio::time::sleep(FIRST) => return,
+    }
+    serve.await;
+}
+
+/// The turns of large reviews: of one address, and then of all.
+#[derive(Clone)]
+struct Large {
+    of_one: Arc<Semaphore>,
+    of_all: Arc<Semaphore>,
+}
+
+/// The open connections, each with a way to close it, and the turns of their addresses.
+#[derive(Clone, Default)]
+struct Open(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    connections: Connections,
+    evict: HashMap<Number, oneshot::Sender<()>>,
+    large: HashMap<IpAddr, Weak<Semaphore>>,
+}
+
+impl Open {
+    fn take(&self, peer: IpAddr) -> Option<Turn> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = match open.connections.admit(peer) {
+            Admitted::Yes(number) => number,
+            Admitted::For(number, evicted) => {
+                open.evict.remove(&evicted).map(|evict| evict.send(()));
+                number
+            }
+            Admitted::No => return None,
+        };
+        let (evict, evicted) = oneshot::channel();
+        open.evict.insert(number, evict);
+        let known = open.large.get(&peer).and_then(Weak::upgrade);
+        let large = known.unwrap_or_else(|| Arc::new(Semaphore::new(LARGE_AT_ONCE)));
+        open.large.insert(peer, Arc::downgrade(&large));
+        Some(Turn { open: self.clone(), peer, number, evicted, large })
     }
 }
 
 /// A connection, counted for as long as it is open.
 struct Turn {
-    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    open: Open,
     peer: IpAddr,
-}
-
-impl Turn {
-    fn take(open: &Arc<Mutex<HashMap<IpAddr, usize>>>, peer: IpAddr) -> Option<Self> {
-        let mut counts = open.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.values().sum::<usize>() >= CONNECTIONS || counts.get(&peer).is_some_and(|count| *count >= CONNECTIONS_OF_ONE) {
-            return None;
-        }
-        *counts.entry(peer).or_default() += 1;
-        Some(Self { open: open.clone(), peer })
-    }
+    number: Number,
+    evicted: oneshot::Receiver<()>,
+    large: Arc<Semaphore>,
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut counts = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.peer);
-            }
-        }
+        let mut open = self.open.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.connections.ended(self.peer, self.number);
+        open.evict.remove(&self.number);
+        // This one still holds its own.
+        open.large.retain(|peer, turns| turns.strong_count() > usize::from(*peer == self.peer));
     }
 }
 
-fn router() -> Router {
+fn router(large: &Large, asked: &Arc<Notify>) -> Router {
     let mut router = Router::new();
     for (stamp, path) in Stamp::ALL {
-        router = router.route(path, post(move |review: Bytes| async move { told(stamp, &review) }));
+        let (large, asked) = (large.clone(), asked.clone());
+        router = router.route(
+            path,
+            post(move |head: HeaderMap, body: Body| async move {
+                let (turn, longest) = if is_small(&head) { (None, SMALL_REVIEW) } else { (large.turn().await, LARGEST_REVIEW) };
+                if turn.is_none() && longest == LARGEST_REVIEW {
+                    return refused(StatusCode::SERVICE_UNAVAILABLE, "other large reviews come first".into());
+                }
+                match tokio::time::timeout(BODY, axum::body::to_bytes(body, longest)).await {
+                    Ok(Ok(review)) => {
+                        asked.notify_one();
+                        told(stamp, &review)
+                    }
+                    Ok(Err(error)) => refused(StatusCode::PAYLOAD_TOO_LARGE, format!("the review cannot be read: {error}")),
+                    Err(_) => refused(StatusCode::REQUEST_TIMEOUT, "the review did not come in time".into()),
+                }
+            }),
+        );
     }
-    router.layer(DefaultBodyLimit::max(LARGEST_REVIEW))
+    router
+}
+
+fn is_small(head: &HeaderMap) -> bool {
+    let length = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    length.is_some_and(|length| length <= SMALL_REVIEW)
+}
+
+impl Large {
+    /// Before a byte of it is read, so that what is in memory at once is bounded, whoever sends it. `None` where it is not its turn in time.
+    async fn turn(&self) -> Option<[SemaphorePermit<'_>; 2]> {
+        let turn = async { Ok::<_, AcquireError>([self.of_one.acquire().await?, self.of_all.acquire().await?]) };
+        tokio::time::timeout(TURN, turn).await.ok()?.ok()
+    }
+}
+
+fn refused(code: StatusCode, why: String) -> (StatusCode, [(axum::http::HeaderName, &'static str); 1], String) {
+    (code, [(CONTENT_TYPE, "text/plain")], why)
 }
 
 fn told(stamp: Stamp, review: &[u8]) -> (StatusCode, [(axum::http::HeaderName, &'static str); 1], String) {
     match answer(stamp, review) {
         Ok(answer) => (StatusCode::OK, [(CONTENT_TYPE, "application/json")], answer.to_string()),
-        Err(error) => (StatusCode::BAD_REQUEST, [(CONTENT_TYPE, "text/plain")], format!("this is no AdmissionReview: {error}")),
+        Err(error) => refused(StatusCode::BAD_REQUEST, format!("this is no AdmissionReview: {error}")),
     }
 }
 

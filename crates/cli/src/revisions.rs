@@ -2,10 +2,12 @@
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ClusterSandboxPolicy, PolicyKind, PolicyRef, SandboxPolicy};
+use paddock_policy::hash_of;
 use serde_json::Value;
 use similar::TextDiff;
 
@@ -42,6 +44,7 @@ impl Policy {
         let revisions: Api<ControllerRevision> = Api::namespaced(cluster.client.clone(), namespace);
         let list = revisions.list(&ListParams::default().labels(&selector)).await;
         let mut kept = list.map_err(|error| explained(error, "list the revisions of the policy"))?.items;
+        kept.retain(|revision| is_of(revision, &now));
         kept.sort_by_key(|revision| revision.revision);
         Ok(Self { named, api, now, kept })
     }
@@ -93,6 +96,15 @@ fn rows(kept: &[ControllerRevision], now: i64) -> Vec<Vec<Cell>> {
         rows.push(gap(expected, now));
     }
     rows
+}
+
+/// Whether the operator made it of this policy: a label alone may be anybody's.
+fn is_of(revision: &ControllerRevision, policy: &DynamicObject) -> bool {
+    let is_owner =
+        |owner: &OwnerReference| Some(&owner.uid) == policy.metadata.uid.as_ref() && owner.api_version.starts_with("paddock.dev/");
+    let hash = revision.data.as_ref().map(|data| hash_of(&data.0["spec"]));
+    matches!(revision.owner_references(), [owner] if is_owner(owner))
+        && revision.annotations().get("paddock.dev/policy-hash") == hash.as_ref()
 }
 
 /// The newest one that is older than `generation`. Oldest first.
@@ -161,6 +173,26 @@ mod tests {
         assert_eq!(told(&[1, 2], 2), ["1 ", "2 (holds) "]);
         assert_eq!(told(&[3, 6, 8], 10), ["3 ", "4-5 not seen", "6 ", "7 not seen", "8 ", "9-10 not seen"]);
         assert_eq!(told(&[], 4), ["4 not seen"]);
+    }
+
+    #[test]
+    fn only_what_the_operator_made_of_the_policy_is_its_history() {
+        let policy: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPolicy", "metadata": { "name": "limited", "uid": "u" },
+        }))
+        .expect("a policy");
+        let spec = json!({ "limits": { "maxConcurrent": 2 } });
+        let revision = |owners: Value, hash: String| -> ControllerRevision {
+            let metadata = json!({ "annotations": { "paddock.dev/policy-hash": hash }, "ownerReferences": owners });
+            serde_json::from_value(json!({ "metadata": metadata, "revision": 1, "data": { "spec": spec } })).expect("a revision")
+        };
+        let owner = |api: &str, uid: &str| json!({ "apiVersion": api, "kind": "SandboxPolicy", "name": "limited", "uid": uid });
+        let own = owner("paddock.dev/v1alpha1", "u");
+        assert!(is_of(&revision(json!([own]), hash_of(&spec)), &policy));
+        for owners in [json!([]), json!([owner("apps/v1", "u")]), json!([owner("paddock.dev/v1alpha1", "v")]), json!([own, own])] {
+            assert!(!is_of(&revision(owners.clone(), hash_of(&spec)), &policy), "{owners}");
+        }
+        assert!(!is_of(&revision(json!([own]), "another".into()), &policy));
     }
 
     #[test]

@@ -23,15 +23,20 @@ async fn server(certificate: Option<&Certificate>) -> SocketAddr {
     address
 }
 
-/// What an API server does that trusts this bundle.
-async fn ask(address: SocketAddr, bundle: &str, path: &str, body: &[u8]) -> std::io::Result<String> {
+/// A connection of the webhook, made as an API server makes it.
+async fn connect(address: SocketAddr, bundle: &str) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(CertificateDer::pem_slice_iter(bundle.as_bytes()).map(Result::unwrap));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let client = builder.with_root_certificates(roots).with_no_client_auth();
+    let config = builder.with_root_certificates(roots).with_no_client_auth();
     let name = "paddock-webhook.paddock-system.svc".try_into().unwrap();
-    let mut stream = TlsConnector::from(Arc::new(client)).connect(name, TcpStream::connect(address).await?).await?;
+    TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await
+}
+
+/// What an API server does that trusts this bundle.
+async fn ask(address: SocketAddr, bundle: &str, path: &str, body: &[u8]) -> std::io::Result<String> {
+    let mut stream = connect(address, bundle).await?;
     let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body).await?;
@@ -65,14 +70,53 @@ async fn without_a_certificate_nobody_is_served() {
     assert!(ask(address, &certificate().chain, "/stamp/author", REVIEW.as_bytes()).await.is_err());
 }
 
+/// Sixty clients that announce eight megabytes and stop before the end took all memory, and the operator with it.
 #[tokio::test]
-async fn connections_of_one_address_are_bounded() {
-    let open = Arc::default();
-    let [one, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
-    let turns: Vec<Turn> = (0..CONNECTIONS_OF_ONE).map(|_| Turn::take(&open, one).unwrap()).collect();
-    assert!(Turn::take(&open, one).is_none() && Turn::take(&open, other).is_some());
-    drop(turns);
-    assert!(Turn::take(&open, one).is_some() && open.lock().unwrap().is_empty());
+async fn large_reviews_that_do_not_end_hold_up_nobody_elses() {
+    let certificate = certificate();
+    let address = server(Some(&certificate)).await;
+    let mut stuck = Vec::new();
+    for _ in 0..40 {
+        let mut stream = connect(address, &certificate.chain).await.unwrap();
+        let head = format!("POST /stamp/author HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", LARGEST_REVIEW - 1);
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&[b' '; 4096]).await.unwrap();
+        stuck.push(stream);
+    }
+    let answer = ask(address, &certificate.chain, "/stamp/author", REVIEW.as_bytes()).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let mut answers = Vec::new();
+    for mut stream in stuck {
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        answers.push(String::from_utf8(answer.into()).unwrap());
+    }
+    assert!(answers.iter().any(|answer| answer.ends_with("408")), "{answers:?}");
+    assert!(answers.iter().all(|answer| answer.ends_with("408") || answer.ends_with("503")), "{answers:?}");
+}
+
+/// As long as nobody has been asked anything, a connection is no API server's.
+#[tokio::test(start_paused = true)]
+async fn who_asks_nothing_is_sent_away() {
+    let certificate = certificate();
+    let address = server(Some(&certificate)).await;
+    let mut silent = connect(address, &certificate.chain).await.unwrap();
+    let mut rest = Vec::new();
+    let _ = silent.read_to_end(&mut rest).await;
+    assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn one_who_has_more_loses_a_connection_to_one_who_has_fewer() {
+    let open = Open::default();
+    let peer = |last: usize| IpAddr::from([10, 0, 0, u8::try_from(last).unwrap()]);
+    let mut turns: Vec<Turn> = (0..9 * 64).filter_map(|number| open.take(peer(number % 9))).collect();
+    let one = open.take(peer(99)).unwrap();
+    let evicted = turns.iter_mut().map(|turn| usize::from(turn.evicted.try_recv().is_ok())).sum::<usize>();
+    assert_eq!(evicted, 1);
+    drop((turns, one));
+    let table = open.0.lock().unwrap();
+    assert!(table.evict.is_empty() && table.large.is_empty());
 }
 
 /// A certificate that a Secret brought from elsewhere is served as it is.
