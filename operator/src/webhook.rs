@@ -290,7 +290,11 @@ pub(crate) async fn keep(client: Client, namespace: String, lifetime: SignedDura
 async fn look(client: &Client, namespace: &str, lifetime: SignedDuration, now: Timestamp) -> Result<()> {
     const WHAT: &str = "the webhook's certificate";
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let (secret, certificates) = read(&api, SECRET).await?.map_or((None, Certificates::default()), |(secret, all)| (Some(secret), all));
+    let (secret, mut certificates) = read(&api, SECRET).await?.map_or((None, Certificates::default()), |(secret, all)| (Some(secret), all));
+    // What nobody can serve is as if it were not there; nor can it be written into what API servers trust.
+    let is_usable = |certificate: &Certificate| config(certificate).is_ok();
+    certificates.current = certificates.current.filter(is_usable);
+    certificates.next = certificates.next.filter(is_usable);
     let act = rotation::act(&certificates, lifetime, now);
     if act != Act::Keep {
         let made = matches!(act, Act::Make | Act::Announce).then(|| make(namespace, lifetime, now)).transpose()?;

@@ -130,11 +130,31 @@ fn what_cert_manager_keeps_is_taken() {
     assert!(config(&broken).is_err(), "a key of another certificate");
 }
 
+const SECRETS: &str = "/api/v1/namespaces/paddock-system/secrets";
+const ONE: &str = "/api/v1/namespaces/paddock-system/secrets/paddock-webhook";
+const HOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/paddock-stamp";
+
+/// A disk or a hand that wrote rubbish must not keep the webhook away until somebody deletes it.
+#[tokio::test]
+async fn what_cannot_be_served_is_made_anew() {
+    let fields = |key: &str| {
+        let made = certificate();
+        let fields = [("tls.crt", made.chain), ("tls.key", key.to_owned()), ("tls.made", made.made.to_string())];
+        Certificates::of(&fields.into_iter().map(|(name, text)| (name.to_owned(), ByteString(text.into_bytes()))).collect()).fields()
+    };
+    let none = json!({ "metadata": { "name": "paddock-stamp" }, "webhooks": [] });
+    let stored = json!({ "metadata": { "name": SECRET, "resourceVersion": "1" }, "data": fields("rubbish") });
+    let (client, fake) = client(vec![
+        expect(Method::GET, ONE, 200, stored.clone()),
+        expect(Method::GET, HOOKS, 200, none),
+        expect(Method::PUT, ONE, 200, stored).holding("tls.crt").holding("tls.key"),
+    ]);
+    look(&client, "paddock-system", LIFETIME, Timestamp::now()).await.unwrap();
+    fake.finished().await;
+}
+
 #[tokio::test]
 async fn what_is_to_be_trusted_is_written_before_it_is_served() {
-    const SECRETS: &str = "/api/v1/namespaces/paddock-system/secrets";
-    const ONE: &str = "/api/v1/namespaces/paddock-system/secrets/paddock-webhook";
-    const HOOKS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/paddock-stamp";
     let hook = |name: &str| json!({ "name": name, "clientConfig": {}, "admissionReviewVersions": ["v1"], "sideEffects": "None" });
     let two = json!({ "metadata": { "name": "paddock-stamp" }, "webhooks": [hook("a.paddock.dev"), hook("b.paddock.dev")] });
     let (client, fake) = client(vec![
