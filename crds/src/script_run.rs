@@ -270,7 +270,7 @@ pub struct ScriptRunStatus {
     /// Who created the run, as stamped at admission.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requester: Option<Requester>,
-    /// Every permission that was asked for, and what became of it.
+    /// Every permission that was asked for, and what became of it. Of more than 128, rules that hold are left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "decisions_schema")]
     pub decisions: Vec<Decision>,

@@ -275,7 +275,12 @@ pub(crate) fn contained(run: &ScriptRun, policies: &PoliciesSeen) -> Containment
 
 /// A policy by which the run was admitted and that is not among those that hold now: what it had masked is not known any more.
 fn missing(run: &ScriptRun, policies: &PoliciesSeen) -> Option<String> {
-    let admitted_by = &run.status.as_ref()?.policies;
+    let status = run.status.as_ref()?;
+    let admitted_by = &status.policies;
+    // Every run is admitted by a policy: the status had room for no more than its conditions.
+    if admitted_by.is_empty() && is_running(status) {
+        return Some("the policies and grants by which the run was admitted could not be stored".into());
+    }
     let is_there = |policy: &&TakenPolicy| policies.taking_part.iter().any(|part| part.taken.uid == policy.uid);
     let gone = admitted_by.iter().find(|policy| !is_there(policy))?;
     Some(format!("{:?} {}, by which the run was admitted, is gone", gone.kind, gone.name))
@@ -319,7 +324,8 @@ pub(crate) async fn source(run: &ScriptRun, context: &Context) -> Result<SourceS
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::{admitted, policies};
+    use super::super::fixtures::{admitted, policies, started};
+    use super::super::status::least;
     use super::*;
 
     #[test]
@@ -331,5 +337,14 @@ mod tests {
         let mut anew = policies();
         Arc::make_mut(&mut anew.taking_part[0]).taken.uid = "another".into();
         assert!(missing(&run, &anew).is_some());
+    }
+
+    /// Where a status had room for conditions alone, nothing tells any more which policies and Secrets cover what the script puts out.
+    #[test]
+    fn what_covers_the_output_of_a_run_with_the_least_status_is_not_known() {
+        let mut run = started(0);
+        assert_eq!(missing(&run, &policies()), None);
+        run.status = Some(least(&run.status.unwrap()));
+        assert!(missing(&run, &policies()).is_some());
     }
 }

@@ -5,8 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt as _;
 use paddock_crds::script_run::{SHOWN_GROUP_LENGTH, SHOWN_GROUPS};
 use paddock_crds::{
-    ApprovalStatus, AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, Phase, PodRef, Reason, Requester, ScriptRun,
-    ScriptRunStatus, Stopping, Usage,
+    ApprovalStatus, AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, Decision, Phase, PodRef, Reason, Requester, ScriptRun,
+    ScriptRunStatus, Stopping, Usage, Verdict,
 };
 use paddock_policy::{Approving, Refusal};
 
@@ -22,6 +22,8 @@ use crate::names::sandbox_namespace;
 
 /// Events kept in the status.
 const AUDIT_EVENTS: usize = 16;
+/// Decisions that the schema has room for.
+const MOST_DECISIONS: usize = 128;
 
 /// The status to write, or `None` if the step tells nothing that the stored one does not.
 pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &Done, now: Timestamp) -> Option<ScriptRunStatus> {
@@ -100,6 +102,16 @@ pub(crate) fn least(status: &ScriptRunStatus) -> ScriptRunStatus {
     }
 }
 
+/// As many decisions as the schema takes. Where there are more, rules that hold give way.
+fn bounded(decisions: &[Decision]) -> Vec<Decision> {
+    let mut bounded = decisions.to_vec();
+    if bounded.len() > MOST_DECISIONS {
+        bounded.sort_by_key(|decision| (decision.permission.starts_with("rule:"), decision.verdict == Verdict::Granted));
+        bounded.truncate(MOST_DECISIONS);
+    }
+    bounded
+}
+
 struct Report {
     status: ScriptRunStatus,
     generation: Option<i64>,
@@ -162,7 +174,7 @@ impl Report {
     fn accepted(&mut self, valid: &ValidRun) {
         self.received();
         self.status.policies.clone_from(&valid.policies);
-        self.status.decisions.clone_from(&valid.decisions);
+        self.status.decisions = bounded(&valid.decisions);
         self.status.requester = Some(shown(&valid.requester));
         self.status.script_hash = Some(valid.script_hash.clone());
         self.status.image = Some(valid.grant.runtime.image.clone());
@@ -175,7 +187,7 @@ impl Report {
         self.status.requester = requester(run.annotations()).as_ref().map(shown);
         if let Some(Err(refused)) = &seen.decision {
             self.status.policies.clone_from(&refused.policies);
-            self.status.decisions.clone_from(&refused.decisions);
+            self.status.decisions = bounded(&refused.decisions);
             self.status.violations.clone_from(&refused.violations);
         }
         self.condition(ConditionType::Accepted, false, refusal.reason.clone(), &refusal.message);

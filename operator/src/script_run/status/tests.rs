@@ -13,6 +13,21 @@ fn finish(run: &ScriptRun, stream: &super::super::step::StreamSeen, phase: Phase
     after(run, &seen, &Step::Finish(Outcome::plain(phase, reason, "told")), &Done::Yes, second)
 }
 
+/// One more than the schema takes, and the API server would have taken the conditions alone.
+#[test]
+fn many_rules_leave_room_for_what_was_granted_by_name() {
+    let decision = |permission: String, verdict| Decision { permission, verdict, rule: "r".into() };
+    let mut all: Vec<Decision> = (0..200).map(|number| decision(format!("rule:r{number}"), Verdict::Granted)).collect();
+    all.push(decision("rule:last".into(), Verdict::Refused));
+    all.push(decision("secrets:smtp".into(), Verdict::Granted));
+    let kept = bounded(&all);
+    assert_eq!(kept.len(), 128);
+    for permission in ["secrets:smtp", "rule:last", "rule:r0"] {
+        assert!(kept.iter().any(|decision| decision.permission == permission), "{permission}");
+    }
+    assert_eq!(bounded(&all[..128]), all[..128]);
+}
+
 #[test]
 fn a_whole_life_leaves_every_condition_and_clock() {
     let run = started(2);
