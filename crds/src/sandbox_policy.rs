@@ -173,8 +173,8 @@ pub struct ObjectGrant {
     pub selector: Option<LabelSelector>,
 }
 
-/// An expression that must hold. It is evaluated whenever the run is decided on: when it is accepted, when it is its turn in the queue, and when a
-/// policy changes before it starts.
+/// An expression that must hold. It is evaluated whenever the run is decided on: when it is accepted, while it waits for approvals, when it is
+/// its turn in the queue, and again until it has started.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRule {
@@ -368,7 +368,7 @@ pub struct MaskRule {
     /// The name that is shown instead of what it matches.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// A regular expression in RE2's syntax: no look-around, no back-references, linear time. If it has a group, the first is what is covered. A
+    /// A regular expression in RE2's syntax: no look-around, no back-references; one search takes linear time. If it has a group, the first is what is covered. A
     /// run under a policy with a pattern that cannot be used is refused.
     #[schemars(length(min = 1, max = 512))]
     pub pattern: String,
@@ -428,7 +428,7 @@ pub struct Runtime {
     #[schemars(schema_with = "command_schema")]
     #[x_kube(validation = Rule::new("self.size() > 0 && self[0].startsWith('/')").message("the interpreter must be an absolute path"))]
     pub command: Option<Vec<String>>,
-    /// Extension of the name that the script gets, without the dot, for interpreters that go by it: `ts` for TypeScript. Policies that set it must
+    /// Extension of the name that the script gets, without the dot, for interpreters that go by it: `mts` for TypeScript. Policies that set it must
     /// agree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 8), regex(pattern = "^[a-z0-9]+$"))]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
@@ -235,27 +235,36 @@ fn router(large: &Large, asked: &Arc<Notify>) -> Router {
         router = router.route(
             path,
             post(move |head: HeaderMap, body: Body| async move {
-                let (turn, longest) = if is_small(&head) { (None, SMALL_REVIEW) } else { (large.turn().await, LARGEST_REVIEW) };
-                if turn.is_none() && longest == LARGEST_REVIEW {
-                    return refused(StatusCode::SERVICE_UNAVAILABLE, "other large reviews come first".into());
-                }
-                match tokio::time::timeout(BODY, axum::body::to_bytes(body, longest)).await {
-                    Ok(Ok(review)) => {
-                        asked.notify_one();
-                        told(stamp, &review)
-                    }
-                    Ok(Err(error)) => refused(StatusCode::PAYLOAD_TOO_LARGE, format!("the review cannot be read: {error}")),
-                    Err(_) => refused(StatusCode::REQUEST_TIMEOUT, "the review did not come in time".into()),
-                }
+                let review = match read_review(&head, body, &large).await {
+                    Ok(review) => review,
+                    Err((code, why)) => return refused(code, why),
+                };
+                asked.notify_one();
+                told(stamp, &review.bytes)
             }),
         );
     }
     router
 }
 
-fn is_small(head: &HeaderMap) -> bool {
+/// A review, and for as long as it is in memory the turn that a large one needs.
+struct ReadReview<'a> {
+    bytes: Bytes,
+    _turn: Option<[SemaphorePermit<'a>; 2]>,
+}
+
+async fn read_review<'a>(head: &HeaderMap, body: Body, large: &'a Large) -> Result<ReadReview<'a>, (StatusCode, String)> {
     let length = head.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    length.is_some_and(|length| length <= SMALL_REVIEW)
+    let (turn, longest) = if length.is_some_and(|length| length <= SMALL_REVIEW) {
+        (None, SMALL_REVIEW)
+    } else {
+        let turn = large.turn().await.ok_or_else(|| (StatusCode::SERVICE_UNAVAILABLE, "other large reviews come first".to_owned()))?;
+        (Some(turn), LARGEST_REVIEW)
+    };
+    let read = tokio::time::timeout(BODY, axum::body::to_bytes(body, longest)).await;
+    let read = read.map_err(|_| (StatusCode::REQUEST_TIMEOUT, "the review did not come in time".to_owned()))?;
+    let bytes = read.map_err(|error| (StatusCode::PAYLOAD_TOO_LARGE, format!("the review cannot be read: {error}")))?;
+    Ok(ReadReview { bytes, _turn: turn })
 }
 
 impl Large {

@@ -116,7 +116,7 @@ enum Told {
     #[default]
     Nothing,
     /// Runs that were told since `Begin`.
-    Some(HashSet<String>),
+    Part(HashSet<String>),
     All,
 }
 
@@ -126,7 +126,7 @@ impl Grants {
         self.heard = Some(now);
         match message {
             Message::Begin => {
-                self.told = Told::Some(HashSet::new());
+                self.told = Told::Part(HashSet::new());
                 Vec::new()
             }
             Message::Put(grant) => self.put(*grant),
@@ -142,7 +142,7 @@ impl Grants {
     }
 
     fn put(&mut self, grant: Grant) -> Vec<String> {
-        if let Told::Some(runs) = &mut self.told {
+        if let Told::Part(runs) = &mut self.told {
             runs.insert(grant.run.clone());
         }
         let before = self.by_run.get(&grant.run);
@@ -165,7 +165,7 @@ impl Grants {
 
     fn forget_the_untold(&mut self) -> Vec<String> {
         // An end without a beginning says nothing of what there is.
-        let Told::Some(told) = std::mem::replace(&mut self.told, Told::Nothing) else { return Vec::new() };
+        let Told::Part(told) = std::mem::replace(&mut self.told, Told::Nothing) else { return Vec::new() };
         self.told = Told::All;
         let untold: Vec<String> = self.by_run.keys().filter(|run| !told.contains(*run)).cloned().collect();
         untold.iter().filter_map(|run| self.remove(run)).collect()

@@ -1,4 +1,4 @@
-//! Covers secrets and personal data in what a script has put out, before anything of it is stored. Pure, and linear in the size of the text.
+//! Covers secrets and personal data in what a script has put out, before anything of it is stored. Pure; each search is linear in the size of the text.
 //!
 //! It keeps what slipped in by accident out of statuses, and with them out of logs and backups. It cannot keep anything from a script that
 //! wants it out: any encoding that nobody has thought of passes. That is what grants are for.

@@ -231,7 +231,7 @@ fn excluded(run: &ScriptRun, requester: &Requester, policies: &[TakenPolicy]) ->
 fn gone_message(policy: &str, namespace: &str) -> String {
     let sandbox = names::sandbox_namespace(namespace);
     format!(
-        "the ClusterSandboxPolicy {policy}, by which runs of this namespace were admitted, does not select it any more; nothing runs here until          it does, or until an administrator forgets it: kubectl annotate namespace {sandbox} {}-",
+        "the ClusterSandboxPolicy {policy}, by which runs of this namespace were admitted, does not select it any more; nothing runs here until it does, or until an administrator forgets it: kubectl annotate namespace {sandbox} {}-",
         names::CLUSTER_POLICIES
     )
 }
