@@ -195,20 +195,22 @@ async fn a_volume_of_the_sandbox_namespace_is_mounted_read_only() {
         tenant.policy_with(by_label("scripts")).await;
         assert_end(&tenant.run(ask("corpus")).await, &Phase::Succeeded, &Reason::Succeeded);
 
-        // Nor does the operator's account mount one to write.
-        let pod = tenant.pod_of(&tenant.create(ask("corpus")).await).await;
-        let mut pod = serde_json::to_value(pod).unwrap();
-        pod["metadata"] = json!({ "name": "sr-writes" });
-        pod["spec"]["nodeName"] = Value::Null;
-        for volume in
-            pod["spec"]["volumes"].as_array_mut().unwrap().iter_mut().filter(|volume| volume.get("persistentVolumeClaim").is_some())
-        {
-            volume["persistentVolumeClaim"] = json!({ "claimName": "corpus" });
-        }
+        // Nor does the operator's account mount one, or any other kind of volume, to write.
+        let pod = serde_json::to_value(tenant.pod_of(&tenant.create(ask("corpus")).await).await).unwrap();
         let operator = user("system:serviceaccount:paddock-system:paddock-operator").await;
         let pods: Api<Pod> = Api::namespaced(operator, &tenant.sandbox());
-        let denied = pods.create(&PostParams { dry_run: true, ..PostParams::default() }, &serde_json::from_value(pod).unwrap()).await;
-        assert!(denied.unwrap_err().to_string().contains("a sandbox mounts volumes read-only"));
+        for kind in [json!({ "persistentVolumeClaim": { "claimName": "corpus" } }), json!({ "csi": { "driver": "disks" } })] {
+            let mut pod = pod.clone();
+            pod["metadata"] = json!({ "name": "sr-writes" });
+            pod["spec"]["nodeName"] = Value::Null;
+            let volumes = pod["spec"]["volumes"].as_array_mut().unwrap();
+            let volume = volumes.iter_mut().find(|volume| volume.get("persistentVolumeClaim").is_some()).unwrap();
+            *volume = kind;
+            volume["name"] = "writes".into();
+            pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "writes", "mountPath": "/writes" }]);
+            let denied = pods.create(&PostParams { dry_run: true, ..PostParams::default() }, &serde_json::from_value(pod).unwrap()).await;
+            assert!(denied.unwrap_err().to_string().contains("a sandbox mounts volumes read-only"));
+        }
         let sandboxes: Api<PersistentVolumeClaim> = Api::namespaced(jane, &tenant.sandbox());
         assert!(matches!(sandboxes.get("corpus").await, Err(kube::Error::Api(answer)) if answer.code == 403));
         corpus.remove().await;

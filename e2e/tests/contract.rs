@@ -177,6 +177,32 @@ async fn a_large_result_is_refused_or_truncated_as_the_policies_have_it() {
     .await;
 }
 
+/// Finding all matches of this pattern in a row of `A` takes time in proportion to the square of its length.
+#[tokio::test]
+async fn a_pattern_that_takes_too_long_costs_its_own_run_the_output() {
+    namespace("slow", json!({}), |tenant| async move {
+        let mask = json!({ "rules": [{ "name": "slow", "pattern": "(?s)A.*B|A" }] });
+        tenant.cluster_policy(json!({ "output": { "largeResult": "Truncate", "maxResultBytes": 1000, "mask": mask } })).await;
+        let own = |text: &str| Script::python(text).with(json!({ "policyRef": { "name": tenant.name } }));
+        eventually("the policy is known", || async {
+            let run = tenant.run(own("print('A, B')")).await;
+            if stdout(&run) == "[masked:slow]\n" { Ok(()) } else { Err(run.status) }
+        })
+        .await;
+        let text = "import os\nopen(os.environ['PADDOCK_RESULT'], 'w').write('[\"' + 'A' * 1000000 + '\"]')\nprint('end')\n";
+        let slow = tenant.create(own(text)).await;
+        let beside = tenant.run(Script::python("print(1)")).await;
+        assert_eq!(stdout(&beside), "1\n");
+        let slow = tenant.finished(&slow).await;
+        assert_end(&slow, &Phase::Succeeded, &Reason::Succeeded);
+        let result = status(&slow).result.unwrap();
+        let why = "the output is withheld: covering what has to be covered takes more than 2 seconds of CPU, or too much memory";
+        assert_eq!((result.exit_code, result.output_error.as_deref(), result.stdout), (Some(0), Some(why), None));
+        tenant.no_cluster_policy().await;
+    })
+    .await;
+}
+
 /// Whether any file below `folder` holds one of these.
 fn find_in_files(folder: &Path, needles: &[String]) -> Vec<String> {
     let mut found = Vec::new();

@@ -18,6 +18,7 @@ use paddock_protocol::SealingKey;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::approvals::{Approvals, of_namespace};
+use crate::bounded::{Turn, Turns};
 use crate::config::Settings;
 use crate::input_check::Answer;
 use crate::lease::Fence;
@@ -29,7 +30,7 @@ use crate::readable::Readable;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::{Entry, Ledger, LivingPod};
 use crate::script_run::observe::{contained, has_lost_approval, policies, policies_of};
-use crate::script_run::queue::{Place, Turn};
+use crate::script_run::queue::{self, Place};
 use crate::script_run::session::Sessions;
 use crate::script_run::{Guarded, RunRef, Watched};
 use crate::store::ResultStore;
@@ -38,8 +39,8 @@ use crate::traces::Traces;
 /// Passes at once that hold a body of more than 4 KiB. Each holds a few copies of up to a megabyte.
 const LARGE_AT_ONCE: usize = 4;
 
-/// Processes that check inputs at once.
-const CHECKS_AT_ONCE: usize = 2;
+/// Processes for work that could be endless, at once.
+const BOUNDED_AT_ONCE: usize = 2;
 
 /// Objects that are watched in the whole cluster.
 pub(crate) struct Caches {
@@ -87,7 +88,7 @@ pub(crate) struct Context {
     /// Passes that hold a large body take turns, so that all of them together take bounded memory.
     large: Semaphore,
     /// So many processes check inputs at once.
-    checking: Semaphore,
+    bounded: Turns,
     /// What they answered, by the UID of the run, with a hash of the schemas.
     checks: Mutex<HashMap<String, (String, Answer)>>,
     /// Values of the Secrets that runs were given, by the UID of the run, until the run has ended.
@@ -121,7 +122,7 @@ impl Context {
             ledger: Ledger::default(),
             sessions: Sessions::default(),
             large: Semaphore::new(LARGE_AT_ONCE),
-            checking: Semaphore::new(CHECKS_AT_ONCE),
+            bounded: Turns::new(BOUNDED_AT_ONCE),
             checks: Mutex::default(),
             given: Mutex::default(),
             limits: Mutex::default(),
@@ -144,9 +145,9 @@ impl Context {
         self.large.acquire().await.ok()
     }
 
-    /// Held for as long as a process checks an input.
-    pub(crate) async fn turn_to_check(&self) -> Option<SemaphorePermit<'_>> {
-        self.checking.acquire().await.ok()
+    /// Held for as long as a process does what could be endless, for a run of this namespace.
+    pub(crate) async fn turn(&self, namespace: &str) -> Turn<'_> {
+        self.bounded.take(namespace).await
     }
 
     /// What was answered about the input of a run under these schemas.
@@ -395,7 +396,7 @@ fn created(run: &ScriptRun) -> i64 {
 
 /// A run as the queue sees it.
 pub(crate) fn entry(run: &ScriptRun) -> Entry {
-    let turn = Turn { arrived: arrived(run), uid: run.uid().unwrap_or_default(), name: run.name_any() };
+    let turn = queue::Turn { arrived: arrived(run), uid: run.uid().unwrap_or_default(), name: run.name_any() };
     let served = run.status.as_ref().and_then(|status| status.clocks.as_ref()?.admitted.as_ref()).map(|time| time.0.as_microsecond());
     let namespace = run.namespace().unwrap_or_default();
     Entry { namespace, policy: run.spec.policy_ref.clone(), turn, place: place(run), served }

@@ -14,8 +14,8 @@ pub(crate) enum Error {
     Late { what: &'static str },
     #[error("the stored object changed since it was read")]
     Conflict,
-    #[error("cannot check the input")]
-    Check { source: std::io::Error },
+    #[error("cannot have a process of its own for what could take long")]
+    Process { source: std::io::Error },
     #[error("cannot store the result")]
     Store { source: anyhow::Error },
     #[error("the object has no room for any status")]
@@ -34,14 +34,14 @@ impl Error {
     }
 
     /// Everything that [`Error::category`] can say.
-    pub(crate) const CATEGORIES: [&'static str; 8] = ["read", "write", "check", "store", "late", "conflict", "no-room", "unreadable"];
+    pub(crate) const CATEGORIES: [&'static str; 8] = ["read", "write", "process", "store", "late", "conflict", "no-room", "unreadable"];
 
     /// A closed set, for metrics.
     pub(crate) fn category(&self) -> &'static str {
         match self {
             Self::Read { .. } => "read",
             Self::Write { .. } => "write",
-            Self::Check { .. } => "check",
+            Self::Process { .. } => "process",
             Self::Store { .. } => "store",
             Self::Late { .. } => "late",
             Self::Conflict => "conflict",

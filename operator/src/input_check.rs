@@ -1,32 +1,30 @@
 //! Whether an input satisfies its JSON Schemas.
 //!
-//! Both are hostile. A schema of a few hundred bytes can take for ever or all memory, by references that multiply, and neither can be taken back
-//! from a thread. So a process of its own looks, with hard limits on time and memory: what it does not answer within them is refused.
+//! Both are hostile. A schema of a few hundred bytes can take for ever or all memory, by references that multiply. So a process of its own looks:
+//! what it does not answer within its bounds is refused.
 
-use std::io::Read as _;
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use jsonschema::{Draft, PatternOptions};
-use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
 
+use crate::bounded::{self, Bounds};
 use crate::error::Error;
 use crate::script_run::text::{cut, visible};
 
-/// The argument that makes this program the checking process.
-pub(crate) const ARGUMENT: &str = "check-input";
+pub(crate) const BOUNDS: Bounds = Bounds {
+    argument: "check-input",
+    cpu_seconds: 1,
+    wall: Duration::from_secs(5),
+    // Script, arguments, input and schema of a run have at most a megabyte together; schemas of policies are of the same size at most.
+    question: 8 << 20,
+};
 /// Violations that are told one by one.
 const TOLD: usize = 64;
 /// Violations that are counted.
 const COUNTED: usize = 10_000;
-const CPU_SECONDS: u64 = 1;
-const WALL: Duration = Duration::from_secs(5);
-const MEMORY: u64 = 192 << 20;
-/// Script, arguments, input and schema of a run have at most a megabyte together; schemas of policies are of the same size at most.
-const MAX_QUESTION: u64 = 8 << 20;
 const PATTERN_SIZE: usize = 1 << 20;
 
 /// What is to be checked: JSON as text.
@@ -69,46 +67,12 @@ pub(crate) struct Place {
 
 /// Asks a process of its own.
 pub(crate) async fn ask(question: &Question) -> Result<Answer, Error> {
-    let failed = |source: std::io::Error| Error::Check { source };
-    let program = std::env::current_exe().map_err(failed)?;
-    let mut command = tokio::process::Command::new(program);
-    command.arg(ARGUMENT).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(failed)?;
-    let text = serde_json::to_vec(question).map_err(|error| failed(error.into()))?;
-    let mut input = child.stdin.take();
-    let write = async {
-        // A process that ended early does not read on; its answer, or that there is none, tells why.
-        if let Some(input) = &mut input {
-            let _ = input.write_all(&text).await;
-        }
-        drop(input);
-        child.wait_with_output().await
-    };
-    match tokio::time::timeout(WALL, write).await {
-        Ok(output) => Ok(serde_json::from_slice(&output.map_err(failed)?.stdout).unwrap_or(Answer::TooCostly)),
-        Err(_) => Ok(Answer::TooCostly),
-    }
+    Ok(bounded::ask(&BOUNDS, question).await?.unwrap_or(Answer::TooCostly))
 }
 
-/// The checking process: a question on standard input, an answer on standard output.
+/// The checking process.
 pub(crate) fn main() -> ExitCode {
-    let limits =
-        [(Resource::RLIMIT_CPU, CPU_SECONDS), (Resource::RLIMIT_AS, MEMORY), (Resource::RLIMIT_CORE, 0), (Resource::RLIMIT_NOFILE, 16)];
-    if limits.into_iter().any(|(resource, limit)| setrlimit(resource, limit, limit).is_err()) {
-        return ExitCode::FAILURE;
-    }
-    let mut text = Vec::new();
-    if std::io::stdin().take(MAX_QUESTION).read_to_end(&mut text).is_err() {
-        return ExitCode::FAILURE;
-    }
-    let Ok(question) = serde_json::from_slice(&text) else {
-        return ExitCode::FAILURE;
-    };
-    let answer = check(&question);
-    match serde_json::to_writer(std::io::stdout(), &answer) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
+    bounded::serve(&BOUNDS, |question| check(&question))
 }
 
 fn check(question: &Question) -> Answer {

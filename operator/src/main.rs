@@ -2,6 +2,7 @@
 
 mod admission;
 mod approvals;
+mod bounded;
 mod client;
 mod config;
 mod context;
@@ -39,7 +40,8 @@ fn main() -> ExitCode {
     // What this program does beside its main work, each in a process of its own.
     let argument = std::env::args().nth(1);
     match argument.as_deref() {
-        Some(input_check::ARGUMENT) => return input_check::main(),
+        Some(argument) if argument == input_check::BOUNDS.argument => return input_check::main(),
+        Some(argument) if argument == script_run::telling::BOUNDS.argument => return script_run::telling::main(),
         Some(crds::ARGUMENT) => return crds::main(),
         Some(admission::ARGUMENT) => return admission::main(),
         Some(trial::ARGUMENT) => return trial::main(),

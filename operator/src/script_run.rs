@@ -26,6 +26,7 @@ pub(crate) mod status;
 pub(crate) mod step;
 #[cfg(test)]
 mod story;
+pub(crate) mod telling;
 pub(crate) mod text;
 pub(crate) mod validate;
 

@@ -78,7 +78,9 @@ impl Secrets {
                 }
             }
         }
-        for (rule, form) in &self.forms {
+        // A document has many short values, and none of them is cut.
+        let at_cut_ends = if cut == Cut::default() { &[] } else { self.forms.as_slice() };
+        for (rule, form) in at_cut_ends {
             let window = text.len().min(form.len() - 1);
             if cut.end {
                 let length = overlap(form.iter().copied(), text[text.len() - window..].iter().copied(), window);
@@ -185,9 +187,7 @@ fn forms_of(value: &[u8]) -> Vec<Vec<u8>> {
     }
     if let Ok(text) = std::str::from_utf8(value) {
         let quoted = serde_json::to_string(text).unwrap_or_default();
-        let quoted = quoted.trim_matches('"');
-        forms.push(ascii(quoted).into_bytes());
-        forms.push(quoted.as_bytes().to_vec());
+        forms.extend(json_forms(quoted.trim_matches('"')));
         let html = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
         forms.push(html.replace('\'', "&#x27;").into_bytes());
         forms.push(html.replace('\'', "&#39;").into_bytes());
@@ -211,15 +211,29 @@ fn forms_of(value: &[u8]) -> Vec<Vec<u8>> {
     forms
 }
 
-/// JSON in which everything that is not ASCII is escaped.
-fn ascii(json: &str) -> String {
-    json.encode_utf16().fold(String::new(), |mut text, unit| {
-        match u8::try_from(unit) {
-            Ok(byte) if byte.is_ascii() => text.push(char::from(byte)),
-            _ => _ = write!(text, "\\u{unit:04x}"),
-        }
-        text
+/// A string of JSON as encoders write it: some escape everything that is not ASCII, some what HTML would take for its own, some each slash.
+fn json_forms(json: &str) -> impl Iterator<Item = Vec<u8>> {
+    let ways = [false, true].into_iter().flat_map(|slash| ["", "&<>"].into_iter().map(move |html| (slash, html)));
+    ways.flat_map(|(slash, html)| {
+        let json = if slash { json.replace('/', "\\/") } else { json.to_owned() };
+        let in_capitals = escaped(&json, |c| !c.is_ascii() || html.contains(c), true);
+        [escaped(&json, |c| html.contains(c), false), escaped(&json, |c| !c.is_ascii() || html.contains(c), false), in_capitals]
     })
+    .map(String::into_bytes)
+}
+
+fn escaped(json: &str, is_escaped: impl Fn(char) -> bool, in_capitals: bool) -> String {
+    let mut text = String::new();
+    for character in json.chars() {
+        if !is_escaped(character) {
+            text.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            let _ = if in_capitals { write!(text, "\\u{unit:04X}") } else { write!(text, "\\u{unit:04x}") };
+        }
+    }
+    text
 }
 
 /// What encoders leave as it is beside letters, digits and `-._~`: nothing; Python's `quote`; JavaScript's `encodeURIComponent` and `encodeURI`.
@@ -276,6 +290,10 @@ mod tests {
     #[case::dumped(" 63 6f 72 72 65 63 74 20 68 6f 72 73 65", "correct horse")]
     #[case::without_carriage_returns("-----BEGIN X-----\nabcdef\n", "-----BEGIN X-----\r\nabcdef\r\n")]
     #[case::ascii("pa\\u00df wo\\ud83d\\ude00rd", "pa\u{df} wo\u{1f600}rd")]
+    #[case::ascii_in_capitals("pa\\u00DF w\\u00F6rd", "pa\u{df} w\u{f6}rd")]
+    #[case::slashes("https:\\/\\/a\\/b", "https://a/b")]
+    #[case::for_html("a\\u003cb\\u0026cdef", "a<b&cdef")]
+    #[case::for_html_in_capitals("a\\u003Cb\\u0026c\\/def", "a<b&c/def")]
     #[case::quoted("a/b%20c%2Bd", "a/b c+d")]
     #[case::component("a%2Fb%20(c)%2Bd'", "a/b (c)+d'")]
     #[case::html("a&lt;b&amp;&quot;cd&#x27;", "a<b&\"cd'")]

@@ -115,6 +115,13 @@ impl Reader {
         Self { key, opener: None, next: 0, taken: 0, gap: false, transcript: Transcript::default() }
     }
 
+    /// For the one runner that was told to start, which had this boot identifier: what its log says of another one first does not count.
+    pub fn of_boot(key: RunKey, boot: &str) -> Self {
+        let mut reader = Self::new(key);
+        reader.ready(boot.to_owned());
+        reader
+    }
+
     /// Everything so far.
     pub fn transcript(&self) -> &Transcript {
         &self.transcript
@@ -279,6 +286,19 @@ mod tests {
         let transcript = whole(Line::Refused(refused).to_text().unwrap().as_bytes());
         assert!(transcript.finished);
         assert_eq!(transcript.refused.unwrap().detail.len(), 256);
+    }
+
+    /// Whoever reads a log again knows which runner was told to start.
+    #[test]
+    fn what_another_runner_said_before_the_one_that_was_started_does_not_count() {
+        let (mut one, two) = (sealer(), sealer());
+        let log = [ready(&one), say(&mut one, &[Payload::Accepted {}, Payload::Started {}, Payload::Finished {}])].concat();
+        let mut reader = Reader::of_boot(key(), two.boot());
+        read(&mut reader, &log);
+        assert!(reader.transcript().rebooted && !reader.transcript().started && !reader.transcript().finished);
+        let mut reader = Reader::of_boot(key(), one.boot());
+        read(&mut reader, &log);
+        assert_eq!(*reader.transcript(), whole(&log));
     }
 
     #[test]

@@ -130,8 +130,12 @@ where
     let tenant = Tenant { client, name };
     let result = tokio::spawn(body(tenant.clone())).await;
     if let Err(error) = result {
+        let panic = error.into_panic();
         tenant.tell_everything().await;
-        std::panic::resume_unwind(error.into_panic());
+        // Again, at the end: where only the last lines of an output are kept, this is what must be in them.
+        let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        eprintln!("--- failed: {}", message.unwrap_or_default());
+        std::panic::resume_unwind(panic);
     }
     if std::env::var_os("KEEP_NAMESPACES").is_none() {
         let _ = namespaces.delete(&tenant.name, &DeleteParams::default()).await;

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ConditionType, LargeResult, Phase, PolicyRef, Reason, ScriptRun, ScriptRunStatus};
+use paddock_crds::{ConditionType, Phase, PolicyRef, Reason, RunResult, ScriptRun, ScriptRunStatus, StoredResult};
 use paddock_protocol::ControlMessage;
 use serde_json::json;
 
@@ -18,12 +18,12 @@ use super::ledger::LivingPod;
 use super::pod::{difference, is_job_of, render_job, render_pod};
 use super::pod_facts::PodSeen;
 use super::queue::{Admission, Full};
-use super::result::{Stored, produced};
+use super::result::with_stored;
 use super::session::{Listening, PodAge};
-use super::status::{least, smaller};
+use super::status::{is_cut_short, least, smaller};
 use super::step::{Seen, Step, Stop};
 use super::validate::ValidRun;
-use super::{Guarded, Watched, copies, events, observe};
+use super::{Guarded, Watched, copies, events, observe, telling};
 use crate::context::{Context, entry};
 use crate::error::{Error, code, response, within};
 use crate::metrics::Clock;
@@ -41,8 +41,8 @@ pub(crate) enum Done {
     Queued(Admission),
     /// The pod was not created, for this reason and with this detail for the administrator.
     NotCreated(Reason, String),
-    /// The store was asked to take a result that is too large for the status.
-    Stored(Stored),
+    /// What the script put out, as the status is to tell it.
+    Told(Box<RunResult>),
     /// The run itself was written.
     Replaced(Box<Watched>),
     /// The run is gone, or will be.
@@ -83,7 +83,7 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         Step::Leave | Step::Rest { .. } | Step::Hold(..) | Step::AwaitApproval { .. } | Step::RecordStart { .. } | Step::RecordStop(_) => {
             Ok(Done::Yes)
         }
-        Step::RecordResult => store_result(run, seen, context).await,
+        Step::RecordResult => tell(run, seen, context).await,
         Step::Finish(_) => {
             // The status is for the author of the script; what the kubelet said is for the administrator.
             if let PodSeen::Present(pod) = &seen.pod {
@@ -99,7 +99,7 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
                     "the pod has ended"
                 );
             }
-            Ok(Done::Yes)
+            if is_cut_short(run) { tell(run, seen, context).await } else { Ok(Done::Yes) }
         }
     }
 }
@@ -317,6 +317,7 @@ fn listening(run: &ScriptRun, pod_uid: &str, age: PodAge, context: &Context) -> 
         pod,
         pod_uid: pod_uid.to_owned(),
         key: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()),
+        boot: run.status.as_ref().and_then(|status| status.pod.as_ref()?.boot.clone()),
         age,
         wake: context.waker(run),
     }
@@ -348,19 +349,24 @@ async fn stop(run: &ScriptRun, seen: &Seen, how: Stop, context: &Context) -> Res
 /// How long after its last possible second the result of a run is offered to a store that does not take it.
 const STORE_PATIENCE_SECONDS: i64 = 120;
 
-/// Stores a result that is too large for the status, before the status tells where it is.
-async fn store_result(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
-    let transcript = &seen.stream.transcript;
-    let is_for_the_store = seen.output.as_ref().is_ok_and(|grant| grant.large_result == LargeResult::Store);
-    let (Some(report), Some(store), true) = (&transcript.report, &context.results.store, is_for_the_store) else {
-        return Ok(Done::Yes);
+/// Makes what the run tells of its output, and stores what is too large for the status before the status tells where it is.
+async fn tell(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
+    let Some(produced) = telling::tell(run, &seen.stream.transcript, &seen.output, context).await? else { return Ok(Done::Yes) };
+    let stored = match &produced.to_store {
+        Some(bytes) => store(run, bytes.clone(), context).await?,
+        None => None,
     };
-    let Some(bytes) = produced(transcript, report, &seen.output).to_store else { return Ok(Done::Yes) };
+    Ok(Done::Told(Box::new(with_stored(produced, stored.as_ref()))))
+}
+
+/// `None`: there is no store.
+async fn store(run: &ScriptRun, bytes: Vec<u8>, context: &Context) -> Result<Option<Result<StoredResult, String>>, Error> {
+    let Some(store) = &context.results.store else { return Ok(None) };
     match store.put(&run.namespace().unwrap_or_default(), &run.uid().unwrap_or_default(), bytes).await {
-        Ok(stored) => Ok(Done::Stored(Ok(stored))),
+        Ok(stored) => Ok(Some(Ok(stored))),
         Err(error) if is_too_late(run, context.now()) => {
             tracing::warn!(error = format!("{error:#}"), "the result is given up: the store did not take it");
-            Ok(Done::Stored(Err("the store did not take it".into())))
+            Ok(Some(Err("the store did not take it".into())))
         }
         Err(source) => Err(Error::Store { source }),
     }

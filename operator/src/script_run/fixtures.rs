@@ -17,8 +17,10 @@ use super::apply::Done;
 use super::job::Fixed;
 use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen, WaitsFor};
 use super::queue::{Admission, ClusterLimits};
-use super::status::compute_status;
+use super::result::with_stored;
+use super::status::{compute_status, is_cut_short};
 use super::step::{SandboxSeen, Seen, Step, StreamSeen};
+use super::telling;
 use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, validate};
 use crate::config::Settings;
 use crate::names;
@@ -185,7 +187,14 @@ pub(crate) fn a_stream(change: impl FnOnce(&mut Transcript)) -> StreamSeen {
 /// `run` with the status that `step` leaves behind.
 pub(crate) fn after(run: &ScriptRun, seen: &Seen, step: &Step, done: &Done, second: i64) -> ScriptRun {
     let mut run = run.clone();
-    if let Some(status) = compute_status(&run, seen, step, done, at(second)) {
+    let tells = match step {
+        Step::RecordResult => true,
+        Step::Finish(_) => is_cut_short(&run),
+        _ => false,
+    };
+    let told = telling::told(&seen.stream.transcript, &seen.output).filter(|_| tells);
+    let told = told.map(|produced| Done::Told(Box::new(with_stored(produced, None))));
+    if let Some(status) = compute_status(&run, seen, step, told.as_ref().unwrap_or(done), at(second)) {
         run.status = Some(status);
     }
     run

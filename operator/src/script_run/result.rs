@@ -19,9 +19,6 @@ pub(crate) struct Produced {
     pub(crate) to_store: Option<Vec<u8>>,
 }
 
-/// What the store made of what it was given.
-pub(crate) type Stored = Result<StoredResult, String>;
-
 /// The result of a script that has ended. Without rules to mask by, nothing that it put out is told.
 pub(crate) fn produced(transcript: &Transcript, report: &Report, rules: &Result<OutputGrant, String>) -> Produced {
     let mut produced = Produced::default();
@@ -61,7 +58,7 @@ pub(crate) fn partial_result(transcript: &Transcript, rules: &Result<OutputGrant
 }
 
 /// The result, after the store was asked.
-pub(crate) fn with_stored(mut produced: Produced, stored: Option<&Stored>) -> RunResult {
+pub(crate) fn with_stored(mut produced: Produced, stored: Option<&Result<StoredResult, String>>) -> RunResult {
     match (produced.to_store.is_some(), stored) {
         (false, _) => {}
         (true, Some(Ok(reference))) => produced.result.reference = Some(reference.clone()),

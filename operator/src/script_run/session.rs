@@ -55,8 +55,9 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(key: RunKey) -> Self {
-        Self { reader: Reader::new(key), complete: false, start_sent: false, stop_sent: None }
+    fn new(key: &RunKey, boot: Option<&str>) -> Self {
+        let reader = boot.map_or_else(|| Reader::new(key.clone()), |boot| Reader::of_boot(key.clone(), boot));
+        Self { reader, complete: false, start_sent: false, stop_sent: None }
     }
 
     fn transcript(&self) -> &Transcript {
@@ -77,6 +78,8 @@ pub(crate) struct Listening {
     pub(crate) pod_uid: String,
     /// Opens what the runner says.
     pub(crate) key: RunKey,
+    /// Of the runner that was told to start, once there is one.
+    pub(crate) boot: Option<String>,
     /// How old the pod is.
     pub(crate) age: PodAge,
     pub(crate) wake: Box<dyn Fn() + Send + Sync>,
@@ -124,7 +127,7 @@ impl Sessions {
         if open.get(run).is_some_and(|session| session.pod_uid == listening.pod_uid) {
             return;
         }
-        let shared = Arc::new(Mutex::new(Shared::new(listening.key.clone())));
+        let shared = Arc::new(Mutex::new(Shared::new(&listening.key, listening.boot.as_deref())));
         let (say, said) = mpsc::channel(4);
         let pod_uid = listening.pod_uid.clone();
         let task = tokio::spawn(follow(listening, shared.clone(), said));

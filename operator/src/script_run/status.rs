@@ -5,8 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt as _;
 use paddock_crds::script_run::{SHOWN_GROUP_LENGTH, SHOWN_GROUPS};
 use paddock_crds::{
-    ApprovalStatus, AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, Decision, Phase, PodRef, Reason, Requester, ScriptRun,
-    ScriptRunStatus, Stopping, Usage, Verdict,
+    ApprovalStatus, AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, Decision, Phase, PodRef, Reason, Requester, RunResult,
+    ScriptRun, ScriptRunStatus, Stopping, Usage, Verdict,
 };
 use paddock_policy::{Approving, Refusal};
 
@@ -14,7 +14,7 @@ use super::apply::Done;
 use super::outcome::Outcome;
 use super::pod_facts::{PodLife, PodSeen, WaitsFor};
 use super::queue::{Admission, Full};
-use super::result::{partial_result, produced, signed, with_stored};
+use super::result::signed;
 use super::step::{Seen, Step, is_suspended};
 use super::text::{cut, visible};
 use super::validate::{ValidRun, requester};
@@ -44,8 +44,8 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
         (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
         (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
         (Step::RecordStop(reason), _) => report.stopped(reason, seen),
-        (Step::RecordResult, done) => report.result(seen, done),
-        (Step::Finish(outcome), _) => report.finished(outcome, seen),
+        (Step::RecordResult, Done::Told(result)) => report.result(seen, result),
+        (Step::Finish(outcome), done) => report.finished(outcome, seen, done),
         _ => return None,
     }
     let mut status = report.status;
@@ -54,6 +54,12 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
     let excess = status.audit.len().saturating_sub(AUDIT_EVENTS);
     status.audit.drain(..excess);
     (status != before).then_some(status)
+}
+
+/// Whether the script was started, and no end of it was told.
+pub(crate) fn is_cut_short(run: &ScriptRun) -> bool {
+    let is_true = |type_: &ConditionType| run.status.as_ref().is_some_and(|status| status.is_true(type_));
+    is_true(&ConditionType::Started) && !is_true(&ConditionType::ResultReady)
 }
 
 /// The status of a run whose script runs and whose result nobody will read.
@@ -322,13 +328,11 @@ impl Report {
         self.audit("stopping", Some(reason.clone()));
     }
 
-    fn result(&mut self, seen: &Seen, done: &Done) {
-        let transcript = &seen.stream.transcript;
-        let Some(report) = &transcript.report else {
+    fn result(&mut self, seen: &Seen, result: &RunResult) {
+        let Some(report) = &seen.stream.transcript.report else {
             return;
         };
-        let stored = if let Done::Stored(stored) = done { Some(stored) } else { None };
-        self.status.result = Some(with_stored(produced(transcript, report, &seen.output), stored));
+        self.status.result = Some(result.clone());
         self.status.usage = Some(Usage {
             cpu_milliseconds: signed(report.cpu_milliseconds),
             peak_memory_bytes: signed(report.peak_memory_bytes),
@@ -351,13 +355,14 @@ impl Report {
         Timestamp::from_microsecond(first).ok().map(MicroTime)
     }
 
-    fn finished(&mut self, outcome: &Outcome, seen: &Seen) {
+    fn finished(&mut self, outcome: &Outcome, seen: &Seen, done: &Done) {
         self.received();
         if matches!(outcome.phase, Phase::Denied | Phase::Expired) {
             self.not_approved(outcome, seen);
         }
-        if self.status.is_true(&ConditionType::Started) && !self.status.is_true(&ConditionType::ResultReady) {
-            self.partial_output(seen);
+        // What came before a runner fell silent.
+        if let Done::Told(partial) = done {
+            self.status.result = Some((**partial).clone());
         }
         self.end(outcome);
     }
@@ -371,13 +376,6 @@ impl Report {
         }
         self.drop_condition(&ConditionType::Admitted);
         self.condition(ConditionType::Approved, false, outcome.reason.clone(), &outcome.message);
-    }
-
-    /// What came before a runner fell silent.
-    fn partial_output(&mut self, seen: &Seen) {
-        if let Some(partial) = partial_result(&seen.stream.transcript, &seen.output) {
-            self.status.result = Some(partial);
-        }
     }
 
     fn end(&mut self, outcome: &Outcome) {

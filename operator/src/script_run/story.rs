@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
 use paddock_crds::{ConditionType, LargeResult, Phase, ScriptRun, StoredResult};
 use paddock_policy::QueueLimits;
 use paddock_protocol::{Output, Refused, RefusedReason, Report, Transcript};
@@ -13,8 +14,10 @@ use super::fixtures::{a_pod, a_report, a_run, at, present, seen, settings};
 use super::ledger::{Entry, Ledger, LivingPod, policy_text};
 use super::pod_facts::{Ended, PodFacts, PodLife};
 use super::queue::{Admission, ClusterLimits};
+use super::result::with_stored;
 use super::status::compute_status;
 use super::step::{Seen, Step, Stop, StreamSeen, next_step};
+use super::telling;
 use crate::context::entry;
 
 /// Every other one in the second tenant.
@@ -289,7 +292,7 @@ impl Operator {
         if crash == Some(0) {
             return;
         }
-        let done = self.apply(world, &run, uid, &step, node.as_ref());
+        let done = self.apply(world, &run, &seen, &step, node.as_ref());
         if crash == Some(1) {
             return;
         }
@@ -303,7 +306,9 @@ impl Operator {
         }
     }
 
-    fn apply(&mut self, world: &mut World, run: &ScriptRun, uid: &str, step: &Step, node: Option<&Node>) -> Done {
+    fn apply(&mut self, world: &mut World, run: &ScriptRun, seen: &Seen, step: &Step, node: Option<&Node>) -> Done {
+        let uid = run.uid().unwrap_or_default();
+        let uid = uid.as_str();
         let pod_uid = node.map(|node| node.facts.uid.clone()).unwrap_or_default();
         match step {
             Step::Admit => {
@@ -352,7 +357,9 @@ impl Operator {
             }
             Step::RecordResult => {
                 world.objects.insert(uid.to_owned());
-                Done::Stored(Ok(StoredResult { url: uid.to_owned(), bytes: 7, sha256: String::new() }))
+                let produced = telling::told(&seen.stream.transcript, &seen.output).unwrap();
+                let reference = StoredResult { url: uid.to_owned(), bytes: 7, sha256: String::new() };
+                Done::Told(Box::new(with_stored(produced, Some(&Ok(reference)))))
             }
             Step::ReadLog => {
                 self.complete.insert(uid.to_owned(), pod_uid);
