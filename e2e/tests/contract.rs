@@ -191,7 +191,7 @@ async fn a_pattern_that_takes_too_long_costs_its_own_run_the_output() {
         .await;
         let text = "import os\nopen(os.environ['PADDOCK_RESULT'], 'w').write('[\"' + 'A' * 1000000 + '\"]')\nprint('end')\n";
         let slow = tenant.create(own(text)).await;
-        let beside = tenant.run(Script::python("print(1)")).await;
+        let beside = tenant.run(own("print(1)")).await;
         assert_eq!(stdout(&beside), "1\n");
         let slow = tenant.finished(&slow).await;
         assert_end(&slow, &Phase::Succeeded, &Reason::Succeeded);
