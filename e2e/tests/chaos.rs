@@ -88,7 +88,7 @@ async fn kill_at_random(seed: u64) -> BTreeMap<&'static str, u32> {
             Victim::Containerd => {
                 end("containerd").await;
                 tokio::time::sleep(Duration::from_millis(random.below(2000))).await;
-                end_shims_without_a_sandbox();
+                end_shims_without_a_sandbox().await;
                 begin("containerd");
                 "containerd"
             }
@@ -106,14 +106,16 @@ async fn restart(name: &str, away: Duration) {
 
 /// Where containerd dies while gVisor makes a sandbox, a shim may be left that has none and never ends, and containerd waits for it for ever: the
 /// pod can neither start nor go. Whoever runs the node has to end it (docs/troubleshooting.md).
-fn end_shims_without_a_sandbox() {
-    let processes: Vec<(String, Vec<String>)> = entries(Path::new("/proc"))
-        .iter()
-        .filter_map(|folder| {
-            let command = std::fs::read_to_string(folder.join("cmdline")).ok()?;
-            Some((folder.file_name()?.to_string_lossy().into_owned(), command.split('\0').map(Into::into).collect()))
-        })
-        .collect();
+async fn end_shims_without_a_sandbox() {
+    let processes = eventually("no sandbox is being made any more", || async {
+        let processes = processes();
+        let makes = |(_, command): &&(String, Vec<String>)| command[0].ends_with("runsc") && command.iter().any(|word| word == "create");
+        match processes.iter().find(makes) {
+            Some(making) => Err(making.clone()),
+            None => Ok(processes),
+        }
+    })
+    .await;
     let socket = layout().run.join("containerd.sock").display().to_string();
     for (pid, command) in
         processes.iter().filter(|(_, command)| command[0].ends_with("containerd-shim-runsc-v1") && command.contains(&socket))
@@ -126,6 +128,15 @@ fn end_shims_without_a_sandbox() {
             let _ = std::process::Command::new("kill").args(["-KILL", pid]).status();
         }
     }
+}
+
+/// Identifiers and arguments of all processes.
+fn processes() -> Vec<(String, Vec<String>)> {
+    let of_process = |folder: &PathBuf| {
+        let command = std::fs::read_to_string(folder.join("cmdline")).ok()?;
+        Some((folder.file_name()?.to_string_lossy().into_owned(), command.split('\0').map(Into::into).collect()))
+    };
+    entries(Path::new("/proc")).iter().filter_map(of_process).collect()
 }
 
 /// Looks again and again whether the limit holds. Says how often it looked, and the most pods that it saw.
