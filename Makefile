@@ -73,6 +73,7 @@ FUZZ_SECONDS := 60
 fuzz: ## Fuzz what reads hostile bytes, FUZZ_SECONDS each; needs cargo-fuzz and a nightly compiler
 	cargo +nightly fuzz run reader -- -max_total_time=$(FUZZ_SECONDS)
 	cargo +nightly fuzz run mask -- -max_total_time=$(FUZZ_SECONDS)
+	cargo +nightly fuzz run hello -- -max_total_time=$(FUZZ_SECONDS)
 
 .PHONY: bench-run
 bench-run: install ## Cold runs beside bare pods, as one JSON line

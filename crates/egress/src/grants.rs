@@ -63,8 +63,19 @@ pub struct Grant {
     pub denied: Vec<(HostPattern, String)>,
     /// Addresses that a name may lead to.
     pub addresses: Addresses,
+    /// How much of it.
+    pub budget: Budget,
     /// From then on it is as if it were not there.
     pub expires: Instant,
+}
+
+/// How much a run may use, at each replica of the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Tunnels at once.
+    pub tunnels: u32,
+    /// Bytes in both directions together, over its whole life.
+    pub bytes: u64,
 }
 
 /// What the operator says, in this order after each connection: `Begin`, all grants, `End`; then whatever changes.

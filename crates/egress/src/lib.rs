@@ -1,4 +1,15 @@
 //! The gateway through which sandboxes reach what they were granted.
+//!
+//! [`ask`] reads a request, [`grants`] decides on it, [`dial`] connects, [`hello`] reads for whom the first bytes are, [`carry`] carries, and
+//! [`gateway`] holds them together. [`wire`] is the conversation with the operator, [`server`] the ports of both.
 
+pub mod ask;
+pub mod carry;
+pub mod dial;
+pub mod gateway;
 pub mod grants;
 pub mod hello;
+pub mod live;
+pub mod server;
+pub mod tls;
+pub mod wire;

@@ -33,6 +33,7 @@ fn grant(run: &str, token_number: u8, expires: Instant) -> Grant {
         ],
         denied: vec![(HostPattern::parse("paste.example.org").unwrap(), "ClusterSandboxPolicy/baseline: deny.hosts[0]".into())],
         addresses: Addresses::default(),
+        budget: Budget { tunnels: 8, bytes: 1 << 20 },
         expires,
     }
 }

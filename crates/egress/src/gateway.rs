@@ -1,0 +1,305 @@
+//! A connection of a sandbox, from its first byte to its last.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use paddock_destination::{Addresses, Authority, Host};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::ask::{self, Refusal};
+use crate::carry::{Carried, carry};
+use crate::dial::{Resolve, dial};
+use crate::grants::{Grants, Message, Protocol, Verdict};
+use crate::hello::{self, server_name};
+use crate::live::{Live, NoTunnel, Tunnel};
+use crate::wire::{Outcome, Report};
+
+/// For each of: the TLS handshake, the head of the request, the ClientHello.
+pub const FIRST_BYTES: Duration = Duration::from_secs(5);
+/// A tunnel on which nothing moves for so long is closed.
+pub const IDLE: Duration = Duration::from_secs(300);
+/// Connections of one address, also of those that have shown no token yet.
+const MOST_OF_ONE: u32 = 512;
+/// hyper's own least.
+const HEAD_BYTES: usize = 8 << 10;
+const MOST_HEADERS: usize = 32;
+
+/// What all connections share.
+pub struct Gateway {
+    told: Mutex<ToldBy>,
+    live: Arc<Live>,
+    resolver: Box<dyn Resolve>,
+    reports: mpsc::Sender<Report>,
+    connections: Mutex<HashMap<IpAddr, u32>>,
+}
+
+/// What is granted, and by which connection of the operator it was told.
+#[derive(Default)]
+struct ToldBy {
+    grants: Grants,
+    connection: Connection,
+}
+
+/// A connection of the operator. Of several, the one that was made last counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connection(u64);
+
+/// A connection that counts for its address until it is dropped.
+pub struct Counted {
+    gateway: Arc<Gateway>,
+    peer: IpAddr,
+}
+
+/// What was asked for and granted.
+struct Granted {
+    run: String,
+    to: Authority,
+    rule: String,
+    protocol: Protocol,
+    addresses: Addresses,
+    tunnel: Tunnel,
+}
+
+impl Gateway {
+    /// Reports that nobody takes are dropped, and counted by whoever made the channel.
+    pub fn new(resolver: Box<dyn Resolve>, reports: mpsc::Sender<Report>) -> Self {
+        Self { told: Mutex::default(), live: Arc::default(), resolver, reports, connections: Mutex::default() }
+    }
+
+    /// The operator has connected. Until it has told all grants, nothing is granted.
+    pub fn connected(&self) -> Connection {
+        let mut told = lock(&self.told);
+        told.connection.0 += 1;
+        told.grants.disconnected();
+        told.connection
+    }
+
+    /// The operator has said something. An operator whose place another has taken is not heard: it may be wrong by now.
+    pub fn hear(&self, from: Connection, message: Message) {
+        let mut told = lock(&self.told);
+        if told.connection != from {
+            return;
+        }
+        let ended = if let Message::Remove(run) = &message { Some(run.clone()) } else { None };
+        // Under the same lock as a tunnel is opened: none is opened by what does not count any more.
+        for run in told.grants.hear(message, Instant::now()) {
+            self.live.cut(&run);
+        }
+        if let Some(run) = ended {
+            self.live.forget(&run);
+        }
+    }
+
+    /// This connection has ended.
+    pub fn disconnected(&self, connection: Connection) {
+        let mut told = lock(&self.told);
+        if told.connection == connection {
+            told.grants.disconnected();
+        }
+    }
+
+    /// Cuts what has expired, and everything where nobody says any more what is granted. To be called several times in a second.
+    pub fn tick(&self) {
+        let (told, now) = (lock(&self.told), Instant::now());
+        if told.grants.is_stale(now) {
+            self.live.cut_all();
+        }
+        for run in told.grants.expired(now) {
+            self.live.cut(&run);
+        }
+    }
+
+    /// Open tunnels.
+    pub fn tunnels(&self) -> usize {
+        self.live.count()
+    }
+
+    /// Counts a connection, before anything of it is read. `None`: this address has too many.
+    pub fn count(self: &Arc<Self>, peer: IpAddr) -> Option<Counted> {
+        let mut connections = lock(&self.connections);
+        let count = connections.entry(peer).or_default();
+        if *count >= MOST_OF_ONE {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { gateway: self.clone(), peer })
+    }
+
+    /// Answers the one request of a connection, on which TLS has been spoken already, and carries what follows.
+    pub async fn serve(self: Arc<Self>, counted: Counted, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let counted = Arc::new(counted);
+        let answer = service_fn(|request| {
+            let (gateway, counted) = (self.clone(), counted.clone());
+            async move { Ok::<_, Infallible>(gateway.answer(request, counted).await) }
+        });
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(FIRST_BYTES).max_buf_size(HEAD_BYTES).max_headers(MOST_HEADERS).keep_alive(false);
+        // How it ends is told by the tunnel, and of a client that does not speak HTTP there is nothing to tell.
+        let _ = http.serve_connection(TokioIo::new(stream), answer).with_upgrades().await;
+    }
+
+    async fn answer(self: Arc<Self>, mut request: Request<Incoming>, counted: Arc<Counted>) -> Response<Full<Bytes>> {
+        let began = Instant::now();
+        let upgrade = hyper::upgrade::on(&mut request);
+        let (granted, there, address) = match self.connect(request, counted.peer, began).await {
+            Ok(connected) => connected,
+            Err(refusal) => {
+                // hyper leaves the connection of a CONNECT open whatever the answer is.
+                tokio::spawn(timeout(FIRST_BYTES, async move {
+                    if let Ok(mut upgraded) = upgrade.await.map(TokioIo::new) {
+                        let _ = upgraded.shutdown().await;
+                    }
+                    drop(counted);
+                }));
+                return refused(&refusal);
+            }
+        };
+        tokio::spawn(async move {
+            let (outcome, carried) = match upgrade.await {
+                Ok(upgraded) => through(TokioIo::new(upgraded), there, &granted).await,
+                Err(_) => (Outcome::Closed, Carried::default()),
+            };
+            self.report(&granted, began, Some(address), outcome, carried);
+            drop(counted);
+        });
+        Response::new(Full::default())
+    }
+
+    async fn connect(&self, request: Request<Incoming>, peer: IpAddr, began: Instant) -> Result<(Granted, TcpStream, IpAddr), Refusal> {
+        let granted = self.granted(&request.into_parts().0, peer, began)?;
+        match dial(&granted.to, &granted.addresses, self.resolver.as_ref()).await {
+            Ok((there, address)) => Ok((granted, there, address)),
+            Err(refusal) => {
+                self.report(&granted, began, None, outcome(&refusal), Carried::default());
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Decides, and counts the tunnel in the same moment.
+    fn granted(&self, head: &http::request::Parts, peer: IpAddr, now: Instant) -> Result<Granted, Refusal> {
+        let ask = ask::read(head)?;
+        let told = lock(&self.told);
+        let grant = told.grants.of(&ask.token, peer, now).map_err(Refusal::Grant)?;
+        let (rule, protocol) = match grant.decide(&ask.to) {
+            Verdict::Granted { rule, protocol } => (rule, protocol),
+            Verdict::Refused { rule, ask: what } => {
+                let report = Report::refused(&grant.run, &ask.to, &rule, Outcome::NotGranted);
+                let _ = self.reports.try_send(report);
+                return Err(Refusal::NotGranted { rule, ask: what });
+            }
+        };
+        let tunnel = self.live.open(&grant.run, grant.budget).map_err(|no| {
+            let (refusal, outcome) = match no {
+                NoTunnel::TooMany => (Refusal::TooMany, Outcome::TooManyTunnels),
+                NoTunnel::Spent => (Refusal::BudgetSpent, Outcome::BudgetSpent),
+            };
+            let _ = self.reports.try_send(Report::refused(&grant.run, &ask.to, &rule, outcome));
+            refusal
+        })?;
+        Ok(Granted { run: grant.run.clone(), to: ask.to, rule, protocol, addresses: grant.addresses.clone(), tunnel })
+    }
+
+    fn report(&self, granted: &Granted, began: Instant, address: Option<IpAddr>, outcome: Outcome, carried: Carried) {
+        let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let of = Report::refused(&granted.run, &granted.to, &granted.rule, outcome);
+        let _ = self.reports.try_send(Report { address, sent: carried.sent, received: carried.received, milliseconds, ..of });
+    }
+}
+
+impl Report {
+    /// Of a request for which nothing was dialled.
+    fn refused(run: &str, to: &Authority, rule: &str, outcome: Outcome) -> Self {
+        let (run, to, rule) = (run.to_owned(), to.to_string(), rule.to_owned());
+        Self { run, to, rule, outcome, address: None, sent: 0, received: 0, milliseconds: 0 }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut connections = lock(&self.gateway.connections);
+        if let Some(count) = connections.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                connections.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// Reads what the script says first, where that must be TLS for the host that it asked for, and carries.
+async fn through(mut script: TokioIo<Upgraded>, there: TcpStream, granted: &Granted) -> (Outcome, Carried) {
+    let first = match (granted.protocol, &granted.to.host) {
+        (Protocol::Tls, Host::Name(name)) => {
+            let hello = async {
+                tokio::select! {
+                    biased;
+                    () = granted.tunnel.is_cut() => Err(Outcome::Cut),
+                    hello = timeout(FIRST_BYTES, read_hello(&mut script)) => hello.ok().flatten().ok_or(Outcome::NotItsHost),
+                }
+            };
+            match hello.await {
+                Ok((first, named)) if named == *name => first,
+                Ok(_) => return (Outcome::NotItsHost, Carried::default()),
+                Err(outcome) => return (outcome, Carried::default()),
+            }
+        }
+        // A rule for names leads to no address.
+        (Protocol::Tls, Host::Address(_)) => return (Outcome::NotItsHost, Carried::default()),
+        (Protocol::Tcp, _) => Vec::new(),
+    };
+    carry(script, there, first, &granted.tunnel, IDLE).await
+}
+
+/// The ClientHello, and the name that it asks for.
+async fn read_hello(script: &mut TokioIo<Upgraded>) -> Option<(Vec<u8>, paddock_destination::HostName)> {
+    let mut first = Vec::with_capacity(1 << 10);
+    loop {
+        if script.take((hello::LONGEST - first.len()) as u64).read_buf(&mut first).await.ok()? == 0 {
+            return None;
+        }
+        if let Some(name) = server_name(&first).ok()? {
+            return Some((first, name));
+        }
+    }
+}
+
+fn outcome(refusal: &Refusal) -> Outcome {
+    match refusal {
+        Refusal::Address(_) => Outcome::AddressRefused,
+        Refusal::NotResolved => Outcome::NotResolved,
+        Refusal::NotConnected => Outcome::NotConnected,
+        Refusal::TooMany => Outcome::TooManyTunnels,
+        Refusal::BudgetSpent => Outcome::BudgetSpent,
+        Refusal::NotConnect | Refusal::Target(_) | Refusal::NoToken | Refusal::Grant(_) | Refusal::NotGranted { .. } => Outcome::NotGranted,
+    }
+}
+
+fn refused(refusal: &Refusal) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(refusal.body())));
+    *response.status_mut() = refusal.status();
+    let headers = response.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    if refusal.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+        headers.insert(http::header::PROXY_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

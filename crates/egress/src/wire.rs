@@ -1,0 +1,222 @@
+//! The conversation with the operator: a JSON object in each line. It tells what is granted; the gateway tells what was asked for.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ipnet::IpNet;
+use paddock_destination::{Addresses, HostPattern};
+use serde::{Deserialize, Serialize};
+
+use crate::grants::{Budget, Grant, Message, Reach, Rule, TokenHash};
+
+/// Longest line, in bytes: a grant of 64 rules with 64 hosts each is below it.
+pub const LONGEST_LINE: usize = 1 << 20;
+
+/// What the operator says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Said {
+    /// See [`Message`].
+    Begin {},
+    /// A run's grant.
+    Put(Box<Told>),
+    /// A run's UID.
+    Remove {
+        /// Of the run.
+        run: String,
+    },
+    /// See [`Message`].
+    End {},
+    /// See [`Message`].
+    Beat {},
+}
+
+/// A grant on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Told {
+    /// UID of the run.
+    pub run: String,
+    /// SHA-256 of the token, as base64 for URLs.
+    pub token: String,
+    /// The pod's.
+    pub pod: Vec<IpAddr>,
+    /// What is granted.
+    pub rules: Vec<ToldRule>,
+    /// Hosts that are denied, and what denies them.
+    pub denied: Vec<(String, String)>,
+    /// Nets that a name may lead to whatever they are.
+    pub allowed_nets: Vec<IpNet>,
+    /// Nets of the cluster.
+    pub denied_nets: Vec<IpNet>,
+    /// Milliseconds from now on: the two have clocks of their own.
+    pub expires_in: u64,
+    /// See [`Budget`].
+    pub tunnels: u32,
+    /// See [`Budget`].
+    pub bytes: u64,
+}
+
+/// A rule on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ToldRule {
+    /// As in `status.decisions`.
+    pub name: String,
+    /// Names over TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<String>,
+    /// Or addresses over whatever is spoken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<IpNet>,
+    /// At these.
+    pub ports: Vec<u16>,
+}
+
+/// A line that is not understood. Nothing after it counts: the conversation begins anew.
+#[derive(Debug, thiserror::Error)]
+pub enum BadLine {
+    /// No JSON, or other fields.
+    #[error("it is no message: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A value that is none.
+    #[error("{0} is not usable")]
+    Value(&'static str),
+}
+
+/// Reads a line.
+pub fn read(line: &[u8], now: Instant) -> Result<Message, BadLine> {
+    Ok(match serde_json::from_slice(line)? {
+        Said::Begin {} => Message::Begin,
+        Said::Put(told) => Message::Put(Box::new(told.into_grant(now)?)),
+        Said::Remove { run } => Message::Remove(run),
+        Said::End {} => Message::End,
+        Said::Beat {} => Message::Beat,
+    })
+}
+
+/// The hash of a token as it is told.
+pub fn token_text(hash: &TokenHash) -> String {
+    URL_SAFE_NO_PAD.encode(hash.0)
+}
+
+impl Told {
+    fn into_grant(self, now: Instant) -> Result<Grant, BadLine> {
+        let token = URL_SAFE_NO_PAD.decode(&self.token).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(BadLine::Value("token"))?;
+        let pattern = |text: &str| HostPattern::parse(text).map_err(|_| BadLine::Value("a pattern of hosts"));
+        let denied = self.denied.iter().map(|(hosts, rule)| Ok((pattern(hosts)?, rule.clone()))).collect::<Result<_, BadLine>>()?;
+        Ok(Grant {
+            run: self.run,
+            token: TokenHash(token),
+            pod: self.pod,
+            rules: self.rules.into_iter().map(ToldRule::into_rule).collect::<Result<_, _>>()?,
+            denied,
+            addresses: Addresses { allowed: self.allowed_nets, denied: self.denied_nets },
+            budget: Budget { tunnels: self.tunnels, bytes: self.bytes },
+            expires: now.checked_add(Duration::from_millis(self.expires_in)).ok_or(BadLine::Value("expiresIn"))?,
+        })
+    }
+}
+
+impl ToldRule {
+    fn into_rule(self) -> Result<Rule, BadLine> {
+        let to = match (self.hosts, self.net) {
+            (Some(hosts), None) => Reach::Hosts(HostPattern::parse(&hosts).map_err(|_| BadLine::Value("a pattern of hosts"))?),
+            (None, Some(net)) => Reach::Net(net),
+            _ => return Err(BadLine::Value("a rule that leads nowhere, or twice")),
+        };
+        Ok(Rule { name: self.name, to, ports: self.ports })
+    }
+}
+
+/// What became of a request, told when it is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Report {
+    /// UID of the run.
+    pub run: String,
+    /// Host and port that were asked for, as they were understood.
+    pub to: String,
+    /// What granted or refused it.
+    pub rule: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The address that was dialled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Bytes from the script.
+    pub sent: u64,
+    /// Bytes to the script.
+    pub received: u64,
+    /// From the request to the end.
+    pub milliseconds: u64,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The tunnel was closed by either side.
+    Closed,
+    /// No rule grants the host at this port.
+    NotGranted,
+    /// The name leads to an address that is not dialled.
+    AddressRefused,
+    /// The name leads nowhere.
+    NotResolved,
+    /// Nobody answers there.
+    NotConnected,
+    /// The first bytes were no TLS for the host of the request.
+    NotItsHost,
+    /// As many tunnels are open as the run may have.
+    TooManyTunnels,
+    /// The run has sent and received as much as it may.
+    BudgetSpent,
+    /// Nothing came from either side for too long.
+    Idle,
+    /// What the run was granted has changed or ended, or is not known any more.
+    Cut,
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn put() -> Value {
+        json!({
+            "say": "put", "run": "uid", "token": URL_SAFE_NO_PAD.encode([7; 32]), "pod": ["10.1.2.3"],
+            "rules": [{ "name": "a", "hosts": "*.example.com", "ports": [443] }, { "name": "b", "net": "192.0.2.0/24", "ports": [5432] }],
+            "denied": [["x.example.com", "deny"]], "allowedNets": [], "deniedNets": ["10.0.0.0/8"], "expiresIn": 1500, "tunnels": 8, "bytes": 9,
+        })
+    }
+
+    #[test]
+    fn a_grant_is_read_as_it_was_told() {
+        let now = Instant::now();
+        let Message::Put(grant) = read(put().to_string().as_bytes(), now).unwrap() else { panic!() };
+        assert_eq!((grant.run.as_str(), grant.token, grant.budget), ("uid", TokenHash([7; 32]), Budget { tunnels: 8, bytes: 9 }));
+        assert_eq!((grant.expires, grant.rules.len(), grant.denied.len()), (now + Duration::from_millis(1500), 2, 1));
+        let said: Said = serde_json::from_value(put()).unwrap();
+        assert_eq!(serde_json::to_value(&said).unwrap(), put());
+        assert_eq!(token_text(&TokenHash([7; 32])), put()["token"]);
+    }
+
+    #[rstest]
+    #[case::unknown_field(|put: &mut Value| put["also"] = json!(1))]
+    #[case::missing_field(|put: &mut Value| _ = put.as_object_mut().unwrap().remove("denied"))]
+    #[case::short_token(|put: &mut Value| put["token"] = json!("AAAA"))]
+    #[case::pattern(|put: &mut Value| put["rules"][0]["hosts"] = json!("*.com"))]
+    #[case::denied_pattern(|put: &mut Value| put["denied"][0][0] = json!("a*.example.com"))]
+    #[case::nowhere(|put: &mut Value| _ = put["rules"][0].as_object_mut().unwrap().remove("hosts"))]
+    #[case::twice(|put: &mut Value| put["rules"][0]["net"] = json!("192.0.2.0/24"))]
+    #[case::other_word(|put: &mut Value| put["say"] = json!("allow"))]
+    fn what_is_not_understood_is_no_message(#[case] change: fn(&mut Value)) {
+        let mut line = put();
+        change(&mut line);
+        assert!(read(line.to_string().as_bytes(), Instant::now()).is_err());
+    }
+}
