@@ -15,14 +15,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::Error;
 
-/// Address space of a process, in bytes.
-const MEMORY: u64 = 192 << 20;
-
 /// One kind of work, and what it may take.
 pub(crate) struct Bounds {
     /// The argument that makes this program the process for it.
     pub(crate) argument: &'static str,
     pub(crate) cpu_seconds: u64,
+    /// Address space, in bytes. That of all kinds together, beside the operator's own, is below the memory that its container may have.
+    pub(crate) memory: u64,
     pub(crate) wall: Duration,
     /// Longest question as JSON, in bytes.
     pub(crate) question: u64,
@@ -55,7 +54,7 @@ pub(crate) async fn ask<A: DeserializeOwned>(bounds: &Bounds, question: &impl Se
 pub(crate) fn serve<Q: DeserializeOwned, A: Serialize>(bounds: &Bounds, answer: impl FnOnce(Q) -> A) -> ExitCode {
     let limits = [
         (Resource::RLIMIT_CPU, bounds.cpu_seconds),
-        (Resource::RLIMIT_AS, MEMORY),
+        (Resource::RLIMIT_AS, bounds.memory),
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_NOFILE, 16),
     ];
@@ -76,7 +75,8 @@ pub(crate) fn serve<Q: DeserializeOwned, A: Serialize>(bounds: &Bounds, answer: 
     }
 }
 
-/// Whose turn it is to have such a process: one of each namespace at a time, so that none keeps others waiting with many.
+/// Whose turn it is to have a process of one kind. There is one at a time, and of each namespace one waits for it: none keeps others waiting with
+/// many.
 pub(crate) struct Turns {
     of_all: Semaphore,
     of_one: Mutex<HashMap<String, Weak<Semaphore>>>,
@@ -88,11 +88,13 @@ pub(crate) struct Turn<'a> {
     _of_all: Option<tokio::sync::SemaphorePermit<'a>>,
 }
 
-impl Turns {
-    pub(crate) fn new(at_once: usize) -> Self {
-        Self { of_all: Semaphore::new(at_once), of_one: Mutex::default() }
+impl Default for Turns {
+    fn default() -> Self {
+        Self { of_all: Semaphore::new(1), of_one: Mutex::default() }
     }
+}
 
+impl Turns {
     pub(crate) async fn take(&self, namespace: &str) -> Turn<'_> {
         let of_one = self.of_namespace(namespace).acquire_owned().await.ok();
         Turn { _of_one: of_one, _of_all: self.of_all.acquire().await.ok() }
@@ -117,17 +119,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namespace_has_one_turn_at_a_time_and_all_have_so_many() {
-        let turns = Turns::new(2);
-        let one = turns.take("a").now_or_never();
-        let (again, other) = (turns.take("a").now_or_never(), turns.take("b").now_or_never());
-        assert!(one.is_some() && again.is_none() && other.is_some());
-        assert!(turns.take("c").now_or_never().is_none());
-        drop(one);
-        let third = turns.take("c").now_or_never();
-        assert!(third.is_some() && turns.take("a").now_or_never().is_none());
-        drop((other, third));
-        assert!(turns.take("a").now_or_never().is_some());
+    fn many_of_one_namespace_wait_for_each_other_and_not_before_others() {
+        let turns = Turns::default();
+        let first = turns.take("a").now_or_never();
+        let (mut again, mut other) = (Box::pin(turns.take("a")), Box::pin(turns.take("b")));
+        assert!(first.is_some() && again.as_mut().now_or_never().is_none() && other.as_mut().now_or_never().is_none());
+        let mut third = Box::pin(turns.take("a"));
+        assert!(third.as_mut().now_or_never().is_none());
+        drop(first);
+        assert!(again.as_mut().now_or_never().is_none(), "b has waited for longer");
+        let second = other.now_or_never();
+        assert!(second.is_some());
+        drop(second);
+        let next = again.now_or_never();
+        assert!(next.is_some() && third.as_mut().now_or_never().is_none());
+        drop(next);
+        assert!(third.now_or_never().is_some());
         drop(turns.of_namespace("d"));
         assert_eq!(turns.of_one.lock().unwrap().len(), 1);
     }

@@ -18,7 +18,7 @@ use paddock_protocol::SealingKey;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::approvals::{Approvals, of_namespace};
-use crate::bounded::{Turn, Turns};
+use crate::bounded::Turns;
 use crate::config::Settings;
 use crate::input_check::Answer;
 use crate::lease::Fence;
@@ -30,7 +30,7 @@ use crate::readable::Readable;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::{Entry, Ledger, LivingPod};
 use crate::script_run::observe::{contained, has_lost_approval, policies, policies_of};
-use crate::script_run::queue::{self, Place};
+use crate::script_run::queue::{Place, Turn};
 use crate::script_run::session::Sessions;
 use crate::script_run::{Guarded, RunRef, Watched};
 use crate::store::ResultStore;
@@ -38,9 +38,6 @@ use crate::traces::Traces;
 
 /// Passes at once that hold a body of more than 4 KiB. Each holds a few copies of up to a megabyte.
 const LARGE_AT_ONCE: usize = 4;
-
-/// Processes for work that could be endless, at once.
-const BOUNDED_AT_ONCE: usize = 2;
 
 /// Objects that are watched in the whole cluster.
 pub(crate) struct Caches {
@@ -88,7 +85,10 @@ pub(crate) struct Context {
     /// Passes that hold a large body take turns, so that all of them together take bounded memory.
     large: Semaphore,
     /// So many processes check inputs at once.
-    bounded: Turns,
+    /// Whose turn it is to have a process that checks an input.
+    pub(crate) checking: Turns,
+    /// Whose turn it is to have a process that makes a result.
+    pub(crate) telling: Turns,
     /// What they answered, by the UID of the run, with a hash of the schemas.
     checks: Mutex<HashMap<String, (String, Answer)>>,
     /// Values of the Secrets that runs were given, by the UID of the run, until the run has ended.
@@ -122,7 +122,8 @@ impl Context {
             ledger: Ledger::default(),
             sessions: Sessions::default(),
             large: Semaphore::new(LARGE_AT_ONCE),
-            bounded: Turns::new(BOUNDED_AT_ONCE),
+            checking: Turns::default(),
+            telling: Turns::default(),
             checks: Mutex::default(),
             given: Mutex::default(),
             limits: Mutex::default(),
@@ -143,11 +144,6 @@ impl Context {
     /// Held for as long as a large body is in memory. `None` only if nobody could ever get one.
     pub(crate) async fn room_for_a_large_body(&self) -> Option<SemaphorePermit<'_>> {
         self.large.acquire().await.ok()
-    }
-
-    /// Held for as long as a process does what could be endless, for a run of this namespace.
-    pub(crate) async fn turn(&self, namespace: &str) -> Turn<'_> {
-        self.bounded.take(namespace).await
     }
 
     /// What was answered about the input of a run under these schemas.
@@ -396,7 +392,7 @@ fn created(run: &ScriptRun) -> i64 {
 
 /// A run as the queue sees it.
 pub(crate) fn entry(run: &ScriptRun) -> Entry {
-    let turn = queue::Turn { arrived: arrived(run), uid: run.uid().unwrap_or_default(), name: run.name_any() };
+    let turn = Turn { arrived: arrived(run), uid: run.uid().unwrap_or_default(), name: run.name_any() };
     let served = run.status.as_ref().and_then(|status| status.clocks.as_ref()?.admitted.as_ref()).map(|time| time.0.as_microsecond());
     let namespace = run.namespace().unwrap_or_default();
     Entry { namespace, policy: run.spec.policy_ref.clone(), turn, place: place(run), served }

@@ -3,6 +3,8 @@
 //! Attach gives the lines early but may be cut or opened late; the log gives all of them. Both go into the same transcript: a line counts
 //! once, and only after all lines before it.
 
+use std::sync::Arc;
+
 use crate::line::{Line, MAX_TOTAL};
 use crate::payload::{Payload, Refused, Report, Stream};
 use crate::seal::{Opener, RunKey, Summary};
@@ -106,13 +108,14 @@ pub struct Reader {
     next: u64,
     taken: usize,
     gap: bool,
-    transcript: Transcript,
+    /// Shared with whoever looks at it: it may be megabytes.
+    transcript: Arc<Transcript>,
 }
 
 impl Reader {
     /// For the runner of the run whose key this is.
     pub fn new(key: RunKey) -> Self {
-        Self { key, opener: None, next: 0, taken: 0, gap: false, transcript: Transcript::default() }
+        Self { key, opener: None, next: 0, taken: 0, gap: false, transcript: Arc::default() }
     }
 
     /// For the one runner that was told to start, which had this boot identifier: what its log says of another one first does not count.
@@ -123,7 +126,7 @@ impl Reader {
     }
 
     /// Everything so far.
-    pub fn transcript(&self) -> &Transcript {
+    pub fn transcript(&self) -> &Arc<Transcript> {
         &self.transcript
     }
 
@@ -145,14 +148,17 @@ impl Reader {
             // In the clear, so it counts only as long as no script can have written it.
             Some(Line::Refused(refused)) if !self.transcript.accepted => {
                 let news = self.transcript.refused.is_none();
-                self.transcript.refuse(refused);
-                self.transcript.finished = true;
+                let transcript = Arc::make_mut(&mut self.transcript);
+                transcript.refuse(refused);
+                transcript.finished = true;
                 Some(news)
             }
             Some(Line::Sealed { sequence, sealed }) => self.sealed(sequence, &sealed, line.len()),
             Some(Line::Refused(_)) | None => None,
         };
-        self.transcript.noise += u64::from(news.is_none() && !line.is_empty());
+        if news.is_none() && !line.is_empty() {
+            Arc::make_mut(&mut self.transcript).noise += 1;
+        }
         news.unwrap_or(false)
     }
 
@@ -161,12 +167,12 @@ impl Reader {
             Some(known) if *known == boot => Some(false),
             // A script cannot open the runner's standard output, but if it could, this is the worst that it could say.
             Some(_) => {
-                self.transcript.rebooted = true;
+                Arc::make_mut(&mut self.transcript).rebooted = true;
                 Some(true)
             }
             None => {
                 self.opener = Some(Opener::new(&self.key, &boot)?);
-                self.transcript.boot = Some(boot);
+                Arc::make_mut(&mut self.transcript).boot = Some(boot);
                 Some(true)
             }
         }
@@ -186,7 +192,7 @@ impl Reader {
         let payload = opener.open(sealed)?;
         self.taken += length;
         self.next += 1;
-        self.transcript.take(payload);
+        Arc::make_mut(&mut self.transcript).take(payload);
         Some(true)
     }
 }
@@ -248,7 +254,7 @@ mod tests {
     fn whole(bytes: &[u8]) -> Transcript {
         let mut reader = Reader::new(key());
         read(&mut reader, bytes);
-        reader.transcript().clone()
+        Transcript::clone(reader.transcript())
     }
 
     #[test]
@@ -262,7 +268,7 @@ mod tests {
         reader.reread();
         read(&mut reader, &all);
         assert!(!reader.has_gap());
-        assert_eq!(*reader.transcript(), whole(&all));
+        assert_eq!(**reader.transcript(), whole(&all));
         assert_eq!(reader.transcript().stdout, Captured { head: b"hello".into(), tail: b"end".into(), tail_offset: 100 });
     }
 
@@ -298,7 +304,7 @@ mod tests {
         assert!(reader.transcript().rebooted && !reader.transcript().started && !reader.transcript().finished);
         let mut reader = Reader::of_boot(key(), one.boot());
         read(&mut reader, &log);
-        assert_eq!(*reader.transcript(), whole(&log));
+        assert_eq!(**reader.transcript(), whole(&log));
     }
 
     #[test]
@@ -345,7 +351,7 @@ mod tests {
                 lines.push(&all[from..cut], |line| _ = reader.take_line(line));
                 from = cut;
             }
-            proptest::prop_assert_eq!(reader.transcript(), &whole(&all));
+            proptest::prop_assert_eq!(reader.transcript().as_ref(), &whole(&all));
         }
 
         #[test]
@@ -358,7 +364,7 @@ mod tests {
             }
             reader.reread();
             read(&mut reader, &all);
-            proptest::prop_assert_eq!(reader.transcript(), &whole(&all));
+            proptest::prop_assert_eq!(reader.transcript().as_ref(), &whole(&all));
         }
     }
 }

@@ -181,7 +181,7 @@ pub(crate) fn a_report(exit_code: i32) -> Report {
 pub(crate) fn a_stream(change: impl FnOnce(&mut Transcript)) -> StreamSeen {
     let mut transcript = Transcript { boot: Some(BOOT.into()), ..Transcript::default() };
     change(&mut transcript);
-    StreamSeen { transcript, listening: true, ..StreamSeen::default() }
+    StreamSeen { transcript: Arc::new(transcript), listening: true, ..StreamSeen::default() }
 }
 
 /// `run` with the status that `step` leaves behind.

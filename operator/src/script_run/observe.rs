@@ -112,7 +112,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         PodSeen::Absent => context.sessions.remains(&uid),
     };
     if let (PodSeen::Present(facts), true) = (&pod, stream.complete) {
-        take_summary(run, facts, &mut stream.transcript, context);
+        take_summary(run, facts, Arc::make_mut(&mut stream.transcript), context);
     }
     let containment = contained(run, &policies);
     let to_approve = valid.and_then(|valid| valid.to_approve.as_ref());
@@ -154,7 +154,7 @@ async fn check_input(watched: &Watched, source: &SourceSeen, policies: &Policies
     if let Some(answer) = context.checked(&uid, &key) {
         return Ok(InputSeen { has_schema: true, answer, own_schema });
     }
-    let _turn = context.turn(&watched.run.namespace().unwrap_or_default()).await;
+    let _turn = context.checking.take(&watched.run.namespace().unwrap_or_default()).await;
     let question = Question { schemas, input: watched.input.as_deref().unwrap_or("null").to_owned() };
     let answer = input_check::ask(&question).await?;
     context.remember_check(uid, key, answer.clone());

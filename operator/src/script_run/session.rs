@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::AsyncBufReadExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, LogParams};
 use kube::{Api, Client};
@@ -60,7 +61,7 @@ impl Shared {
         Self { reader, complete: false, start_sent: false, stop_sent: None }
     }
 
-    fn transcript(&self) -> &Transcript {
+    fn transcript(&self) -> &Arc<Transcript> {
         self.reader.transcript()
     }
 }
@@ -161,22 +162,20 @@ impl Sessions {
     /// Reads the log from its beginning, once the pod has ended.
     pub(crate) async fn read_to_the_end(&self, run: &str, listening: Listening) -> Result<(), Error> {
         let api: Api<Pod> = Api::namespaced(listening.client.clone(), &listening.namespace);
-        let log = within("the log", api.logs(&listening.pod, &log_params())).await?;
+        let pod = listening.pod.clone();
         self.listen(run, listening);
         let Some(shared) = lock(&self.open).get(run).map(|session| session.shared.clone()) else {
             return Ok(());
         };
-        let mut shared = lock(&shared);
-        match log {
-            Ok(text) => {
-                take(&mut shared.reader, text.as_bytes());
-                shared.complete = true;
+        match within("the log", read_log(&api, &pod, &shared)).await? {
+            Ok(_) => {
+                lock(&shared).complete = true;
                 Ok(())
             }
             // The pod is gone, or the kubelet has no such container: there is no log, and there will be none.
             Err(kube::Error::Api(response)) if matches!(response.code, 400 | 404) => {
                 tracing::info!(answer = response.message, "the pod has no log");
-                shared.complete = true;
+                lock(&shared).complete = true;
                 Ok(())
             }
             Err(error) => Err(Error::read("the log")(error)),
@@ -215,12 +214,21 @@ fn log_params() -> LogParams {
     LogParams { container: Some(CONTAINER.into()), limit_bytes: Some(LOG_LIMIT), ..LogParams::default() }
 }
 
-fn take(reader: &mut Reader, bytes: &[u8]) -> bool {
-    reader.reread();
-    let mut news = false;
-    let mut lines = Lines::default();
-    lines.push(bytes, |line| news |= reader.take_line(line));
-    news
+/// Reads the log from its beginning, piece by piece: of many runs at once, whole logs would be more than there is room for. Says whether it
+/// told something new.
+async fn read_log(api: &Api<Pod>, pod: &str, shared: &Mutex<Shared>) -> Result<bool, kube::Error> {
+    let mut log = std::pin::pin!(api.log_stream(pod, &log_params()).await?);
+    lock(shared).reader.reread();
+    let (mut news, mut lines) = (false, Lines::default());
+    loop {
+        let piece = log.fill_buf().await.map_err(kube::Error::ReadEvents)?;
+        if piece.is_empty() {
+            return Ok(news);
+        }
+        lines.push(piece, |line| news |= lock(shared).reader.take_line(line));
+        let length = piece.len();
+        log.consume_unpin(length);
+    }
 }
 
 /// Attaches, listens until the stream ends, fills what was missed from the log, attaches again: until the runner has said its last.
@@ -349,12 +357,9 @@ fn is_waiting_for_an_answer(shared: &Mutex<Shared>) -> bool {
 }
 
 async fn fill_from_log(listening: &Listening, api: &Api<Pod>, shared: &Mutex<Shared>) {
-    match within("the log", api.logs(&listening.pod, &log_params())).await {
-        Ok(Ok(text)) => {
-            if take(&mut lock(shared).reader, text.as_bytes()) {
-                (listening.wake)();
-            }
-        }
+    match within("the log", read_log(api, &listening.pod, shared)).await {
+        Ok(Ok(true)) => (listening.wake)(),
+        Ok(Ok(false)) => {}
         Ok(Err(error)) => tracing::debug!(error = %error, "the log cannot be read yet"),
         Err(error) => tracing::debug!(error = %error, "the log cannot be read yet"),
     }

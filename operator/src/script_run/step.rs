@@ -1,6 +1,7 @@
 //! What to do next. Pure: the stored run, what was seen, the settings and the time in; one step out.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{Span, Timestamp};
@@ -57,7 +58,7 @@ pub(crate) enum SandboxSeen {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StreamSeen {
     /// Everything that it has said.
-    pub(crate) transcript: Transcript,
+    pub(crate) transcript: Arc<Transcript>,
     /// Somebody listens.
     pub(crate) listening: bool,
     /// The log was read after the pod had ended: nothing more will come.

@@ -22,6 +22,7 @@ use crate::error::Error;
 pub(crate) const BOUNDS: Bounds = Bounds {
     argument: "tell-result",
     cpu_seconds: 2,
+    memory: 128 << 20,
     wall: Duration::from_secs(20),
     // Two megabytes of a result and one of Secrets, both as base64, and the streams.
     question: 16 << 20,
@@ -71,7 +72,7 @@ pub(crate) async fn tell(
 ) -> Result<Option<Produced>, Error> {
     match rules {
         Ok(grant) if !is_quick(transcript, grant) => {
-            let _turn = context.turn(&run.namespace().unwrap_or_default()).await;
+            let _turn = context.telling.take(&run.namespace().unwrap_or_default()).await;
             let answer = bounded::ask(&BOUNDS, &Question::new(transcript, grant)).await?;
             Ok(answer.map_or_else(|| told(transcript, &Err(too_costly())), Answer::into_produced))
         }
