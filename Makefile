@@ -103,7 +103,9 @@ cluster: packages ## Start the local cluster
 
 .PHONY: binaries
 binaries: ## Build the static binaries of operator and runner
-	@$(STATIC) -p paddock-operator -p paddock-runner
+	@$(STATIC) -p paddock-operator
+	@$(STATIC:--release=--profile runner) -p paddock-runner
+	@cp target/x86_64-unknown-linux-gnu/runner/paddock-runner $(BINARIES)/paddock-runner
 
 .PHONY: cli
 cli: ## Build kubectl-paddock, a static binary

@@ -3,15 +3,17 @@
 
 use std::collections::HashMap;
 use std::io::Read as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{ExitCode, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::error::Error;
 
@@ -27,7 +29,8 @@ pub(crate) struct Bounds {
     pub(crate) question: u64,
 }
 
-/// Asks a process of its own. `None`: it took more than it may.
+/// Asks a process of its own. `None`: it took more CPU or memory than it may. That it had no chance to, on a busy machine, is an error: it says
+/// nothing of the question.
 pub(crate) async fn ask<A: DeserializeOwned>(bounds: &Bounds, question: &impl Serialize) -> Result<Option<A>, Error> {
     let failed = |source: std::io::Error| Error::Process { source };
     let program = std::env::current_exe().map_err(failed)?;
@@ -44,21 +47,25 @@ pub(crate) async fn ask<A: DeserializeOwned>(bounds: &Bounds, question: &impl Se
         drop(input);
         child.wait_with_output().await
     };
-    match tokio::time::timeout(bounds.wall, write).await {
-        Ok(output) => Ok(serde_json::from_slice(&output.map_err(failed)?.stdout).ok()),
-        Err(_) => Ok(None),
+    let late = |_| failed(std::io::ErrorKind::TimedOut.into());
+    let output = tokio::time::timeout(bounds.wall, write).await.map_err(late)?.map_err(failed)?;
+    match output.status.signal().map(Signal::try_from) {
+        Some(Ok(Signal::SIGXCPU | Signal::SIGABRT)) => Ok(None),
+        _ if output.status.success() => serde_json::from_slice(&output.stdout).map(Some).map_err(|error| failed(error.into())),
+        _ => Err(failed(std::io::Error::other(output.status.to_string()))),
     }
 }
 
 /// The process: a question on standard input, an answer on standard output.
 pub(crate) fn serve<Q: DeserializeOwned, A: Serialize>(bounds: &Bounds, answer: impl FnOnce(Q) -> A) -> ExitCode {
     let limits = [
-        (Resource::RLIMIT_CPU, bounds.cpu_seconds),
-        (Resource::RLIMIT_AS, bounds.memory),
-        (Resource::RLIMIT_CORE, 0),
-        (Resource::RLIMIT_NOFILE, 16),
+        // The second limit is never reached: so it is told by a signal that nobody else sends.
+        (Resource::RLIMIT_CPU, bounds.cpu_seconds, bounds.cpu_seconds + 1),
+        (Resource::RLIMIT_AS, bounds.memory, bounds.memory),
+        (Resource::RLIMIT_CORE, 0, 0),
+        (Resource::RLIMIT_NOFILE, 16, 16),
     ];
-    if limits.into_iter().any(|(resource, limit)| setrlimit(resource, limit, limit).is_err()) {
+    if limits.into_iter().any(|(resource, soft, hard)| setrlimit(resource, soft, hard).is_err()) {
         return ExitCode::FAILURE;
     }
     let mut text = Vec::new();
@@ -75,17 +82,27 @@ pub(crate) fn serve<Q: DeserializeOwned, A: Serialize>(bounds: &Bounds, answer: 
     }
 }
 
+/// Passes of one namespace that have a process or wait for one. More are told to come again: who waits holds what passes of all need.
+const PASSES_OF_ONE: usize = 4;
+
 /// Whose turn it is to have a process of one kind. There is one at a time, and of each namespace one waits for it: none keeps others waiting with
 /// many.
 pub(crate) struct Turns {
     of_all: Semaphore,
-    of_one: Mutex<HashMap<String, Weak<Semaphore>>>,
+    of_one: Mutex<HashMap<String, Weak<OfOne>>>,
+}
+
+struct OfOne {
+    passes: Arc<Semaphore>,
+    turn: Arc<Semaphore>,
 }
 
 /// Held for as long as the process lives.
 pub(crate) struct Turn<'a> {
-    _of_one: Option<OwnedSemaphorePermit>,
-    _of_all: Option<tokio::sync::SemaphorePermit<'a>>,
+    _of_all: SemaphorePermit<'a>,
+    _of_one: OwnedSemaphorePermit,
+    _pass: OwnedSemaphorePermit,
+    _kept: Arc<OfOne>,
 }
 
 impl Default for Turns {
@@ -95,20 +112,24 @@ impl Default for Turns {
 }
 
 impl Turns {
-    pub(crate) async fn take(&self, namespace: &str) -> Turn<'_> {
-        let of_one = self.of_namespace(namespace).acquire_owned().await.ok();
-        Turn { _of_one: of_one, _of_all: self.of_all.acquire().await.ok() }
+    /// Waits for the turn; an error where too many passes of this namespace wait already.
+    pub(crate) async fn take(&self, namespace: &str) -> Result<Turn<'_>, Error> {
+        let kept = self.of_namespace(namespace);
+        let pass = kept.passes.clone().try_acquire_owned().map_err(|_| Error::Crowded)?;
+        let of_one = kept.turn.clone().acquire_owned().await.map_err(|_| Error::Crowded)?;
+        let of_all = self.of_all.acquire().await.map_err(|_| Error::Crowded)?;
+        Ok(Turn { _of_all: of_all, _of_one: of_one, _pass: pass, _kept: kept })
     }
 
-    fn of_namespace(&self, namespace: &str) -> Arc<Semaphore> {
+    fn of_namespace(&self, namespace: &str) -> Arc<OfOne> {
         let mut of_one = self.of_one.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = of_one.get(namespace).and_then(Weak::upgrade) {
             return known;
         }
-        of_one.retain(|_, semaphore| semaphore.strong_count() > 0);
-        let semaphore = Arc::new(Semaphore::new(1));
-        of_one.insert(namespace.to_owned(), Arc::downgrade(&semaphore));
-        semaphore
+        of_one.retain(|_, kept| kept.strong_count() > 0);
+        let kept = Arc::new(OfOne { passes: Arc::new(Semaphore::new(PASSES_OF_ONE)), turn: Arc::new(Semaphore::new(1)) });
+        of_one.insert(namespace.to_owned(), Arc::downgrade(&kept));
+        kept
     }
 }
 
@@ -134,7 +155,12 @@ mod tests {
         let next = again.now_or_never();
         assert!(next.is_some() && third.as_mut().now_or_never().is_none());
         drop(next);
-        assert!(third.now_or_never().is_some());
+        assert!(third.as_mut().now_or_never().is_some());
+        drop(third);
+        let held: Vec<_> =
+            (0..PASSES_OF_ONE).map(|_| Box::pin(turns.take("a"))).map(|mut take| (take.as_mut().now_or_never(), take)).collect();
+        assert!(matches!(turns.take("a").now_or_never(), Some(Err(Error::Crowded))));
+        drop(held);
         drop(turns.of_namespace("d"));
         assert_eq!(turns.of_one.lock().unwrap().len(), 1);
     }

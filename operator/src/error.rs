@@ -14,6 +14,8 @@ pub(crate) enum Error {
     Late { what: &'static str },
     #[error("the stored object changed since it was read")]
     Conflict,
+    #[error("too many runs of this namespace wait for their turn")]
+    Crowded,
     #[error("cannot have a process of its own for what could take long")]
     Process { source: std::io::Error },
     #[error("cannot store the result")]
@@ -34,7 +36,8 @@ impl Error {
     }
 
     /// Everything that [`Error::category`] can say.
-    pub(crate) const CATEGORIES: [&'static str; 8] = ["read", "write", "process", "store", "late", "conflict", "no-room", "unreadable"];
+    pub(crate) const CATEGORIES: [&'static str; 9] =
+        ["read", "write", "process", "crowded", "store", "late", "conflict", "no-room", "unreadable"];
 
     /// A closed set, for metrics.
     pub(crate) fn category(&self) -> &'static str {
@@ -42,6 +45,7 @@ impl Error {
             Self::Read { .. } => "read",
             Self::Write { .. } => "write",
             Self::Process { .. } => "process",
+            Self::Crowded => "crowded",
             Self::Store { .. } => "store",
             Self::Late { .. } => "late",
             Self::Conflict => "conflict",

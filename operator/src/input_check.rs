@@ -18,7 +18,7 @@ pub(crate) const BOUNDS: Bounds = Bounds {
     argument: "check-input",
     cpu_seconds: 1,
     memory: 64 << 20,
-    wall: Duration::from_secs(5),
+    wall: Duration::from_secs(30),
     // Script, arguments, input and schema of a run have at most a megabyte together; schemas of policies are of the same size at most.
     question: 8 << 20,
 };

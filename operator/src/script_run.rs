@@ -195,6 +195,7 @@ fn error_policy(run: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Acti
     context.metrics.error(error.category());
     match error {
         Error::Conflict => Action::requeue(Duration::from_millis(20)),
+        Error::Crowded => Action::requeue(context.back_off(&run.uid().unwrap_or_default())),
         _ => {
             tracing::warn!(run = name, namespace, error = error.chain(), "the pass is tried again");
             Action::requeue(context.back_off(&run.uid().unwrap_or_default()))

@@ -23,7 +23,7 @@ use secret::Secrets;
 /// Longest pattern of a rule, in bytes.
 pub const MAX_PATTERN: usize = 512;
 /// Most that one pattern may take when it is compiled, in bytes.
-const PATTERN_SIZE: usize = 1 << 20;
+const PATTERN_SIZE: usize = 1 << 18;
 
 /// A pattern that a policy covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,8 @@ impl Masker {
     /// `secrets` are names and values.
     pub fn new(detectors: BTreeSet<Detector>, rules: &[Rule], secrets: &[(String, Vec<u8>)]) -> Result<Self, InvalidRule> {
         let rules = rules.iter().map(|rule| Ok((rule.name.clone(), compile(rule)?))).collect::<Result<_, InvalidRule>>()?;
-        Ok(Self { detectors, rules, secrets: Secrets::new(secrets) })
+        let too_much = || InvalidRule { name: "secret".into(), why: "the values of Secrets are more than can be looked for".into() };
+        Ok(Self { detectors, rules, secrets: Secrets::new(secrets).ok_or_else(too_much)? })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
@@ -31,7 +31,8 @@ pub(crate) struct Secrets {
 }
 
 impl Secrets {
-    pub(crate) fn new(secrets: &[(String, Vec<u8>)]) -> Self {
+    /// `None`: there is too much to look for.
+    pub(crate) fn new(secrets: &[(String, Vec<u8>)]) -> Option<Self> {
         let mut forms = BTreeSet::new();
         for (name, value) in secrets {
             let texts = std::iter::once(value.trim_ascii().to_vec()).chain(parts(value));
@@ -41,8 +42,10 @@ impl Secrets {
         }
         let forms: Vec<(String, Vec<u8>)> = forms.into_iter().collect();
         let patterns = forms.iter().map(|(_, form)| form);
-        let search = AhoCorasick::builder().match_kind(MatchKind::Standard).build(patterns).ok().filter(|_| !forms.is_empty());
-        Self { forms, search }
+        // As a DFA it would take a kilobyte for each byte of each form.
+        let mut builder = AhoCorasick::builder();
+        let search = builder.match_kind(MatchKind::Standard).kind(Some(AhoCorasickKind::ContiguousNFA)).build(patterns).ok()?;
+        Some(Self { search: (!forms.is_empty()).then_some(search), forms })
     }
 
     pub(crate) fn find(&self, text: &[u8], cut: Cut) -> Vec<Found> {
@@ -367,7 +370,7 @@ mod tests {
         let masker = Masker::new(BTreeSet::new(), &[], &values).unwrap();
         let masked = masker.mask(&text, Cut { start: true, end: true });
         assert_eq!(masked.whole().text, b"[masked:secret:s]");
-        let one = Secrets::new(&[("s".to_owned(), vec![b'a'; 32 << 10])]);
+        let one = Secrets::new(&[("s".to_owned(), vec![b'a'; 32 << 10])]).unwrap();
         assert!(one.find(&text, Cut { start: true, end: true }).len() < 64);
     }
 

@@ -18,6 +18,9 @@ pub enum ControlMessage {
         digest: String,
         /// From the `ready` line.
         boot: String,
+        /// What the runner shows the gateway, if the job has one: printable ASCII. It is in nothing that is stored.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<String>,
     },
     /// Ends the script: TERM, the grace period, KILL. Before the start it ends the runner.
     Stop {},
@@ -45,7 +48,8 @@ mod tests {
     fn messages_read_back() {
         for message in [
             ControlMessage::Hello {},
-            ControlMessage::Start { digest: "d".into(), boot: "b".into() },
+            ControlMessage::Start { digest: "d".into(), boot: "b".into(), token: None },
+            ControlMessage::Start { digest: "d".into(), boot: "b".into(), token: Some("t".into()) },
             ControlMessage::Stop {},
             ControlMessage::Kill {},
         ] {

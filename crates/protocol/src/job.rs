@@ -43,6 +43,21 @@ pub struct Job {
     pub result_bytes: u32,
     /// Largest file that the script can write: it bounds what is writable besides the scratch directory.
     pub file_bytes: u64,
+    /// Where the script's connections go. A job without one has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
+}
+
+/// The gateway through which a script connects to what it was granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Egress {
+    /// Its address and port: a sandbox looks up no names.
+    pub address: std::net::SocketAddr,
+    /// The name in its certificate.
+    pub name: String,
+    /// The certificate, as PEM, of who has issued that.
+    pub authority: String,
 }
 
 /// Which network interfaces the runner accepts around it.

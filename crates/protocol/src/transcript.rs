@@ -146,6 +146,11 @@ impl Reader {
             _ if self.transcript.rebooted => return false,
             Some(Line::Ready { boot, .. }) => self.ready(boot),
             // In the clear, so it counts only as long as no script can have written it.
+            // A runner refuses in the clear before it has told its key: this is another one than that which was started.
+            Some(Line::Refused(_)) if self.transcript.boot.is_some() && !self.transcript.accepted => {
+                Arc::make_mut(&mut self.transcript).rebooted = true;
+                Some(true)
+            }
             Some(Line::Refused(refused)) if !self.transcript.accepted => {
                 let news = self.transcript.refused.is_none();
                 let transcript = Arc::make_mut(&mut self.transcript);

@@ -8,6 +8,7 @@ mod filter;
 mod install;
 mod job;
 mod place;
+mod proxy;
 mod report;
 mod result_file;
 mod supervise;

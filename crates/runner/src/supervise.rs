@@ -11,12 +11,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
-use paddock_protocol::{Cause, ControlMessage, Output, Payload, RefusedReason, Report, Sealer, Stream, Summary};
+use paddock_protocol::{Cause, ControlMessage, Egress, Output, Payload, RefusedReason, Report, Sealer, Stream, Summary};
 
 use crate::capture::Capture;
 use crate::control::Control;
 use crate::filter;
 use crate::job::{self, LoadedJob};
+use crate::proxy::{Gateway, Proxy};
 use crate::report::{Refusal, Reporter};
 use crate::system::{self, Bounds, Ended};
 use crate::{place, result_file};
@@ -30,6 +31,13 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const OPEN_FILES: u64 = 1024;
 /// Processes of the script, where the kernel counts them.
 const PROCESSES: u64 = 256;
+/// Where clients look for a proxy.
+const PROXY_VARIABLES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
+/// What is within the sandbox is no matter of the proxy, and Node.js looks for one only if it is told to.
+const BESIDE_THE_PROXY: [(&str, &str); 3] =
+    [("NO_PROXY", "localhost,127.0.0.1,::1"), ("no_proxy", "localhost,127.0.0.1,::1"), ("NODE_USE_ENV_PROXY", "1")];
+/// Bytes. TLS and what is carried at once need less than half of it.
+const PROXY_STACK: usize = 256 << 10;
 /// How long killed processes may take to be gone.
 const REAP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -45,10 +53,13 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
     reporter.begin(sealer.ok_or_else(|| Refusal::new(RefusedReason::JobMismatch, "the job has no key to seal to"))?);
 
     let mut control = Control::default();
-    wait_for_start(&job, begin, &mut control, &signals, reporter)?;
+    let token = wait_for_start(&job, begin, &mut control, &signals, reporter)?;
     reporter.say(&Payload::Accepted {});
 
-    let mut supervision = Supervision::start(&job, control, signals).map_err(|error| broken("cannot start the interpreter", &error))?;
+    let proxy = job.job.egress.as_ref().map(|egress| begin_proxy(egress, token)).transpose();
+    let proxy = proxy.map_err(|error| broken("cannot start the proxy", &error))?;
+    let mut supervision =
+        Supervision::start(&job, proxy.as_deref(), control, signals).map_err(|error| broken("cannot start the interpreter", &error))?;
     reporter.say(&Payload::Started {});
     let ended = supervision.follow(reporter);
     supervision.end_everything();
@@ -56,14 +67,23 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
     Ok(supervision.report(ended, &job, reporter))
 }
 
-/// Holds the script until the one message that starts it.
+/// Returns the URL at which clients of the script find it.
+fn begin_proxy(egress: &Egress, token: Option<String>) -> io::Result<String> {
+    let token = token.ok_or(io::ErrorKind::PermissionDenied)?;
+    let proxy = Proxy::new(Gateway::new(egress.address, &egress.name, &egress.authority, token)?)?;
+    let url = proxy.url()?;
+    std::thread::Builder::new().name("proxy".into()).stack_size(PROXY_STACK).spawn(move || proxy.serve())?;
+    Ok(url)
+}
+
+/// Holds the script until the one message that starts it, and returns the token that came with it.
 fn wait_for_start<W: Write>(
     job: &LoadedJob,
     begin: Instant,
     control: &mut Control,
     signals: &SignalFd,
     reporter: &mut Reporter<W>,
-) -> Result<(), Refusal> {
+) -> Result<Option<String>, Refusal> {
     let deadline = begin + Duration::from_secs(u64::from(job.job.start_budget_seconds));
     let stdin = io::stdin();
     loop {
@@ -93,7 +113,7 @@ fn wait_for_start<W: Write>(
                 ControlMessage::Start { digest, .. } if digest != job.digest => {
                     return Err(Refusal::new(RefusedReason::JobMismatch, "the mounted job is not the admitted one"));
                 }
-                ControlMessage::Start { .. } => return Ok(()),
+                ControlMessage::Start { token, .. } => return Ok(token),
             }
         }
     }
@@ -134,7 +154,7 @@ struct Supervision {
 }
 
 impl Supervision {
-    fn start(job: &LoadedJob, control: Control, signals: SignalFd) -> io::Result<Self> {
+    fn start(job: &LoadedJob, proxy: Option<&str>, control: Control, signals: SignalFd) -> io::Result<Self> {
         let stdin = match &job.input {
             Some(path) => Stdio::from(File::open(path)?),
             None => Stdio::null(),
@@ -145,6 +165,9 @@ impl Supervision {
         command.env("PADDOCK_RESULT", RESULT).env("PADDOCK_RUN", &job.job.run);
         if let Some(path) = &job.input {
             command.env("PADDOCK_INPUT", path);
+        }
+        if let Some(url) = proxy {
+            command.envs(PROXY_VARIABLES.map(|name| (name, url))).envs(BESIDE_THE_PROXY);
         }
         command.current_dir(WORKSPACE).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let bounds = Bounds { file_bytes: job.job.file_bytes, open_files: OPEN_FILES, processes: PROCESSES };

@@ -71,7 +71,7 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
             Ok(Done::Yes)
         }
         Step::SendStart { boot, digest } => {
-            let message = ControlMessage::Start { digest: digest.clone(), boot: boot.clone() };
+            let message = ControlMessage::Start { digest: digest.clone(), boot: boot.clone(), token: None };
             let sent = context.sessions.say(&uid, message, SAY_PATIENCE).await;
             Ok(if sent { Done::Yes } else { Done::Wait(Duration::from_millis(200)) })
         }
@@ -351,7 +351,16 @@ const STORE_PATIENCE_SECONDS: i64 = 120;
 
 /// Makes what the run tells of its output, and stores what is too large for the status before the status tells where it is.
 async fn tell(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
-    let Some(produced) = telling::tell(run, &seen.stream.transcript, &seen.output, context).await? else { return Ok(Done::Yes) };
+    let transcript = &seen.stream.transcript;
+    let produced = match telling::tell(run, transcript, &seen.output, context).await {
+        // It must not go on for ever, whatever the cause is.
+        Err(Error::Process { source }) if is_too_late(run, context.now()) => {
+            tracing::warn!(error = %source, "the output is given up: it could not be masked");
+            telling::told(transcript, &Err("it could not be masked in time".into()))
+        }
+        produced => produced?,
+    };
+    let Some(produced) = produced else { return Ok(Done::Yes) };
     let stored = match &produced.to_store {
         Some(bytes) => store(run, bytes.clone(), context).await?,
         None => None,

@@ -36,6 +36,7 @@ pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant
         stream_bytes: output.stream_bytes + 2 * MARGIN,
         result_bytes: result_bytes(output),
         file_bytes: grant.scratch_bytes,
+        egress: None,
     };
     let input = input.map(|text| text.as_bytes().to_vec());
     JobFiles { job: serde_json::to_vec(&job).unwrap_or_default(), script, input }

@@ -154,7 +154,7 @@ async fn check_input(watched: &Watched, source: &SourceSeen, policies: &Policies
     if let Some(answer) = context.checked(&uid, &key) {
         return Ok(InputSeen { has_schema: true, answer, own_schema });
     }
-    let _turn = context.checking.take(&watched.run.namespace().unwrap_or_default()).await;
+    let _turn = context.checking.take(&watched.run.namespace().unwrap_or_default()).await?;
     let question = Question { schemas, input: watched.input.as_deref().unwrap_or("null").to_owned() };
     let answer = input_check::ask(&question).await?;
     context.remember_check(uid, key, answer.clone());
