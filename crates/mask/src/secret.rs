@@ -374,6 +374,17 @@ mod tests {
         assert!(one.find(&text, Cut { start: true, end: true }).len() < 64);
     }
 
+    /// With all bytes in it, and forms of each piece that are three times as long.
+    #[test]
+    fn a_binary_value_takes_little_memory() {
+        let piece: Vec<u8> =
+            b"/(; ".iter().copied().chain((0..1020_u32).map(|number| 0xca + u8::try_from(number * 7 % 54).unwrap())).collect();
+        let value: Vec<u8> = (0..4_u8).flat_map(|number| [&[number][..], &piece].concat()).collect();
+        let secrets = Secrets::new(&[("bin".into(), value)]).unwrap();
+        let bytes = secrets.search.map_or(0, |search| search.memory_usage());
+        assert!((1 << 16..16 << 20).contains(&bytes), "{bytes}");
+    }
+
     proptest! {
         #[test]
         fn no_secret_survives_anywhere(secret in "[!-~]{6,40}", before in "[ -~]{0,40}", after in "[ -~]{0,40}") {

@@ -307,6 +307,10 @@ mod tests {
         let mut reader = Reader::of_boot(key(), two.boot());
         read(&mut reader, &log);
         assert!(reader.transcript().rebooted && !reader.transcript().started && !reader.transcript().finished);
+        let refused = Line::Refused(Refused { reason: RefusedReason::NotSandboxed, detail: String::new() }).to_text().unwrap();
+        let mut reader = Reader::of_boot(key(), one.boot());
+        read(&mut reader, refused.as_bytes());
+        assert!(reader.transcript().rebooted && reader.transcript().refused.is_none(), "the script may have run");
         let mut reader = Reader::of_boot(key(), one.boot());
         read(&mut reader, &log);
         assert_eq!(**reader.transcript(), whole(&log));
