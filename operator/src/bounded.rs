@@ -82,43 +82,47 @@ pub(crate) fn serve<Q: DeserializeOwned, A: Serialize>(bounds: &Bounds, answer: 
     }
 }
 
-/// Passes of one namespace that have a process or wait for one. More are told to come again: who waits holds what passes of all need.
-const PASSES_OF_ONE: usize = 4;
+/// Passes of one namespace that wait for one thing. More are told to come again: who waits holds what passes of all need.
+const WAITING_OF_ONE: usize = 4;
 
-/// Whose turn it is to have a process of one kind. There is one at a time, and of each namespace one waits for it: none keeps others waiting with
-/// many.
+/// Whose turn it is to have something of which there is little: a process of one kind, or memory. No namespace keeps others waiting with many.
 pub(crate) struct Turns {
     of_all: Semaphore,
+    /// So much at once for one namespace.
+    for_one: usize,
     of_one: Mutex<HashMap<String, Weak<OfOne>>>,
 }
 
 struct OfOne {
-    passes: Arc<Semaphore>,
-    turn: Arc<Semaphore>,
+    waiting: Semaphore,
+    share: Arc<Semaphore>,
 }
 
-/// Held for as long as the process lives.
+/// Held for as long as what it was taken for is there.
 pub(crate) struct Turn<'a> {
     _of_all: SemaphorePermit<'a>,
     _of_one: OwnedSemaphorePermit,
-    _pass: OwnedSemaphorePermit,
     _kept: Arc<OfOne>,
 }
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self { of_all: Semaphore::new(1), of_one: Mutex::default() }
-    }
-}
-
 impl Turns {
-    /// Waits for the turn; an error where too many passes of this namespace wait already.
-    pub(crate) async fn take(&self, namespace: &str) -> Result<Turn<'_>, Error> {
+    pub(crate) fn new(for_all: usize, for_one: usize) -> Self {
+        Self { of_all: Semaphore::new(for_all), for_one, of_one: Mutex::default() }
+    }
+
+    /// Waits for `amount`, at most what one namespace may have; an error where too many passes of this namespace wait already.
+    pub(crate) async fn take(&self, namespace: &str, amount: u32) -> Result<Turn<'_>, Error> {
         let kept = self.of_namespace(namespace);
-        let pass = kept.passes.clone().try_acquire_owned().map_err(|_| Error::Crowded)?;
-        let of_one = kept.turn.clone().acquire_owned().await.map_err(|_| Error::Crowded)?;
-        let of_all = self.of_all.acquire().await.map_err(|_| Error::Crowded)?;
-        Ok(Turn { _of_all: of_all, _of_one: of_one, _pass: pass, _kept: kept })
+        if let Ok(of_one) = kept.share.clone().try_acquire_many_owned(amount)
+            && let Ok(of_all) = self.of_all.try_acquire_many(amount)
+        {
+            return Ok(Turn { _of_all: of_all, _of_one: of_one, _kept: kept });
+        }
+        let waiting = kept.waiting.try_acquire().map_err(|_| Error::Crowded)?;
+        let of_one = kept.share.clone().acquire_many_owned(amount).await.map_err(|_| Error::Crowded)?;
+        let of_all = self.of_all.acquire_many(amount).await.map_err(|_| Error::Crowded)?;
+        drop(waiting);
+        Ok(Turn { _of_all: of_all, _of_one: of_one, _kept: kept })
     }
 
     fn of_namespace(&self, namespace: &str) -> Arc<OfOne> {
@@ -127,7 +131,7 @@ impl Turns {
             return known;
         }
         of_one.retain(|_, kept| kept.strong_count() > 0);
-        let kept = Arc::new(OfOne { passes: Arc::new(Semaphore::new(PASSES_OF_ONE)), turn: Arc::new(Semaphore::new(1)) });
+        let kept = Arc::new(OfOne { waiting: Semaphore::new(WAITING_OF_ONE), share: Arc::new(Semaphore::new(self.for_one)) });
         of_one.insert(namespace.to_owned(), Arc::downgrade(&kept));
         kept
     }
@@ -141,11 +145,11 @@ mod tests {
 
     #[test]
     fn many_of_one_namespace_wait_for_each_other_and_not_before_others() {
-        let turns = Turns::default();
-        let first = turns.take("a").now_or_never();
-        let (mut again, mut other) = (Box::pin(turns.take("a")), Box::pin(turns.take("b")));
+        let turns = Turns::new(1, 1);
+        let first = turns.take("a", 1).now_or_never();
+        let (mut again, mut other) = (Box::pin(turns.take("a", 1)), Box::pin(turns.take("b", 1)));
         assert!(first.is_some() && again.as_mut().now_or_never().is_none() && other.as_mut().now_or_never().is_none());
-        let mut third = Box::pin(turns.take("a"));
+        let mut third = Box::pin(turns.take("a", 1));
         assert!(third.as_mut().now_or_never().is_none());
         drop(first);
         assert!(again.as_mut().now_or_never().is_none(), "b has waited for longer");
@@ -157,11 +161,21 @@ mod tests {
         drop(next);
         assert!(third.as_mut().now_or_never().is_some());
         drop(third);
-        let held: Vec<_> =
-            (0..PASSES_OF_ONE).map(|_| Box::pin(turns.take("a"))).map(|mut take| (take.as_mut().now_or_never(), take)).collect();
-        assert!(matches!(turns.take("a").now_or_never(), Some(Err(Error::Crowded))));
-        drop(held);
+        let mut takes: Vec<_> = (0..=WAITING_OF_ONE).map(|_| Box::pin(turns.take("a", 1))).collect();
+        let held: Vec<_> = takes.iter_mut().filter_map(|take| take.as_mut().now_or_never()).collect();
+        assert_eq!(held.len(), 1);
+        assert!(matches!(turns.take("a", 1).now_or_never(), Some(Err(Error::Crowded))));
+        drop((takes, held));
         drop(turns.of_namespace("d"));
         assert_eq!(turns.of_one.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn one_namespace_has_no_more_than_its_share_of_what_there_is() {
+        let room = Turns::new(40, 20);
+        let mut takes: Vec<_> = [15, 5, 1].map(|amount| Box::pin(room.take("a", amount))).into();
+        let of_a: Vec<_> = takes.iter_mut().filter_map(|take| take.as_mut().now_or_never()).collect();
+        let of_b = room.take("b", 20).now_or_never();
+        assert!(of_a.len() == 2 && of_b.is_some_and(|turn| turn.is_ok()));
     }
 }

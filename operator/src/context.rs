@@ -15,7 +15,6 @@ use paddock_crds::{
 };
 use paddock_policy::{Containment, QueueLimits, SecretValues, contains_anything, queue_limits};
 use paddock_protocol::SealingKey;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::approvals::{Approvals, of_namespace};
 use crate::bounded::Turns;
@@ -36,8 +35,10 @@ use crate::script_run::{Guarded, RunRef, Watched};
 use crate::store::ResultStore;
 use crate::traces::Traces;
 
-/// Passes at once that hold a body of more than 4 KiB. Each holds a few copies of up to a megabyte.
-const LARGE_AT_ONCE: usize = 4;
+/// Of bodies that are not always in memory, so much is at once, in KiB of their JSON. Each is there in a few copies.
+const LARGE: usize = 4096;
+/// The same of one namespace, in KiB.
+const LARGE_OF_ONE: usize = LARGE / 2;
 
 /// Objects that are watched in the whole cluster.
 pub(crate) struct Caches {
@@ -83,8 +84,7 @@ pub(crate) struct Context {
     pub(crate) ledger: Ledger,
     pub(crate) sessions: Sessions,
     /// Passes that hold a large body take turns, so that all of them together take bounded memory.
-    large: Semaphore,
-    /// So many processes check inputs at once.
+    pub(crate) large: Turns,
     /// Whose turn it is to have a process that checks an input.
     pub(crate) checking: Turns,
     /// Whose turn it is to have a process that makes a result.
@@ -121,9 +121,9 @@ impl Context {
             prepared: Prepared::default(),
             ledger: Ledger::default(),
             sessions: Sessions::default(),
-            large: Semaphore::new(LARGE_AT_ONCE),
-            checking: Turns::default(),
-            telling: Turns::default(),
+            large: Turns::new(LARGE, LARGE_OF_ONE),
+            checking: Turns::new(1, 1),
+            telling: Turns::new(1, 1),
             checks: Mutex::default(),
             given: Mutex::default(),
             limits: Mutex::default(),
@@ -139,11 +139,6 @@ impl Context {
     #[expect(clippy::unused_self, reason = "callers ask the context, so that nobody asks the clock")]
     pub(crate) fn now(&self) -> Timestamp {
         Timestamp::now()
-    }
-
-    /// Held for as long as a large body is in memory. `None` only if nobody could ever get one.
-    pub(crate) async fn room_for_a_large_body(&self) -> Option<SemaphorePermit<'_>> {
-        self.large.acquire().await.ok()
     }
 
     /// What was answered about the input of a run under these schemas.

@@ -256,7 +256,7 @@ async fn report<P: PolicyObject>(policy: &Readable<P>, api: Api<Readable<P>>, co
 async fn problems_of<P: PolicyObject>(object: &P, context: &Context) -> Result<Vec<Problem>, Error> {
     let policy = context.policies.used(object);
     if !context.policies.has_judged_schemas(&policy.taken.uid) {
-        let _turn = context.checking.take(&object.namespace().unwrap_or_default()).await?;
+        let _turn = context.checking.take(&object.namespace().unwrap_or_default(), 1).await?;
         let problems = schema_problems(&policy.rules).await?;
         context.policies.judged(&policy, problems);
     }

@@ -213,7 +213,7 @@ mod tests {
     use crate::script_run::fixtures::{a_run, admitted};
 
     fn watched(run: ScriptRun) -> Guarded {
-        Guarded(Ok(Watched { run, input: None, schema: None, body: Body::Left }))
+        Guarded(Ok(Watched { run, input: None, schema: None, body: Body::Left { bytes: 0 } }))
     }
 
     #[test]

@@ -64,6 +64,9 @@ pub(crate) const PAGE: u32 = 50;
 /// A run that waits for something that wakes nobody is looked at again after this long.
 const HOLD: Duration = Duration::from_secs(1);
 
+/// Others of its namespace are before it, each for less than this.
+const CROWDED: Duration = Duration::from_secs(2);
+
 /// Watches and reconciles until `stop` is ready, `concurrency` runs at once.
 pub(crate) async fn run(
     context: Arc<Context>,
@@ -133,7 +136,11 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
 /// One pass: as many steps as can be taken now.
 async fn pass(watched: &Watched, context: &Arc<Context>) -> Result<Action, Error> {
     let watched = context.freshest(watched);
-    let _room = if observe::may_be_large(&watched) { context.room_for_a_large_body().await } else { None };
+    let namespace = watched.run.namespace().unwrap_or_default();
+    let _room = match observe::large_kib(&watched) {
+        0 => None,
+        kib => Some(context.large.take(&namespace, kib).await?),
+    };
     let Some(mut watched) = observe::whole(watched, context).await? else {
         return Ok(Action::await_change());
     };
@@ -195,7 +202,7 @@ fn error_policy(run: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Acti
     context.metrics.error(error.category());
     match error {
         Error::Conflict => Action::requeue(Duration::from_millis(20)),
-        Error::Crowded => Action::requeue(context.back_off(&run.uid().unwrap_or_default())),
+        Error::Crowded => Action::requeue(context.back_off(&run.uid().unwrap_or_default()).min(CROWDED)),
         _ => {
             tracing::warn!(run = name, namespace, error = error.chain(), "the pass is tried again");
             Action::requeue(context.back_off(&run.uid().unwrap_or_default()))

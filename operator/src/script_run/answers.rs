@@ -123,7 +123,7 @@ async fn a_body_is_fetched_from_this_very_run(#[case] code: u16, #[case] answer:
     }
     let answer = if code == 200 { stored } else { answer };
     let (context, fake) = context(vec![expect(Method::GET, RUN, code, answer)], &[]);
-    let slim = Watched { body: Body::Left, ..watched(a_run()) };
+    let slim = Watched { body: Body::Left { bytes: 5000 }, ..watched(a_run()) };
     assert_eq!(whole(slim, &context).await.unwrap().map(|watched| watched.body), expected);
     fake.finished().await;
 }

@@ -29,6 +29,9 @@ use crate::pods::Cached;
 use crate::readable::Readable;
 use crate::sandbox_namespace::{self, Wanted};
 
+/// What objects that a run names may be together, in KiB, and the most that counts of one run.
+const OBJECTS_KIB: u32 = 1024;
+
 /// The run with its body, if a decision has to be made on it. `None` if it is gone.
 pub(crate) async fn whole(watched: Watched, context: &Context) -> Result<Option<Watched>, Error> {
     if !has_to_be_fetched(&watched) {
@@ -47,14 +50,21 @@ pub(crate) async fn whole(watched: Watched, context: &Context) -> Result<Option<
 
 /// Whether a decision has to be made on a body that is not here.
 pub(crate) fn has_to_be_fetched(watched: &Watched) -> bool {
-    watched.body == Body::Left && !is_decided(&watched.run)
+    matches!(watched.body, Body::Left { .. }) && !is_decided(&watched.run)
 }
 
-/// Whether much may have to be in memory for a decision: a body that is not here, or objects that the run names.
-pub(crate) fn may_be_large(watched: &Watched) -> bool {
+/// How much may have to be in memory for a decision, in KiB of JSON: of a body that is not here, and of objects that the run names.
+pub(crate) fn large_kib(watched: &Watched) -> u32 {
+    if is_decided(&watched.run) {
+        return 0;
+    }
     let spec = &watched.run.spec;
     let asks = spec.capabilities.as_ref().is_some_and(|asked| !asked.secrets.is_empty() || !asked.data.is_empty());
-    has_to_be_fetched(watched) || ((asks || spec.script.source.config_map_key_ref.is_some()) && !is_decided(&watched.run))
+    let objects = if asks || spec.script.source.config_map_key_ref.is_some() { OBJECTS_KIB } else { 0 };
+    objects.max(match watched.body {
+        Body::Left { bytes } => u32::try_from(bytes.div_ceil(1024)).unwrap_or(OBJECTS_KIB).min(OBJECTS_KIB),
+        Body::Here | Body::Unfit(_) => 0,
+    })
 }
 
 /// Whether nothing is left to decide: the script may have started, or never will.
@@ -82,7 +92,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
                 SourceSeen::Refused(Reason::InputTooLarge, message.into())
             }
             Body::Unfit(Unfit::SchemaIsNoObject) => SourceSeen::Refused(Reason::InvalidSpec, "inputSchema is no object".into()),
-            Body::Left => return Err(Error::Late { what: "the body of the run" }),
+            Body::Left { .. } => return Err(Error::Late { what: "the body of the run" }),
         };
         let fixed = Fixed {
             start_budget_seconds: context.settings.start_budget_seconds,
@@ -154,7 +164,7 @@ async fn check_input(watched: &Watched, source: &SourceSeen, policies: &Policies
     if let Some(answer) = context.checked(&uid, &key) {
         return Ok(InputSeen { has_schema: true, answer, own_schema });
     }
-    let _turn = context.checking.take(&watched.run.namespace().unwrap_or_default()).await?;
+    let _turn = context.checking.take(&watched.run.namespace().unwrap_or_default(), 1).await?;
     let question = Question { schemas, input: watched.input.as_deref().unwrap_or("null").to_owned() };
     let answer = input_check::ask(&question).await?;
     context.remember_check(uid, key, answer.clone());

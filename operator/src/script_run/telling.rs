@@ -71,7 +71,7 @@ pub(crate) async fn tell(
 ) -> Result<Option<Produced>, Error> {
     match rules {
         Ok(grant) if !is_quick(transcript, grant) => {
-            let _turn = context.telling.take(&run.namespace().unwrap_or_default()).await?;
+            let _turn = context.telling.take(&run.namespace().unwrap_or_default(), 1).await?;
             let answer = bounded::ask(&BOUNDS, &Question::new(transcript, grant)).await?;
             Ok(answer.map_or_else(|| told(transcript, &Err(too_costly())), Answer::into_produced))
         }
