@@ -323,7 +323,8 @@ pub struct OutputRules {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 256, max = 32768))]
     pub max_stream_bytes: Option<i64>,
-    /// Largest result that goes into the status, in bytes as JSON: of several policies the smallest. Built-in: 32768.
+    /// Largest result that goes into the status, in bytes of the file that the script wrote, white space included: of several policies the
+    /// smallest. Built-in: 32768. Masked and escaped it may be twice as long, and is never more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 256, max = 65536))]
     pub max_result_bytes: Option<i64>,
@@ -492,7 +493,7 @@ pub struct ResourceAmounts {
     #[schemars(schema_with = "quantity")]
     pub cpu: Option<Quantity>,
     /// Size of `/workspace`, where the script can write, and of the largest file anywhere. It is held in memory. A file that would be larger
-    /// ends in EFBIG, a full `/workspace` in ENOSPC.
+    /// ends in SIGXFSZ, or in EFBIG for those that ignore the signal, as Python and Node.js do; a full `/workspace` in ENOSPC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "quantity")]
     pub scratch: Option<Quantity>,

@@ -541,7 +541,8 @@ pub struct OutputStream {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65536))]
     pub tail: Option<String>,
-    /// Bytes that the script wrote, before anything was covered or escaped.
+    /// Bytes that the script wrote, before anything was covered or escaped; of a JSON result those of its file, white space included, while
+    /// `text` has none.
     #[schemars(range(min = 0))]
     pub bytes: i64,
     /// Bytes left out between `text` and `tail`.
@@ -557,7 +558,8 @@ pub struct Usage {
     /// CPU time in milliseconds.
     #[schemars(range(min = 0))]
     pub cpu_milliseconds: i64,
-    /// Largest resident set of one process, in bytes.
+    /// Largest resident set of one process, in bytes, as gVisor counts it: with what processes share and files map, and so not to be
+    /// compared with `resources.memory`.
     #[schemars(range(min = 0))]
     pub peak_memory_bytes: i64,
     /// Milliseconds from the start of the interpreter to its end.

@@ -5,6 +5,7 @@
 mod harness;
 
 use harness::{Script, Tenant, assert_end, assert_refused, eventually, layout, namespace, operators, status, stdout, user};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -216,6 +217,43 @@ async fn a_volume_of_the_sandbox_namespace_is_mounted_read_only() {
         corpus.remove().await;
     })
     .await;
+}
+
+/// Bytes of which an automaton with a table for each of its states would take hundreds of megabytes.
+fn binary_value() -> Vec<u8> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        0xCA + u8::try_from((state >> 24) % 54).unwrap()
+    };
+    (0..4).flat_map(|_| b"/(; ".iter().copied().chain(std::iter::repeat_with(&mut next).take(1020)).collect::<Vec<_>>()).collect()
+}
+
+#[tokio::test]
+async fn binary_secrets_of_many_runs_are_covered_and_leave_the_operator_alone() {
+    granting("binary", |tenant| async move {
+        let api: Api<Secret> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        let mut value: Secret = serde_json::from_value(json!({ "metadata": { "name": "bin" } })).unwrap();
+        value.data = Some([("value".to_owned(), ByteString(binary_value()))].into());
+        api.create(&PostParams::default(), &value).await.unwrap();
+        let before = starts(&tenant.client).await;
+        let ask = || asking("echo before; cat /paddock/secrets/bin/value; echo after", &json!({ "secrets": ["bin"] }));
+        let runs = futures::future::join_all((0..8).map(|_| tenant.run(ask()))).await;
+        for run in &runs {
+            assert_eq!(stdout(run), "before\n[masked:secret:bin]after\n", "{:#?}", status(run));
+        }
+        assert_eq!(starts(&tenant.client).await, before, "the operator was ended");
+    })
+    .await;
+}
+
+/// How often each operator was started.
+async fn starts(client: &Client) -> Vec<(String, i32)> {
+    let starts = |pod: Pod| {
+        let restarts = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()).map(|one| one.restart_count).sum();
+        (pod.name_any(), restarts)
+    };
+    operators(client).await.into_iter().map(starts).collect()
 }
 
 #[tokio::test]

@@ -93,10 +93,10 @@ patterns! {
     HEADER = r"(?-u)(?i)\b(bearer|basic)[\s:=]{1,4}([A-Za-z0-9._~+/-]{12,}={0,2})";
     URL_PASSWORD = r"(?-u)\b[a-zA-Z][a-zA-Z0-9+.-]{1,20}://[^\s:@/]{0,100}:([^\s@/]{1,200})@";
     ASSIGNMENT = r#"(?x-u)(?i)
-        ["']?\b[a-z0-9_.-]{0,40}(?:passw(?:or)?d|passphrase|pwd|secret|api_?-?key|access_?-?key|auth_?-?token|access_?-?token|private_?-?key|credential)[a-z0-9_-]{0,20}["']?
+        ["']?\b[a-z0-9_.-]{0,40}(?:passw(?:or)?d|passphrase|pwd|secret|api_?-?key|access_?-?key|(?:auth|access|refresh|api|bearer|session)_?-?token|private_?-?key|credential)[a-z0-9_-]{0,20}["']?
         \s{0,3}(?::=|=>|:|=)\s{0,3}
         (?:"([^"\r\n]{4,200})" | '([^'\r\n]{4,200})' | ([^\s"',;<>(){}\[\]]{6,200}))"#;
-    SECRET_NAME = r"(?-u)(?i)(?:passw(?:or)?d|passphrase|\bpwd\b|secret|api[_-]?key|access[_-]?key|auth[_-]?token|access[_-]?token|private[_-]?key|credential)s?$";
+    SECRET_NAME = r"(?-u)(?i)(?:passw(?:or)?d|passphrase|\bpwd\b|secret(?:[_-]?key)?|api[_-]?key|access[_-]?key|(?:auth|access|refresh|api|bearer|session)[_-]?token|private[_-]?key|credential)s?$";
     EMAIL = r"(?-u)\b[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,63})@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}\b";
 }
 

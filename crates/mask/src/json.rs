@@ -118,6 +118,9 @@ mod tests {
             "db_password": "hunter2",
             "secret": ["hunter2", ["hunter3"], {"kept": "y"}],
             "password": {"kept": "x"},
+            "secretKey": "hunter4",
+            "refresh_token": "hunter5",
+            "nextToken": "kept",
             "masked": "[masked:Email]",
         });
         masker.mask_json(&mut value, &mut counts);
@@ -130,10 +133,13 @@ mod tests {
             "db_password": "[masked:Password]",
             "secret": ["[masked:Password]", ["[masked:Password]"], {"kept": "y"}],
             "password": {"kept": "x"},
+            "secretKey": "[masked:Password]",
+            "refresh_token": "[masked:Password]",
+            "nextToken": "kept",
             "masked": "[masked:Email]",
         });
         assert_eq!(value, expected);
-        assert_eq!(counts, [("CardNumber".to_owned(), 1), ("Email".to_owned(), 3), ("Password".to_owned(), 3)].into());
+        assert_eq!(counts, [("CardNumber".to_owned(), 1), ("Email".to_owned(), 3), ("Password".to_owned(), 5)].into());
     }
 
     #[test]

@@ -273,7 +273,7 @@ pub(crate) fn seconds_said(policies: &[&Policy], default_of: Field, max_of: Fiel
 pub(crate) fn most_priority(policies: &[&Policy]) -> Ruled<i64> {
     let said = |policy: &&Policy| {
         let own = policy.rules.limits.max_priority.map(|max| (max, named(policy, "limits.maxPriority")));
-        own.or_else(|| (policy.effect == Effect::Allow).then(|| (DEFAULT_PRIORITY, "built-in: priority".to_owned())))
+        own.or_else(|| (policy.effect == Effect::Allow).then(|| (DEFAULT_PRIORITY, "built-in: limits.maxPriority".to_owned())))
     };
     policies.iter().filter_map(said).min_by_key(|(most, _)| *most).unwrap_or_default()
 }

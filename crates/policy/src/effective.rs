@@ -254,7 +254,7 @@ mod tests {
             ("capabilities.subprocess", "true", "ClusterSandboxPolicy/base: capabilities.subprocess"),
             ("capabilities.dynamicCode", "false", "ClusterSandboxPolicy/base: capabilities.dynamicCode"),
             ("weight", "100", "built-in: weight"),
-            ("maxPriority", "0", "built-in: priority"),
+            ("maxPriority", "0", "built-in: limits.maxPriority"),
             ("rules", "true", "SandboxPolicy/own: rules[a]"),
             ("approvals", "2 of ops, ends what runs", "SandboxPolicy/own: approvals[b]"),
             ("suspend", "Queue", "SandboxPolicy/own: suspend"),

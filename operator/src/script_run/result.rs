@@ -173,7 +173,7 @@ impl Covering<'_> {
             produced.to_store = Some(text);
         } else if text.len() > limit as usize * 2 {
             return Err(format!(
-                "the result has {} bytes once control characters are escaped; at most {} are allowed",
+                "the result has {} bytes once it is masked and control characters are escaped; at most {} are allowed then",
                 text.len(),
                 limit * 2
             ));

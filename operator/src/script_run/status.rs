@@ -23,6 +23,8 @@ use crate::names::sandbox_namespace;
 /// Events kept in the status.
 const AUDIT_EVENTS: usize = 16;
 /// Decisions that the schema has room for.
+/// The runner told no end of the script.
+const NO_RESULT: &str = "the end of the script was not reported; what it printed until then may be in status.result";
 const MOST_DECISIONS: usize = 128;
 
 /// The status to write, or `None` if the step tells nothing that the stored one does not.
@@ -382,7 +384,7 @@ impl Report {
         let now = self.clock();
         self.clocks().finished = Some(now);
         if !self.status.is_true(&ConditionType::ResultReady) {
-            self.condition(ConditionType::ResultReady, false, Reason::NoResult, "there is no result");
+            self.condition(ConditionType::ResultReady, false, Reason::NoResult, NO_RESULT);
         }
         self.condition(ConditionType::Finished, true, outcome.reason.clone(), &outcome.message);
         self.drop_condition(&ConditionType::Reconciling);

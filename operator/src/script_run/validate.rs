@@ -263,8 +263,11 @@ fn check_input(input: Option<&str>, demand: &InputDemand, checked: &InputSeen) -
             let places: Vec<Violation> =
                 first.iter().map(|place| Violation { path: place.path.clone(), message: place.message.clone() }).collect();
             let told = places.first().map(|place| format!(": {:?}: {}", place.path, place.message)).unwrap_or_default();
-            let more =
-                if *count > 1 { format!("; and {} more, of which the first are in status.violations", count - 1) } else { String::new() };
+            let more = match (*count, first.len()) {
+                (..=1, _) => String::new(),
+                (all, told) if all <= told => format!("; and {} more, see status.violations", all - 1),
+                (all, told) => format!("; and {} more, of which {} are in status.violations", all - 1, told - 1),
+            };
             let message = format!("the input does not satisfy its schema{told}{more}");
             Err((Refusal { reason: Reason::InputInvalid, message }, places))
         }
