@@ -1,11 +1,13 @@
 //! The gateway through which sandboxes reach what they were granted.
 //!
 //! [`ask`] reads a request, [`grants`] decides on it, [`dial`] connects, [`hello`] reads for whom the first bytes are, [`carry`] carries, and
-//! [`gateway`] holds them together. [`wire`] is the conversation with the operator, [`server`] the ports of both.
+//! [`gateway`] holds them together. [`wire`] is the conversation with the operator, [`feed`] the operator's side of it, [`server`] the ports of
+//! both.
 
 pub mod ask;
 pub mod carry;
 pub mod dial;
+pub mod feed;
 pub mod gateway;
 pub mod grants;
 pub mod hello;

@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::gateway::{Connection, FIRST_BYTES, Gateway};
 use crate::grants::STALE_AFTER;
-use crate::wire::{self, LONGEST_LINE, Report};
+use crate::wire::{self, Answer, LONGEST_LINE, Report};
 
 /// Connections that speak TLS to the operator's port and have not shown a certificate yet.
 const MOST_STRANGERS: usize = 16;
@@ -69,9 +69,10 @@ pub async fn serve_the_operator(listener: TcpListener, served: Served, gateway: 
             latest.send_replace(());
             let mut another = latest.subscribe();
             let (read, write) = tokio::io::split(stream);
+            let (heard, lines) = watch::channel(0);
             tokio::select! {
-                () = listen(read, connection, &gateway) => {}
-                () = tell(write, &reports) => {}
+                () = listen(read, connection, &gateway, &heard) => {}
+                () = tell(write, &reports, lines) => {}
                 _ = another.changed() => {}
             }
             gateway.disconnected(connection);
@@ -90,7 +91,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, std::net::SocketAddr) {
 }
 
 /// Takes in lines until one is not understood, or nothing comes for too long.
-async fn listen(read: impl tokio::io::AsyncRead + Unpin, connection: Connection, gateway: &Gateway) {
+async fn listen(read: impl tokio::io::AsyncRead + Unpin, connection: Connection, gateway: &Gateway, heard: &watch::Sender<u64>) {
     let mut read = BufReader::new(read);
     let mut line = Vec::new();
     loop {
@@ -98,7 +99,10 @@ async fn listen(read: impl tokio::io::AsyncRead + Unpin, connection: Connection,
         let one = (&mut read).take(LONGEST_LINE as u64).read_until(b'\n', &mut line).await.is_ok_and(|count| count > 0);
         let Some((b'\n', text)) = line.split_last().filter(|_| one) else { return };
         match wire::read(text, Instant::now()) {
-            Ok(message) => gateway.hear(connection, message),
+            Ok(message) => {
+                gateway.hear(connection, message);
+                heard.send_modify(|lines| *lines += 1);
+            }
             Err(error) => {
                 tracing::error!(%error, "the operator said something that is not understood");
                 return;
@@ -107,11 +111,16 @@ async fn listen(read: impl tokio::io::AsyncRead + Unpin, connection: Connection,
     }
 }
 
-/// Tells reports for as long as somebody listens.
-async fn tell(mut write: impl tokio::io::AsyncWrite + Unpin, reports: &Mutex<mpsc::Receiver<Report>>) {
+/// Tells how far the operator was heard, and reports, for as long as somebody listens.
+async fn tell(mut write: impl tokio::io::AsyncWrite + Unpin, reports: &Mutex<mpsc::Receiver<Report>>, mut lines: watch::Receiver<u64>) {
     let mut reports = reports.lock().await;
-    while let Some(report) = reports.recv().await {
-        let Ok(mut line) = serde_json::to_vec(&report) else { continue };
+    loop {
+        let answer = tokio::select! {
+            Ok(()) = lines.changed() => Answer::Heard { lines: *lines.borrow_and_update() },
+            Some(report) = reports.recv() => Answer::Report(report),
+            else => return,
+        };
+        let Ok(mut line) = serde_json::to_vec(&answer) else { continue };
         line.push(b'\n');
         let told = async {
             write.write_all(&line).await?;

@@ -1,4 +1,4 @@
-//! Certificates: the gateway's own, and the authority of the operator's.
+//! Certificates of the gateway and of the operator, which know each other by one authority.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,16 +7,16 @@ use anyhow::{Context as _, Result};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// The files of a folder as a Secret of type `kubernetes.io/tls` has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// `tls.crt`: the gateway's certificate.
+    /// `tls.crt`: the certificate.
     pub chain: Vec<u8>,
     /// `tls.key`: its key.
     pub key: Vec<u8>,
-    /// `ca.crt`: who has issued the operator's certificate.
+    /// `ca.crt`: who has issued the other side's certificate.
     pub authority: Vec<u8>,
 }
 
@@ -38,12 +38,22 @@ impl Files {
 
     /// For the operator, which must show a certificate of this authority.
     pub fn for_the_operator(&self) -> Result<Arc<ServerConfig>> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider()).build().context("ca.crt")?;
+        Ok(Arc::new(builder()?.with_client_cert_verifier(verifier).with_single_cert(self.chain()?, self.key()?)?))
+    }
+
+    /// The operator's own, towards a gateway whose certificate is of this authority.
+    pub fn of_the_operator(&self) -> Result<Arc<ClientConfig>> {
+        let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
+        Ok(Arc::new(builder.with_root_certificates(self.roots()?).with_client_auth_cert(self.chain()?, self.key()?)?))
+    }
+
+    fn roots(&self) -> Result<RootCertStore> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&self.authority) {
             roots.add(certificate.context("ca.crt")?).context("ca.crt")?;
         }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build().context("ca.crt")?;
-        Ok(Arc::new(builder()?.with_client_cert_verifier(verifier).with_single_cert(self.chain()?, self.key()?)?))
+        Ok(roots)
     }
 
     fn chain(&self) -> Result<Vec<CertificateDer<'static>>> {

@@ -131,6 +131,19 @@ impl ToldRule {
     }
 }
 
+/// What the gateway says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "tell", rename_all = "kebab-case")]
+pub enum Answer {
+    /// What became of a request.
+    Report(Report),
+    /// Of this connection so many lines are in force.
+    Heard {
+        /// Counted from the first.
+        lines: u64,
+    },
+}
+
 /// What became of a request, told when it is over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -3,23 +3,24 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use paddock_destination::HostName;
 use paddock_egress::ask::hash;
 use paddock_egress::dial::Resolve;
+use paddock_egress::feed::{All, Ended, Granted, converse};
 use paddock_egress::gateway::Gateway;
 use paddock_egress::server::{Served, serve_sandboxes, serve_the_operator};
 use paddock_egress::tls::Files;
-use paddock_egress::wire::{Outcome, Report, Said, Told, token_text};
+use paddock_egress::wire::{Answer, Outcome, Report, Said, Told, token_text};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -136,6 +137,17 @@ async fn say(operator: &mut BufReader<TlsStream<TcpStream>>, said: &[Said]) {
     operator.flush().await.unwrap();
 }
 
+/// The next thing that is reported.
+async fn report(operator: &mut BufReader<TlsStream<TcpStream>>) -> Report {
+    loop {
+        let mut line = String::new();
+        operator.read_line(&mut line).await.unwrap();
+        if let Answer::Report(report) = serde_json::from_str(&line).unwrap() {
+            return report;
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_operator_tells_what_is_granted_and_hears_what_was_asked() {
     let ports = ports().await;
@@ -143,9 +155,7 @@ async fn the_operator_tells_what_is_granted_and_hears_what_was_asked() {
     let mut operator = ports.operator().await;
     say(&mut operator, &[Said::Begin {}, grant("t"), Said::End {}]).await;
     ports.eventually("NotGranted").await;
-    let mut line = String::new();
-    operator.read_line(&mut line).await.unwrap();
-    let report: Report = serde_json::from_str(&line).unwrap();
+    let report = report(&mut operator).await;
     assert_eq!((report.run.as_str(), report.to.as_str(), report.outcome), ("run", "a.example.com:443", Outcome::NotGranted));
     say(&mut operator, &[Said::Remove { run: "run".into() }]).await;
     ports.eventually("UnknownToken").await;
@@ -194,4 +204,74 @@ async fn after_a_line_that_is_not_understood_nothing_counts() {
         let _ = operator.flush().await;
         ports.eventually("NotReady").await;
     }
+}
+
+/// The operator's side of one conversation, by the certificate that the operator shows.
+struct Feed {
+    known: watch::Receiver<Option<Arc<All>>>,
+    conversation: tokio::task::JoinHandle<Ended>,
+}
+
+impl Feed {
+    async fn of(ports: &Ports, wanted: &watch::Sender<Arc<All>>) -> (Self, mpsc::Receiver<Report>) {
+        let (chain, key) = ports.authority.issue("paddock-operator");
+        let files = Files { chain: chain.into(), key: key.into(), authority: ports.authority.pem.clone().into() };
+        let socket = TcpStream::connect(ports.operator).await.unwrap();
+        let connector = TlsConnector::from(files.of_the_operator().unwrap());
+        let stream = connector.connect(ServerName::try_from("paddock-egress").unwrap(), socket).await.unwrap();
+        let ((sender, known), (reporting, reports), wanted) = (watch::channel(None), mpsc::channel(16), wanted.subscribe());
+        let conversation = tokio::spawn(async move { converse(stream, wanted, &sender, &reporting).await });
+        (Self { known, conversation }, reports)
+    }
+
+    async fn knows(&mut self, all: &Arc<All>) {
+        self.known.wait_for(|known| known.as_ref() == Some(all)).await.unwrap();
+    }
+}
+
+fn granted(token: &str) -> Arc<All> {
+    let Said::Put(told) = grant(token) else { unreachable!() };
+    Arc::new([("run".to_owned(), Arc::new(Granted { told: *told, expires: Instant::now() + Duration::from_secs(60) }))].into())
+}
+
+/// Once a replica is known to have heard of a grant there is no wait for it, nor for its end.
+#[tokio::test]
+async fn what_every_replica_is_known_to_have_heard_is_in_force() {
+    let replicas = [ports().await, ports().await];
+    let wanted = watch::Sender::new(Arc::new(All::new()));
+    let (mut one, mut reports) = Feed::of(&replicas[0], &wanted).await;
+    let (mut other, _others) = Feed::of(&replicas[1], &wanted).await;
+    for token in ["t", "u", "t"] {
+        let all = granted(token);
+        wanted.send_replace(all.clone());
+        one.knows(&all).await;
+        other.knows(&all).await;
+        for replica in &replicas {
+            assert_eq!(replica.ask().await, if token == "t" { "NotGranted" } else { "UnknownToken" });
+        }
+    }
+    assert_eq!(reports.recv().await.unwrap().to, "a.example.com:443");
+    let nothing = Arc::new(All::new());
+    wanted.send_replace(nothing.clone());
+    one.knows(&nothing).await;
+    other.knows(&nothing).await;
+    for replica in &replicas {
+        assert_eq!(replica.ask().await, "UnknownToken");
+    }
+}
+
+/// A leader that has lost its place is told so by each replica that the new one talks with.
+#[tokio::test]
+async fn a_conversation_that_another_takes_over_is_known_to_be_over() {
+    let ports = ports().await;
+    let (old, new) = (watch::Sender::new(granted("t")), watch::Sender::new(granted("u")));
+    let (mut before, _) = Feed::of(&ports, &old).await;
+    let all = old.borrow().clone();
+    before.knows(&all).await;
+    let (mut after, _) = Feed::of(&ports, &new).await;
+    let all = new.borrow().clone();
+    after.knows(&all).await;
+    assert!(matches!(before.conversation.await.unwrap(), Ended::Connection(_)));
+    assert_eq!(*before.known.borrow(), None);
+    assert_eq!(ports.ask().await, "UnknownToken");
 }
