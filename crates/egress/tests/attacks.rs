@@ -216,11 +216,47 @@ async fn bytes_that_come_with_the_request_are_the_hello() {
     assert_eq!(world.report().await.outcome, Outcome::NotItsHost);
 }
 
+/// A ClientHello in one record, with one extension more at its end.
+fn with_extension(mut hello: Vec<u8>, kind: u16) -> Vec<u8> {
+    const RECORD: usize = 3;
+    const MESSAGE: usize = 7;
+    const SESSION: usize = 43;
+    let two = |bytes: &[u8], at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+    let suites = SESSION + 1 + usize::from(hello[SESSION]);
+    let compression = suites + 2 + two(&hello, suites);
+    let extensions = compression + 1 + usize::from(hello[compression]);
+    let body = [0; 9];
+    for at in [RECORD, MESSAGE, extensions] {
+        let longer = u16::try_from(two(&hello, at) + 4 + body.len()).unwrap();
+        hello[at..at + 2].copy_from_slice(&longer.to_be_bytes());
+    }
+    hello.extend_from_slice(&kind.to_be_bytes());
+    hello.extend_from_slice(&[0, 9]);
+    hello.extend_from_slice(&body);
+    hello
+}
+
+/// An extension that nobody has heard of is carried: what the others show is what the extension is, and not that there is one.
+#[tokio::test]
+async fn a_hello_with_an_extension_more_is_carried() {
+    let world = world().await;
+    let (head, mut stream) = world.say(&world.request("api.example.com")).await;
+    assert_eq!(status(&head), 200);
+    let hello = with_extension(hello("api.example.com"), 0xfafa);
+    stream.write_all(&hello).await.unwrap();
+    let mut back = vec![0; hello.len()];
+    stream.read_exact(&mut back).await.unwrap();
+    assert_eq!(back, hello);
+}
+
 #[rstest]
 #[case::another_name(hello("other.example.com"))]
 #[case::no_tls(b"SSH-2.0-OpenSSH_9.9\r\n".to_vec())]
 #[case::plain_http(b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n".to_vec())]
 #[case::no_name(hello("192.0.2.1"))]
+#[case::encrypted_hello(with_extension(hello("api.example.com"), 0xfe0d))]
+#[case::encrypted_name(with_extension(hello("api.example.com"), 0xffce))]
+#[case::second_name(with_extension(hello("api.example.com"), 0))]
 #[tokio::test]
 async fn what_does_not_begin_as_tls_for_the_host_goes_nowhere(#[case] first: Vec<u8>) {
     let mut world = world().await;
