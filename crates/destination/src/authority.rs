@@ -59,7 +59,7 @@ impl Host {
     }
 }
 
-fn parse_port(text: &str) -> Result<u16, BadAuthority> {
+pub(crate) fn parse_port(text: &str) -> Result<u16, BadAuthority> {
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
     text.parse().ok().filter(|_| is_plain).ok_or(BadAuthority::Port)
 }

@@ -6,8 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
-use paddock_destination::{Addresses, Authority, Host, HostPattern};
+use paddock_destination::{Addresses, Authority, Destination, Host, HostPattern, Reach};
 
 /// SHA-256 of a run's token. The token itself is nowhere but in the runner and, for a moment, in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,15 +36,6 @@ pub struct Rule {
     pub to: Reach,
     /// At these ports.
     pub ports: Vec<u16>,
-}
-
-/// Where a rule leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// Names, over TLS.
-    Hosts(HostPattern),
-    /// Addresses, over whatever the script speaks.
-    Net(IpNet),
 }
 
 /// What one run was granted.
@@ -228,20 +218,15 @@ pub enum Verdict {
 impl Grant {
     /// The one decision on a destination, whichever way a request came. Pure.
     pub fn decide(&self, to: &Authority) -> Verdict {
-        let refused = |rule: &str| Verdict::Refused { rule: rule.to_owned(), ask: to.to_string() };
+        let refused = |rule: &str| Verdict::Refused { rule: rule.to_owned(), ask: Destination::from(to).to_string() };
         if let Host::Name(name) = &to.host
             && let Some((_, rule)) = self.denied.iter().find(|(pattern, _)| pattern.matches(name))
         {
             return refused(rule);
         }
-        let leads_there = |rule: &&Rule| match (&rule.to, &to.host) {
-            (Reach::Hosts(pattern), Host::Name(name)) => pattern.matches(name),
-            (Reach::Net(net), Host::Address(address)) => net.contains(address),
-            _ => false,
-        };
-        let there: Vec<&Rule> = self.rules.iter().filter(leads_there).collect();
+        let there: Vec<&Rule> = self.rules.iter().filter(|rule| rule.to.has(&to.host)).collect();
         match (there.iter().find(|rule| rule.ports.contains(&to.port)), there.first()) {
-            (Some(rule), _) => Verdict::Granted { rule: rule.name.clone(), protocol: rule.to.protocol() },
+            (Some(rule), _) => Verdict::Granted { rule: rule.name.clone(), protocol: protocol(&rule.to) },
             // The nearest that there is: the host is granted, this port is not.
             (None, Some(rule)) => refused(&rule.name),
             (None, None) => refused("built-in: network"),
@@ -249,12 +234,10 @@ impl Grant {
     }
 }
 
-impl Reach {
-    fn protocol(&self) -> Protocol {
-        match self {
-            Self::Hosts(_) => Protocol::Tls,
-            Self::Net(_) => Protocol::Tcp,
-        }
+fn protocol(to: &Reach) -> Protocol {
+    match to {
+        Reach::Hosts(_) => Protocol::Tls,
+        Reach::Net(_) => Protocol::Tcp,
     }
 }
 

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ipnet::IpNet;
-use paddock_destination::{Addresses, HostPattern};
+use paddock_destination::{Addresses, HostPattern, Reach};
 use serde::{Deserialize, Serialize};
 
-use crate::grants::{Budget, Grant, Message, Reach, Rule, TokenHash};
+use crate::grants::{Budget, Grant, Message, Rule, TokenHash};
 
 /// Longest line, in bytes: a grant of 64 rules with 64 hosts each is below it.
 pub const LONGEST_LINE: usize = 1 << 20;

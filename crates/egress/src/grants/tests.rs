@@ -59,7 +59,9 @@ fn put(run: &str, token_number: u8, expires: Instant) -> Message {
 #[case::denied("paste.example.org:443", Err("ClusterSandboxPolicy/baseline: deny.hosts[0]"))]
 fn one_function_decides_on_every_destination(#[case] to: &str, #[case] expected: Result<(&str, Protocol), &str>) {
     let decided = grant("r", 1, Instant::now()).decide(&Authority::parse(to).unwrap());
-    let ask = Authority::parse(to).unwrap().to_string();
+    // As a run asks for it.
+    let scheme = if matches!(Authority::parse(to).unwrap().host, Host::Address(_)) { "tcp://" } else { "" };
+    let ask = format!("{scheme}{}", Authority::parse(to).unwrap());
     match expected {
         Ok((rule, protocol)) => assert_eq!(decided, Verdict::Granted { rule: rule.into(), protocol }),
         Err(rule) => assert_eq!(decided, Verdict::Refused { rule: rule.into(), ask }),

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use paddock_destination::{Addresses, HostName};
+use paddock_destination::{Addresses, HostName, Reach};
 use paddock_egress::ask::hash;
 use paddock_egress::dial::Resolve;
 use paddock_egress::gateway::Gateway as Egress;
-use paddock_egress::grants::{Budget, Grant, Message, Reach, Rule};
+use paddock_egress::grants::{Budget, Grant, Message, Rule};
 use paddock_egress::server::{Served, serve_sandboxes};
 use paddock_egress::tls::Files;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
