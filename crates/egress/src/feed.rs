@@ -58,12 +58,20 @@ pub async fn converse(
 ) -> Ended {
     let (read, write) = tokio::io::split(stream);
     let (sender, heard) = watch::channel(0);
-    let ended = tokio::select! {
+    let _forget = Forget(known);
+    tokio::select! {
         ended = listen(read, &sender, reports) => ended,
         ended = speak(write, wanted, heard, known) => ended,
-    };
-    known.send_replace(None);
-    ended
+    }
+}
+
+/// However a conversation ends, also when it is not waited for any more, nothing is known afterwards.
+struct Forget<'a>(&'a watch::Sender<Option<Arc<All>>>);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
+    }
 }
 
 /// Hears how far the replica has heard, and what it reports.

@@ -135,6 +135,17 @@ async fn what_is_known_follows_what_was_heard_and_ends_with_the_conversation() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_known_of_a_conversation_that_was_given_up() {
+    let all = all(&[]);
+    let mut replica = replica(all.clone());
+    replica.tell("{\"tell\":\"heard\",\"lines\":2}\n").await;
+    replica.known.wait_for(|known| known.as_ref() == Some(&all)).await.unwrap();
+    replica.conversation.abort();
+    assert!(replica.conversation.await.unwrap_err().is_cancelled());
+    assert_eq!(*replica.known.borrow(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn something_is_said_every_second_until_nobody_answers() {
     let mut replica = replica(all(&[]));
     let mut said = Vec::new();
