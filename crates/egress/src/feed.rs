@@ -87,7 +87,7 @@ async fn listen(read: impl AsyncRead + Unpin, heard: &watch::Sender<u64>, report
         }
         match serde_json::from_slice(&line) {
             Ok(Answer::Heard { lines }) => _ = heard.send_replace(lines),
-            // Whoever takes them in is slower than they come: they are counted by the gateway too.
+            // Where they come faster than they are taken in, they are dropped: what is granted must not wait for them.
             Ok(Answer::Report(report)) => _ = reports.try_send(report),
             Err(_) => return Ended::Answer,
         }

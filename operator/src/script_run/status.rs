@@ -23,9 +23,9 @@ use crate::names::sandbox_namespace;
 /// Events kept in the status.
 const AUDIT_EVENTS: usize = 16;
 /// Decisions that the schema has room for.
-/// The runner told no end of the script.
-const NO_RESULT: &str = "the end of the script was not reported; what it printed until then may be in status.result";
 const MOST_DECISIONS: usize = 128;
+/// Why a run that was started has no result: the runner told no end of the script.
+const NOT_REPORTED: &str = "the end of the script was not reported; what it printed until then may be in status.result";
 
 /// The status to write, or `None` if the step tells nothing that the stored one does not.
 pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &Done, now: Timestamp) -> Option<ScriptRunStatus> {
@@ -384,7 +384,8 @@ impl Report {
         let now = self.clock();
         self.clocks().finished = Some(now);
         if !self.status.is_true(&ConditionType::ResultReady) {
-            self.condition(ConditionType::ResultReady, false, Reason::NoResult, NO_RESULT);
+            let why = if self.status.is_true(&ConditionType::Started) { NOT_REPORTED } else { "there is no result" };
+            self.condition(ConditionType::ResultReady, false, Reason::NoResult, why);
         }
         self.condition(ConditionType::Finished, true, outcome.reason.clone(), &outcome.message);
         self.drop_condition(&ConditionType::Reconciling);

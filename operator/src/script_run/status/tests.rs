@@ -77,6 +77,16 @@ fn an_end_without_success_is_stalled() {
 }
 
 #[test]
+fn what_never_started_has_no_end_that_could_be_missing() {
+    let why = |run: ScriptRun, phase, reason| {
+        let ended = finish(&run, &a_stream(|_| ()), phase, reason, 2);
+        status(&ended).condition(&ConditionType::ResultReady).unwrap().message.clone()
+    };
+    assert_eq!(why(admitted(0), Phase::Cancelled, Reason::Cancelled), "there is no result");
+    assert!(why(started(1), Phase::Lost, Reason::Lost).starts_with("the end of the script was not reported"));
+}
+
+#[test]
 fn what_came_before_a_silence_is_kept() {
     let stream = a_stream(|transcript| transcript.stdout.head = b"so far".to_vec());
     let run = finish(&started(1), &stream, Phase::RunnerKilled, Reason::RunnerKilled, 2);
