@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use harness::disturb::{begin, end, kill_operator, scale, with_arguments};
+use harness::disturb::{begin, ctr, end, kill_operator, scale, with_arguments};
 use harness::{
     OPERATOR_NAMESPACE, Script, Tenant, admin, eventually, eventually_within, kubectl, layout, operators, status, stdout, tenant,
 };
@@ -26,6 +26,8 @@ const RUNS: u64 = 200;
 const KILLS: usize = 9;
 /// What the cluster tier allows.
 const LIMIT: usize = 10;
+/// A shim that is making a sandbox has none for a moment.
+const LONGEST_WITHOUT_A_SANDBOX: Duration = Duration::from_secs(20);
 /// All runs together.
 const PATIENCE: Duration = Duration::from_secs(900);
 
@@ -52,7 +54,8 @@ enum Victim {
 }
 
 /// One round of kills. Each is done once before any is done again, in an order made by chance.
-const ROUND: [Victim; 6] = [Victim::Leader, Victim::Leader, Victim::Replica, Victim::ApiServer, Victim::ApiServer, Victim::Containerd];
+const ROUND: [Victim; 6] =
+    [Victim::Containerd, Victim::Containerd, Victim::Containerd, Victim::Containerd, Victim::Containerd, Victim::Containerd];
 
 /// Says what it killed how often.
 async fn kill_at_random(seed: u64) -> BTreeMap<&'static str, u32> {
@@ -88,7 +91,6 @@ async fn kill_at_random(seed: u64) -> BTreeMap<&'static str, u32> {
             Victim::Containerd => {
                 end("containerd").await;
                 tokio::time::sleep(Duration::from_millis(random.below(2000))).await;
-                end_shims_without_a_sandbox().await;
                 begin("containerd");
                 "containerd"
             }
@@ -105,29 +107,36 @@ async fn restart(name: &str, away: Duration) {
 }
 
 /// Where containerd dies while gVisor makes a sandbox, a shim may be left that has none and never ends, and containerd waits for it for ever: the
-/// pod can neither start nor go. Whoever runs the node has to end it (docs/troubleshooting.md).
-async fn end_shims_without_a_sandbox() {
-    let processes = eventually("no sandbox is being made any more", || async {
-        let processes = processes();
-        let makes = |(_, command): &&(String, Vec<String>)| command[0].ends_with("runsc") && command.iter().any(|word| word == "create");
-        match processes.iter().find(makes) {
-            Some(making) => Err(making.clone()),
-            None => Ok(processes),
+/// pod can neither start nor go. Whoever runs the node has to end it (docs/troubleshooting.md), and here that is this function.
+async fn end_shims_without_a_sandbox(stop: Arc<AtomicBool>) {
+    let mut since: BTreeMap<String, Instant> = BTreeMap::new();
+    while !stop.load(Ordering::Relaxed) {
+        let now = Instant::now();
+        let found = shims_without_a_sandbox(&processes());
+        since.retain(|pid, _| found.iter().any(|(other, _)| other == pid));
+        for (pid, id) in found {
+            if now.duration_since(*since.entry(pid.clone()).or_insert(now)) > LONGEST_WITHOUT_A_SANDBOX {
+                eprintln!("a shim without a sandbox is ended: {id}");
+                let _ = std::process::Command::new("kill").args(["-KILL", &pid]).status();
+                since.remove(&pid);
+            }
         }
-    })
-    .await;
-    let socket = layout().run.join("containerd.sock").display().to_string();
-    for (pid, command) in
-        processes.iter().filter(|(_, command)| command[0].ends_with("containerd-shim-runsc-v1") && command.contains(&socket))
-    {
-        let Some(id) = command.iter().skip_while(|argument| *argument != "-id").nth(1) else { continue };
-        let has_sandbox =
-            processes.iter().any(|(other, command)| other != pid && command.iter().any(|argument| argument.contains(id.as_str())));
-        if !has_sandbox {
-            eprintln!("a shim without a sandbox is ended: {id}");
-            let _ = std::process::Command::new("kill").args(["-KILL", pid]).status();
-        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// Processes and sandboxes. A shim has a sandbox if anything of gVisor but another shim is there for it, be it what makes the sandbox.
+fn shims_without_a_sandbox(processes: &[(String, Vec<String>)]) -> Vec<(String, String)> {
+    let socket = layout().run.join("containerd.sock").display().to_string();
+    let is_shim = |command: &[String]| command[0].ends_with("containerd-shim-runsc-v1");
+    let shims = processes.iter().filter(|(_, command)| is_shim(command) && command.contains(&socket));
+    let of_shim = |(pid, command): &(String, Vec<String>)| {
+        let id = command.iter().skip_while(|argument| *argument != "-id").nth(1)?;
+        let is_there =
+            processes.iter().any(|(_, command)| !is_shim(command) && command.iter().any(|argument| argument.contains(id.as_str())));
+        (!is_there).then(|| (pid.clone(), id.clone()))
+    };
+    shims.filter_map(of_shim).collect()
 }
 
 /// Identifiers and arguments of all processes.
@@ -215,6 +224,35 @@ async fn create(tenant: &Tenant, number: u64) {
     .await;
 }
 
+/// What the node says of a pod that neither starts nor goes, in a few lines.
+async fn what_holds(tenant: &Tenant, run: &ScriptRun) -> String {
+    let pod = format!("sr-{}", run.uid().unwrap());
+    let Ok(Some(found)) = tenant.pods().get_opt(&pod).await else { return format!("; it has no pod {pod}") };
+    let state = found.status.and_then(|status| status.container_statuses.unwrap_or_default().into_iter().next()).map(|status| status.state);
+    let filter = format!("labels.\"io.kubernetes.pod.uid\"=={}", found.metadata.uid.unwrap_or_default());
+    let containers = ctr(&["containers", "list", "--quiet", &filter]).unwrap_or_else(|error| format!("{error:#}"));
+    let tasks = ctr(&["tasks", "list"]).unwrap_or_else(|error| format!("{error:#}"));
+    let mut told = format!("; deleted {:?}, container {state:?}", found.metadata.deletion_timestamp);
+    for id in containers.split_whitespace() {
+        let task = tasks.lines().find(|line| line.starts_with(id)).unwrap_or("no task");
+        let of_it: Vec<String> = processes().iter().filter(|(_, command)| command.join(" ").contains(id)).map(short).collect();
+        told.push_str(&format!("; {id}: {task}: {of_it:?}"));
+    }
+    for log in ["kubelet", "containerd"] {
+        let text = std::fs::read_to_string(layout().log(log)).unwrap_or_default();
+        let last: Vec<&str> =
+            text.lines().rev().filter(|line| line.contains(&pod)).take(2).map(|line| &line[..line.len().min(400)]).collect();
+        told.push_str(&format!("; {log}: {last:?}"));
+    }
+    told
+}
+
+fn short((pid, command): &(String, Vec<String>)) -> String {
+    let program = command[0].rsplit('/').next().unwrap_or_default();
+    let verb = command.iter().find(|word| ["create", "boot", "gofer", "start", "wait", "delete", "kill", "state"].contains(&word.as_str()));
+    format!("{pid} {program} {}", verb.map_or("", String::as_str))
+}
+
 fn is_over(run: &ScriptRun) -> bool {
     status(run).is_true(&ConditionType::Finished)
 }
@@ -235,6 +273,7 @@ async fn nothing_is_lost_doubled_wrong_or_stuck_whatever_is_killed() {
         let stop = Arc::new(AtomicBool::new(false));
         let keeper = tokio::spawn(keep_logs(tenant.sandbox(), kept.clone(), stop.clone()));
         let watcher = tokio::spawn(watch_the_limit(tenant.clone(), stop.clone()));
+        let mender = tokio::spawn(end_shims_without_a_sandbox(stop.clone()));
         let killer = tokio::spawn(kill_at_random(seed));
         let began = Instant::now();
         let created = AtomicU64::new(0);
@@ -261,7 +300,12 @@ async fn nothing_is_lost_doubled_wrong_or_stuck_whatever_is_killed() {
                 return Ok(runs);
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
-            Err(format!("{} of {}, {before} created: {open:?}", open.len(), runs.len()))
+            let first = runs.iter().find(|run| !is_over(run)).filter(|_| killer.is_finished() && open.len() < 3);
+            let held = match first {
+                Some(run) => what_holds(&tenant, run).await,
+                None => String::new(),
+            };
+            Err(format!("{} of {}, {before} created: {open:?}{held}", open.len(), runs.len()))
         })
         .await;
         let took = began.elapsed();
@@ -269,6 +313,7 @@ async fn nothing_is_lost_doubled_wrong_or_stuck_whatever_is_killed() {
         let kills = killer.await.unwrap();
         let ((looks, most_pods), most_runs) = (watcher.await.unwrap(), most_runs.into_inner());
         keeper.await.unwrap();
+        mender.await.unwrap();
         with_arguments(&tenant.client, &[]).await;
         eprintln!(
             "{} runs in {took:.0?} beside {kills:?}; looked {looks} times: at most {most_runs} runs and {most_pods} pods of {LIMIT}",
