@@ -19,8 +19,8 @@ pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
 pub use policy_status::{PolicyCondition, PolicyConditionType, PolicyReason, PolicyStatus, Problem};
 pub use sandbox_policy::{
     ApprovalDemand, Binding, CapabilityRules, ClusterSandboxPolicy, ClusterSandboxPolicySpec, DeniedSubject, Deny, Detector, Effect,
-    InputRules, LargeResult, Limits, MaskRule, MaskRules, ObjectGrant, OutputRules, PolicyRule, PolicyRules, ResourceAmounts, Runtime,
-    SandboxPolicy, SandboxPolicySpec, ScriptSchema, SubjectKind, Suspend,
+    InputRules, LargeResult, Limits, MaskRule, MaskRules, NetworkGrant, ObjectGrant, OutputRules, PolicyRule, PolicyRules, ResourceAmounts,
+    Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SubjectKind, Suspend,
 };
 pub use script_approval::{ApprovalDecision, ScriptApproval, ScriptApprovalSpec};
 pub use script_run::{

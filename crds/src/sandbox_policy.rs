@@ -18,6 +18,9 @@ list_of_strings!(command_schema, 16, 1024);
 list_map!(script_schemas_schema, ScriptSchema, "scriptHash", 64);
 list_map!(mask_rules_schema, MaskRule, "name", 32);
 list_atomic!(object_grants_schema, ObjectGrant, 64);
+list_atomic!(network_schema, NetworkGrant, 64);
+list_of_strings!(host_patterns_schema, 64, 253, "pattern": "^\\S+$");
+list_of_strings!(cidrs_schema, 64, 49, "pattern": "^[0-9a-fA-F:.]+/[0-9]{1,3}$");
 list_map!(rules_schema, PolicyRule, "name", 32);
 list_map!(approvals_schema, ApprovalDemand, "name", 8);
 list_of_strings!(approver_groups_schema, 64, 256);
@@ -139,6 +142,10 @@ pub struct PolicyRules {
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct CapabilityRules {
+    /// Where runs may connect to, through the egress gateway. An empty list is nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "network_schema")]
+    pub network: Option<Vec<NetworkGrant>>,
     /// Secrets of the namespace of a run. An empty list grants none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "object_grants_schema")]
@@ -157,6 +164,45 @@ pub struct CapabilityRules {
     /// Other programs of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subprocess: Option<bool>,
+}
+
+/// Somewhere to connect to: hosts by their names, spoken to over TLS, or nets, whatever is spoken.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.hosts) != has(self.cidrs)").message("exactly one of hosts and cidrs must be set"))]
+#[x_kube(validation = Rule::new("!has(self.cidrs) || has(self.ports)").message("cidrs need ports"))]
+#[x_kube(validation = Rule::new("!has(self.cidrs) || !has(self.addresses)").message("addresses belong to hosts"))]
+pub struct NetworkGrant {
+    /// Names of hosts; `*.example.com` stands for every name below it, and not for itself. The gateway looks them up, checks that the TLS
+    /// handshake is for the same name, and connects to public addresses alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "host_patterns_schema")]
+    pub hosts: Option<Vec<String>>,
+    /// Nets, such as `10.20.0.0/16`. Of private, shared and link-local addresses, and of those of the cluster, only those of a net that lies wholly
+    /// among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "cidrs_schema")]
+    pub cidrs: Option<Vec<String>>,
+    /// Ports. For hosts built-in: 443.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "ports_schema")]
+    pub ports: Option<Vec<i32>>,
+    /// Nets that the hosts may lead to beside public addresses, read as `cidrs`. Of several policies that say something only what all of them say;
+    /// a policy that allows and is silent says none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "cidrs_schema")]
+    pub addresses: Option<Vec<String>>,
+}
+
+/// A list of ports.
+fn ports_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "array",
+        "items": { "type": "integer", "format": "int32", "minimum": 1, "maximum": 65535 },
+        "minItems": 1,
+        "maxItems": 32,
+        "x-kubernetes-list-type": "set",
+    })
 }
 
 /// Objects that a run may be given: one by its name, or all that a selector selects.
@@ -259,6 +305,11 @@ pub struct Deny {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "images_schema")]
     pub images: Vec<String>,
+    /// Hosts that no run connects to, whatever is granted, written as in `capabilities.network`. A run that asks for nothing else there is not
+    /// granted it; what runs loses its connections to them and goes on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "host_patterns_schema")]
+    pub hosts: Vec<String>,
     /// Who may have nothing run: who creates it, and for whom.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "subjects_schema")]

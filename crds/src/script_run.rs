@@ -20,7 +20,7 @@ list_atomic!(audit_schema, AuditEvent, 16);
 list_atomic!(redactions_schema, Redaction, 64);
 list_atomic!(violations_schema, Violation, 64);
 list_of_strings!(args_schema, 64, 4096);
-list_of_strings!(hosts_schema, 32, 253, "pattern": "^[a-zA-Z0-9*]([-._a-zA-Z0-9/:]*[a-zA-Z0-9])?$");
+list_of_strings!(hosts_schema, 32, 253, "pattern": "^\\S+$");
 list_of_strings!(objects_schema, 8, 253, "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$");
 list_of_strings!(groups_schema, 64, 256);
 
@@ -215,7 +215,9 @@ pub struct ConfigMapKeyRef {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Capabilities {
-    /// Host names to connect to over TLS. No policy can grant one.
+    /// Where to connect to: `HOST` or `HOST:PORT` over TLS, at port 443 where none is given; `*.example.com` is every name below it; `tcp://NET:PORT`
+    /// is an address or a net such as `tcp://10.20.0.0/16:5432`, whatever is spoken. A policy must grant all of it. The way there is a proxy,
+    /// which `HTTPS_PROXY` and its like name; nothing else leads out of the sandbox.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "hosts_schema")]
     pub network: Vec<String>,

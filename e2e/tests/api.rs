@@ -439,7 +439,7 @@ async fn a_run_that_no_policy_allows_is_refused_with_the_reason() {
         assert_refused(&refused, &Reason::LimitExceeded);
         let refused = tenant.run(Script::shell("true").with(json!({ "capabilities": { "network": ["a.example"] } }))).await;
         assert_refused(&refused, &Reason::CapabilityRefused);
-        assert_eq!(status(&refused).decisions.iter().filter(|decision| decision.permission == "network:a.example").count(), 1);
+        assert_eq!(status(&refused).decisions.iter().filter(|decision| decision.permission == "network:a.example:443").count(), 1);
         let unlabel = json!({ "metadata": { "labels": { "paddock.dev/tenant": null } } });
         namespaces.patch(&tenant.name, &PatchParams::default(), &Patch::Merge(unlabel)).await.unwrap();
         harness::eventually("no policy selects the namespace", || async {

@@ -279,7 +279,7 @@ async fn a_secret_is_granted_by_label_and_a_run_may_take_what_it_gets() {
         let answered: Vec<(String, Verdict, String)> = verdicts(&run);
         let own = |text: &str| format!("SandboxPolicy/limited: capabilities.{text}");
         for expected in [
-            ("network:x.example", Verdict::Refused, "built-in: network".to_owned()),
+            ("network:x.example:443", Verdict::Refused, "built-in: network".to_owned()),
             ("secrets:by-name", Verdict::Granted, own("secrets[by-name]")),
             ("secrets:gilded", Verdict::Granted, own("secrets[0]")),
             ("secrets:missing", Verdict::Refused, "built-in: what can be given".to_owned()),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// What an address is. Only [`Class::Global`] is dialled without being allowed by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,31 +90,50 @@ fn class_v6(address: Ipv6Addr) -> Class {
 /// Which addresses are dialled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses {
-    /// Allowed by name, whatever they are.
-    pub allowed: Vec<IpNet>,
-    /// Never dialled but where allowed by name: the cluster's pods, Services and nodes, which may have global addresses.
+    /// What is allowed beside global addresses: whatever one of these allows.
+    pub allowed: Vec<ByName>,
+    /// The cluster's pods, Services and nodes, which may have global addresses.
     pub denied: Vec<IpNet>,
+}
+
+/// Nets that are allowed by name, as several policies say it: an address is allowed if there is one, and each of them names it. A net names what
+/// is not global, or of the cluster, only if it lies wholly among that: who writes `0.0.0.0/0` means the world, and who writes `10.0.0.0/8` a
+/// company's net, and not the cluster within it. What two say is not what both have in common: that is smaller, and would name more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByName(pub Vec<Vec<IpNet>>);
+
+impl ByName {
+    fn allows(&self, address: IpAddr, names: impl Fn(&IpNet) -> bool) -> bool {
+        !self.0.is_empty() && self.0.iter().all(|nets| nets.iter().any(|net| net.contains(&address) && names(net)))
+    }
 }
 
 impl Addresses {
     /// `Err` with what is wrong with it.
     pub fn check(&self, address: IpAddr) -> Result<(), String> {
-        if self.allowed.iter().any(|net| net.contains(&address)) {
-            return Ok(());
-        }
         if let Some(net) = self.denied.iter().find(|net| net.contains(&address)) {
-            return Err(format!("{address} is of the cluster ({net})"));
+            let is_allowed = self.allowed.iter().any(|allowed| allowed.allows(address, |named| net.contains(named)));
+            return if is_allowed { Ok(()) } else { Err(format!("{address} is of the cluster ({net})")) };
         }
         match class(address) {
             Class::Global => Ok(()),
+            own if self.allowed.iter().any(|allowed| allowed.allows(address, |named| lies_in(named, own))) => Ok(()),
             other => Err(format!("{address} is {other}")),
         }
     }
 }
 
+/// Whether a net lies wholly among the addresses of a class that it touches and that is not global: all the blocks of a class are apart from each other, so that both
+/// ends of a net that is wider than a block are not of its class, or the net has another class in its middle.
+fn lies_in(net: &IpNet, own: Class) -> bool {
+    class(net.network()) == own && class(net.broadcast()) == own
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use rstest::rstest;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -169,10 +189,68 @@ mod tests {
         assert_eq!(class(address.parse().unwrap()), expected);
     }
 
+    fn by_name(nets: Value) -> ByName {
+        serde_json::from_value(nets).unwrap()
+    }
+
+    #[rstest]
+    #[case::nobody_says_anything(json!([]), "10.1.2.3", false)]
+    #[case::one_says_nothing(json!([["10.0.0.0/8"], []]), "10.1.2.3", false)]
+    #[case::both(json!([["10.0.0.0/8"], ["192.168.0.0/16", "10.1.0.0/16"]]), "10.1.2.3", true)]
+    #[case::one(json!([["10.0.0.0/8"], ["10.1.0.0/16"]]), "10.2.2.3", false)]
+    #[case::who_means_the_world_names_nothing_private(json!([["0.0.0.0/0"], ["10.1.0.0/16"]]), "10.1.2.3", false)]
+    #[case::who_means_a_company_does_not_name_pods(json!([["10.0.0.0/8"], ["10.244.0.0/16"]]), "10.244.1.1", false)]
+    #[case::both_name_pods(json!([["10.244.0.0/16"], ["10.244.1.0/24"]]), "10.244.1.1", true)]
+    fn what_each_of_several_names_is_allowed(#[case] nets: Value, #[case] address: &str, #[case] expected: bool) {
+        let addresses = Addresses { allowed: vec![by_name(nets)], denied: vec!["10.244.0.0/16".parse().unwrap()] };
+        assert_eq!(addresses.check(address.parse().unwrap()).is_ok(), expected);
+    }
+
+    #[rstest]
+    #[case::the_world("0.0.0.0/0", "8.8.8.8", true)]
+    #[case::the_world_is_not_a_private_net("0.0.0.0/0", "10.1.2.3", false)]
+    #[case::nor_metadata("0.0.0.0/0", "169.254.169.254", false)]
+    #[case::half_of_it("128.0.0.0/1", "192.168.0.1", false)]
+    #[case::what_begins_and_ends_global("160.0.0.0/4", "172.16.0.1", false)]
+    #[case::private("10.0.0.0/8", "10.1.2.3", true)]
+    #[case::private_and_pods("10.0.0.0/8", "10.244.1.1", false)]
+    #[case::pods_by_name("10.244.0.0/16", "10.244.1.1", true)]
+    #[case::one_pod("10.244.1.1/32", "10.244.1.1", true)]
+    #[case::another_pod("10.244.1.1/32", "10.244.1.2", false)]
+    #[case::nodes("34.0.0.0/8", "34.1.2.3", false)]
+    #[case::nodes_by_name("34.1.0.0/16", "34.1.2.3", true)]
+    #[case::beside_nodes("34.0.0.0/8", "34.2.2.3", true)]
+    #[case::metadata("169.254.169.254/32", "169.254.169.254", true)]
+    #[case::loopback("127.0.0.0/8", "127.0.0.1", true)]
+    #[case::six("::/0", "fd00::1", false)]
+    #[case::private_six("fd00::/8", "fd00::1", true)]
+    #[case::hidden("0.0.0.0/0", "::ffff:10.1.2.3", false)]
+    fn a_net_allows_what_it_names(#[case] allowed: &str, #[case] address: &str, #[case] expected: bool) {
+        let denied = ["10.244.0.0/16", "34.1.0.0/16"].map(|net| net.parse().unwrap()).into();
+        let addresses = Addresses { allowed: vec![by_name(json!([[allowed]]))], denied };
+        assert_eq!(addresses.check(address.parse().unwrap()).is_ok(), expected);
+    }
+
+    proptest! {
+        #[test]
+        fn a_net_that_lies_in_a_class_that_is_not_global_has_no_other_address(bits in any::<u32>(), wide in any::<u128>(), prefix in 0_u8..=128, within in any::<u128>()) {
+            let four = IpNet::new(IpAddr::V4(bits.into()), prefix / 4).unwrap().trunc();
+            let six = IpNet::new(IpAddr::V6(wide.into()), prefix).unwrap().trunc();
+            for net in [four, six] {
+                let address: IpAddr = match net {
+                    IpNet::V4(net) => Ipv4Addr::from(u32::from(net.network()) | (u32::from(net.hostmask()) & within as u32)).into(),
+                    IpNet::V6(net) => Ipv6Addr::from(u128::from(net.network()) | (u128::from(net.hostmask()) & within)).into(),
+                };
+                let own = class(net.network());
+                prop_assert!(own == Class::Global || !lies_in(&net, own) || class(address) == own, "{net} has {address}, {:?} and {own:?}", class(address));
+            }
+        }
+    }
+
     #[test]
     fn what_is_not_global_must_be_allowed_by_name_and_so_must_what_is_of_the_cluster() {
         let addresses = Addresses {
-            allowed: vec!["10.1.0.0/16".parse().unwrap()],
+            allowed: vec![by_name(json!([["10.1.0.0/16"]]))],
             denied: vec!["10.0.0.0/8".parse().unwrap(), "34.0.0.0/8".parse().unwrap()],
         };
         let check = |address: &str| addresses.check(address.parse().unwrap());

@@ -107,7 +107,7 @@ mod tests {
     #[case::open_bracket("[2001:db8::1:443", Err(BadAuthority::Address))]
     #[case::four_in_brackets("[192.0.2.1]:443", Err(BadAuthority::Address))]
     #[case::octal("0177.0.0.1:443", Err(BadAuthority::Host(BadHost::LooksLikeAnAddress)))]
-    #[case::one_number("2130706433:443", Err(BadAuthority::Host(BadHost::OneLabel)))]
+    #[case::one_number("2130706433:443", Err(BadAuthority::Host(BadHost::LooksLikeAnAddress)))]
     #[case::hexadecimal("0x7f.1:443", Err(BadAuthority::Host(BadHost::LooksLikeAnAddress)))]
     #[case::one_label("localhost:443", Err(BadAuthority::Host(BadHost::OneLabel)))]
     #[case::empty(":443", Err(BadAuthority::Host(BadHost::Length)))]

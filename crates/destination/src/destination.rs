@@ -44,6 +44,9 @@ pub enum BadDestination {
     /// What stands behind `tcp://` is neither an address nor a net.
     #[error("behind tcp:// stands an address or a net, one of IPv6 in brackets, and a port")]
     Net,
+    /// No net as policies write it.
+    #[error("a net is written ADDRESS/PREFIX")]
+    Cidr,
     /// A net with bits of a host in it: it is not clear what is meant.
     #[error("the net has bits beyond its prefix")]
     HostBits,
@@ -98,6 +101,12 @@ impl From<&Authority> for Destination {
 }
 
 impl Reach {
+    /// Reads a net as policies write it, `ADDRESS/PREFIX`.
+    pub fn of_cidr(text: &str) -> Result<Self, BadDestination> {
+        let net: IpNet = text.parse().map_err(|_| BadDestination::Cidr)?;
+        if net.addr() == net.network() { Ok(Self::Net(net)) } else { Err(BadDestination::HostBits) }
+    }
+
     /// Whether it means this host.
     pub fn has(&self, host: &Host) -> bool {
         match (self, host) {
@@ -198,6 +207,18 @@ mod tests {
 
     fn reach(text: &str) -> Reach {
         Destination::parse(&format!("{text}:1")).unwrap().to
+    }
+
+    #[rstest]
+    #[case::four("10.20.0.0/16", Ok("tcp://10.20.0.0/16"))]
+    #[case::one("10.20.0.7/32", Ok("tcp://10.20.0.7"))]
+    #[case::six("2001:db8::/32", Ok("tcp://[2001:db8::/32]"))]
+    #[case::no_prefix("10.20.0.7", Err(BadDestination::Cidr))]
+    #[case::host_bits("10.20.0.7/16", Err(BadDestination::HostBits))]
+    #[case::name("example.com/8", Err(BadDestination::Cidr))]
+    #[case::brackets("[2001:db8::]/32", Err(BadDestination::Cidr))]
+    fn a_net_of_a_policy(#[case] text: &str, #[case] expected: Result<&str, BadDestination>) {
+        assert_eq!(Reach::of_cidr(text).map(|reach| reach.to_string()), expected.map(str::to_owned));
     }
 
     #[rstest]

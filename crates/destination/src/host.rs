@@ -29,6 +29,12 @@ const LONGEST_LABEL: usize = 63;
 impl HostName {
     /// Reads a name as it stands in a request or a handshake. One trailing dot is taken off; capitals are made small.
     pub fn parse(text: &str) -> Result<Self, BadHost> {
+        let name = Self::parse_suffix(text)?;
+        if name.0.contains('.') { Ok(name) } else { Err(BadHost::OneLabel) }
+    }
+
+    /// The same for what other names are below: a top level is one.
+    pub(crate) fn parse_suffix(text: &str) -> Result<Self, BadHost> {
         let name = text.strip_suffix('.').unwrap_or(text);
         if name.is_empty() || name.len() > LONGEST_NAME {
             return Err(BadHost::Length);
@@ -36,9 +42,6 @@ impl HostName {
         let labels: Vec<&str> = name.split('.').collect();
         for label in &labels {
             check_label(label)?;
-        }
-        if labels.len() < 2 {
-            return Err(BadHost::OneLabel);
         }
         if !labels.last().is_some_and(|last| last.starts_with(|first: char| first.is_ascii_alphabetic())) {
             return Err(BadHost::LooksLikeAnAddress);
@@ -99,7 +102,7 @@ mod tests {
     #[case::hexadecimal("0x7f.1", Err(BadHost::LooksLikeAnAddress))]
     #[case::hexadecimal_at_the_end("a.0x7f000001", Err(BadHost::LooksLikeAnAddress))]
     #[case::octal("0177.0.0.01", Err(BadHost::LooksLikeAnAddress))]
-    #[case::one_number("2130706433", Err(BadHost::OneLabel))]
+    #[case::one_number("2130706433", Err(BadHost::LooksLikeAnAddress))]
     #[case::non_ascii("b\u{fc}cher.example", Err(BadHost::Character))]
     #[case::fullwidth_dot("evil\u{ff0e}example.com", Err(BadHost::Character))]
     #[case::homoglyph("\u{430}pi.example.com", Err(BadHost::Character))]

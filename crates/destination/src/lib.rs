@@ -9,7 +9,7 @@ mod destination;
 mod host;
 mod pattern;
 
-pub use address::{Addresses, Class, class};
+pub use address::{Addresses, ByName, Class, class};
 pub use authority::{Authority, BadAuthority, Host};
 pub use destination::{BadDestination, Destination, Reach};
 pub use host::{BadHost, HostName};

@@ -31,21 +31,24 @@ pub enum BadPattern {
 }
 
 impl HostPattern {
-    /// Reads what a person wrote: letters beyond ASCII are made A-labels.
+    /// Reads what a person grants or asks for: letters beyond ASCII are made A-labels.
     pub fn parse(text: &str) -> Result<Self, BadPattern> {
+        let pattern = Self::parse_denied(text)?;
+        let Self::Below(name) = &pattern else { return Ok(pattern) };
+        if psl::suffix_str(name.as_str()).is_none_or(|suffix| suffix == name.as_str()) {
+            return Err(BadPattern::PublicSuffix);
+        }
+        Ok(pattern)
+    }
+
+    /// Reads what a person denies: a star may stand for names that anybody registers.
+    pub fn parse_denied(text: &str) -> Result<Self, BadPattern> {
         let (is_wide, name) = text.strip_prefix("*.").map_or((false, text), |name| (true, name));
         if name.contains('*') {
             return Err(BadPattern::Star);
         }
         let ascii = if name.is_ascii() { name.to_owned() } else { idna::domain_to_ascii_strict(name).map_err(|_| BadPattern::Idna)? };
-        let name = HostName::parse(&ascii)?;
-        if !is_wide {
-            return Ok(Self::Exact(name));
-        }
-        if psl::suffix_str(name.as_str()).is_none_or(|suffix| suffix == name.as_str()) {
-            return Err(BadPattern::PublicSuffix);
-        }
-        Ok(Self::Below(name))
+        Ok(if is_wide { Self::Below(HostName::parse_suffix(&ascii)?) } else { Self::Exact(HostName::parse(&ascii)?) })
     }
 
     /// Whether it means this name.
@@ -97,7 +100,7 @@ mod tests {
     #[case::capitals("*.Example.COM.", Ok("*.example.com"))]
     #[case::letters("*.b\u{fc}cher.example.com", Ok("*.xn--bcher-kva.example.com"))]
     #[case::everything("*", Err(BadPattern::Star))]
-    #[case::everything_below_a_top_level("*.com", Err(BadPattern::Host(BadHost::OneLabel)))]
+    #[case::everything_below_a_top_level("*.com", Err(BadPattern::PublicSuffix))]
     #[case::public_suffix("*.co.uk", Err(BadPattern::PublicSuffix))]
     #[case::private_suffix("*.github.io", Err(BadPattern::PublicSuffix))]
     #[case::own_page("*.paddock.github.io", Ok("*.paddock.github.io"))]
@@ -109,6 +112,23 @@ mod tests {
     #[case::address("10.0.0.1", Err(BadPattern::Host(BadHost::LooksLikeAnAddress)))]
     fn a_pattern_is_a_name_or_what_is_below_one(#[case] text: &str, #[case] expected: Result<&str, BadPattern>) {
         assert_eq!(HostPattern::parse(text).map(|pattern| pattern.to_string()), expected.map(str::to_owned));
+    }
+
+    #[rstest]
+    #[case::top_level("*.com", "api.example.com", true)]
+    #[case::other_top_level("*.com", "api.example.org", false)]
+    #[case::private_suffix("*.github.io", "somebody.github.io", true)]
+    #[case::exact("api.example.com", "api.example.com", true)]
+    fn what_a_denied_pattern_matches(#[case] pattern: &str, #[case] name: &str, #[case] expected: bool) {
+        assert_eq!(HostPattern::parse_denied(pattern).unwrap().matches(&HostName::parse(name).unwrap()), expected);
+    }
+
+    #[rstest]
+    #[case::everything("*", Err(BadPattern::Star))]
+    #[case::one_label("localhost", Err(BadPattern::Host(BadHost::OneLabel)))]
+    #[case::address("*.0.0.1", Err(BadPattern::Host(BadHost::LooksLikeAnAddress)))]
+    fn what_cannot_be_denied(#[case] pattern: &str, #[case] expected: Result<HostPattern, BadPattern>) {
+        assert_eq!(HostPattern::parse_denied(pattern), expected);
     }
 
     #[rstest]

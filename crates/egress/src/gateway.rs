@@ -195,8 +195,8 @@ impl Gateway {
         let ask = ask::read(head)?;
         let told = lock(&self.told);
         let grant = told.grants.of(&ask.token, peer, now).map_err(Refusal::Grant)?;
-        let (rule, protocol) = match grant.decide(&ask.to) {
-            Verdict::Granted { rule, protocol } => (rule, protocol),
+        let (rule, protocol, addresses) = match grant.decide(&ask.to) {
+            Verdict::Granted { rule, protocol, addresses } => (rule, protocol, addresses),
             Verdict::Refused { rule, ask: what } => {
                 let report = Report::refused(&grant.run, &ask.to, &rule, Outcome::NotGranted);
                 let _ = self.reports.try_send(report);
@@ -211,7 +211,7 @@ impl Gateway {
             let _ = self.reports.try_send(Report::refused(&grant.run, &ask.to, &rule, outcome));
             refusal
         })?;
-        Ok(Granted { run: grant.run.clone(), to: ask.to, rule, protocol, addresses: grant.addresses.clone(), tunnel })
+        Ok(Granted { run: grant.run.clone(), to: ask.to, rule, protocol, addresses, tunnel })
     }
 
     fn report(&self, granted: &Granted, began: Instant, address: Option<IpAddr>, outcome: Outcome, carried: Carried) {

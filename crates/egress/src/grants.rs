@@ -6,7 +6,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use paddock_destination::{Addresses, Authority, Destination, Host, HostPattern, Reach};
+use ipnet::IpNet;
+use paddock_destination::{Addresses, Authority, ByName, Destination, Host, HostPattern, Reach};
 
 /// SHA-256 of a run's token. The token itself is nowhere but in the runner and, for a moment, in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,9 +34,9 @@ pub struct Rule {
     /// What granted it, as in `status.decisions`.
     pub name: String,
     /// Where to.
-    pub to: Reach,
-    /// At these ports.
-    pub ports: Vec<u16>,
+    pub to: Destination,
+    /// Addresses beside public ones that this may lead to.
+    pub allowed: ByName,
 }
 
 /// What one run was granted.
@@ -51,8 +52,8 @@ pub struct Grant {
     pub rules: Vec<Rule>,
     /// What it may not, whatever the rules say, with what denies it.
     pub denied: Vec<(HostPattern, String)>,
-    /// Addresses that a name may lead to.
-    pub addresses: Addresses,
+    /// The cluster's nets, which nothing leads to but what is allowed by name.
+    pub cluster: Vec<IpNet>,
     /// How much of it.
     pub budget: Budget,
     /// From then on it is as if it were not there.
@@ -205,6 +206,8 @@ pub enum Verdict {
         rule: String,
         /// What goes through.
         protocol: Protocol,
+        /// What may be dialled.
+        addresses: Addresses,
     },
     /// Do not.
     Refused {
@@ -224,9 +227,14 @@ impl Grant {
         {
             return refused(rule);
         }
-        let there: Vec<&Rule> = self.rules.iter().filter(|rule| rule.to.has(&to.host)).collect();
-        match (there.iter().find(|rule| rule.ports.contains(&to.port)), there.first()) {
-            (Some(rule), _) => Verdict::Granted { rule: rule.name.clone(), protocol: protocol(&rule.to) },
+        let (there, elsewhere): (Vec<&Rule>, Vec<&Rule>) =
+            self.rules.iter().filter(|rule| rule.to.to.has(&to.host)).partition(|rule| rule.to.port == to.port);
+        match (there.first(), elsewhere.first()) {
+            (Some(rule), _) => {
+                let allowed = there.iter().map(|rule| rule.allowed.clone()).collect();
+                let addresses = Addresses { allowed, denied: self.cluster.clone() };
+                Verdict::Granted { rule: rule.name.clone(), protocol: protocol(&rule.to.to), addresses }
+            }
             // The nearest that there is: the host is granted, this port is not.
             (None, Some(rule)) => refused(&rule.name),
             (None, None) => refused("built-in: network"),

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ipnet::IpNet;
-use paddock_destination::{Addresses, HostPattern, Reach};
+use paddock_destination::{ByName, Destination, HostPattern};
 use serde::{Deserialize, Serialize};
 
 use crate::grants::{Budget, Grant, Message, Rule, TokenHash};
 
-/// Longest line, in bytes: a grant of 64 rules with 64 hosts each is below it.
-pub const LONGEST_LINE: usize = 1 << 20;
+/// Longest line, in bytes: a grant of 32 destinations, for each of which 64 policies name 64 nets, is below it.
+pub const LONGEST_LINE: usize = 8 << 20;
 
 /// What the operator says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,10 +47,8 @@ pub struct Told {
     pub rules: Vec<ToldRule>,
     /// Hosts that are denied, and what denies them.
     pub denied: Vec<(String, String)>,
-    /// Nets that a name may lead to whatever they are.
-    pub allowed_nets: Vec<IpNet>,
     /// Nets of the cluster.
-    pub denied_nets: Vec<IpNet>,
+    pub cluster: Vec<IpNet>,
     /// Milliseconds from now on: the two have clocks of their own.
     pub expires_in: u64,
     /// See [`Budget`].
@@ -65,14 +63,10 @@ pub struct Told {
 pub struct ToldRule {
     /// As in `status.decisions`.
     pub name: String,
-    /// Names over TLS.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hosts: Option<String>,
-    /// Or addresses over whatever is spoken.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub net: Option<IpNet>,
-    /// At these.
-    pub ports: Vec<u16>,
+    /// Where to, as a run asks for it.
+    pub to: String,
+    /// Nets beside public addresses that this may lead to.
+    pub allowed: ByName,
 }
 
 /// A line that is not understood. Nothing after it counts: the conversation begins anew.
@@ -105,7 +99,7 @@ pub fn token_text(hash: &TokenHash) -> String {
 impl Told {
     fn into_grant(self, now: Instant) -> Result<Grant, BadLine> {
         let token = URL_SAFE_NO_PAD.decode(&self.token).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(BadLine::Value("token"))?;
-        let pattern = |text: &str| HostPattern::parse(text).map_err(|_| BadLine::Value("a pattern of hosts"));
+        let pattern = |text: &str| HostPattern::parse_denied(text).map_err(|_| BadLine::Value("a pattern of hosts"));
         let denied = self.denied.iter().map(|(hosts, rule)| Ok((pattern(hosts)?, rule.clone()))).collect::<Result<_, BadLine>>()?;
         Ok(Grant {
             run: self.run,
@@ -113,7 +107,7 @@ impl Told {
             pod: self.pod,
             rules: self.rules.into_iter().map(ToldRule::into_rule).collect::<Result<_, _>>()?,
             denied,
-            addresses: Addresses { allowed: self.allowed_nets, denied: self.denied_nets },
+            cluster: self.cluster,
             budget: Budget { tunnels: self.tunnels, bytes: self.bytes },
             expires: now.checked_add(Duration::from_millis(self.expires_in)).ok_or(BadLine::Value("expiresIn"))?,
         })
@@ -122,12 +116,8 @@ impl Told {
 
 impl ToldRule {
     fn into_rule(self) -> Result<Rule, BadLine> {
-        let to = match (self.hosts, self.net) {
-            (Some(hosts), None) => Reach::Hosts(HostPattern::parse(&hosts).map_err(|_| BadLine::Value("a pattern of hosts"))?),
-            (None, Some(net)) => Reach::Net(net),
-            _ => return Err(BadLine::Value("a rule that leads nowhere, or twice")),
-        };
-        Ok(Rule { name: self.name, to, ports: self.ports })
+        let to = Destination::parse(&self.to).map_err(|_| BadLine::Value("a destination"))?;
+        Ok(Rule { name: self.name, to, allowed: self.allowed })
     }
 }
 
@@ -202,8 +192,8 @@ mod tests {
     fn put() -> Value {
         json!({
             "say": "put", "run": "uid", "token": URL_SAFE_NO_PAD.encode([7; 32]), "pod": ["10.1.2.3"],
-            "rules": [{ "name": "a", "hosts": "*.example.com", "ports": [443] }, { "name": "b", "net": "192.0.2.0/24", "ports": [5432] }],
-            "denied": [["x.example.com", "deny"]], "allowedNets": [], "deniedNets": ["10.0.0.0/8"], "expiresIn": 1500, "tunnels": 8, "bytes": 9,
+            "rules": [{ "name": "a", "to": "*.example.com:443", "allowed": [] }, { "name": "b", "to": "tcp://192.0.2.0/24:5432", "allowed": [["192.0.2.0/24"]] }],
+            "denied": [["x.example.com", "deny"]], "cluster": ["10.0.0.0/8"], "expiresIn": 1500, "tunnels": 8, "bytes": 9,
         })
     }
 
@@ -222,10 +212,10 @@ mod tests {
     #[case::unknown_field(|put: &mut Value| put["also"] = json!(1))]
     #[case::missing_field(|put: &mut Value| _ = put.as_object_mut().unwrap().remove("denied"))]
     #[case::short_token(|put: &mut Value| put["token"] = json!("AAAA"))]
-    #[case::pattern(|put: &mut Value| put["rules"][0]["hosts"] = json!("*.com"))]
+    #[case::pattern(|put: &mut Value| put["rules"][0]["to"] = json!("*.com:443"))]
     #[case::denied_pattern(|put: &mut Value| put["denied"][0][0] = json!("a*.example.com"))]
-    #[case::nowhere(|put: &mut Value| _ = put["rules"][0].as_object_mut().unwrap().remove("hosts"))]
-    #[case::twice(|put: &mut Value| put["rules"][0]["net"] = json!("192.0.2.0/24"))]
+    #[case::nowhere(|put: &mut Value| _ = put["rules"][0].as_object_mut().unwrap().remove("to"))]
+    #[case::net(|put: &mut Value| put["rules"][1]["allowed"] = json!([["192.0.2.0/33"]]))]
     #[case::other_word(|put: &mut Value| put["say"] = json!("allow"))]
     fn what_is_not_understood_is_no_message(#[case] change: fn(&mut Value)) {
         let mut line = put();

@@ -81,12 +81,12 @@ impl World {
         json!({
             "say": "put", "run": "run", "token": URL_SAFE_NO_PAD.encode(hash(TOKEN.as_bytes()).0), "pod": [POD],
             "rules": [
-                { "name": "example", "hosts": "*.example.com", "ports": [self.port] },
-                { "name": "one", "hosts": "below.example.org", "ports": [443] },
-                { "name": "database", "net": "127.0.0.0/30", "ports": [self.port] },
+                { "name": "example", "to": format!("*.example.com:{}", self.port), "allowed": [["127.0.0.0/30"]] },
+                { "name": "one", "to": "below.example.org:443", "allowed": [["127.0.0.0/30"]] },
+                { "name": "database", "to": format!("tcp://127.0.0.0/30:{}", self.port), "allowed": [["127.0.0.0/30"]] },
             ],
             "denied": [["denied.example.com", "ClusterSandboxPolicy/baseline"]],
-            "allowedNets": ["127.0.0.0/30"], "deniedNets": ["203.0.114.0/24"], "expiresIn": 600_000, "tunnels": 3, "bytes": 1_000_000,
+            "cluster": ["203.0.114.0/24"], "expiresIn": 600_000, "tunnels": 3, "bytes": 1_000_000,
         })
     }
 

@@ -14,7 +14,7 @@ use paddock_egress::feed::{All, Ended, Granted, converse};
 use paddock_egress::gateway::Gateway;
 use paddock_egress::server::{Served, serve_sandboxes, serve_the_operator};
 use paddock_egress::tls::Files;
-use paddock_egress::wire::{Answer, Outcome, Report, Said, Told, token_text};
+use paddock_egress::wire::{Answer, LONGEST_LINE, Outcome, Report, Said, Told, token_text};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -123,8 +123,7 @@ fn grant(token: &str) -> Said {
         pod: vec!["127.0.0.1".parse().unwrap()],
         rules: Vec::new(),
         denied: Vec::new(),
-        allowed_nets: Vec::new(),
-        denied_nets: Vec::new(),
+        cluster: Vec::new(),
         expires_in: 60_000,
         tunnels: 1,
         bytes: 1,
@@ -196,7 +195,7 @@ async fn who_connects_last_is_the_operator() {
 #[tokio::test]
 async fn after_a_line_that_is_not_understood_nothing_counts() {
     let ports = ports().await;
-    for bad in ["{\"say\":\"allow\"}\n".to_owned(), "{".repeat(2 << 20)] {
+    for bad in ["{\"say\":\"allow\"}\n".to_owned(), "{".repeat(LONGEST_LINE + 1)] {
         let mut operator = ports.operator().await;
         say(&mut operator, &[Said::Begin {}, grant("t"), Said::End {}]).await;
         ports.eventually("NotGranted").await;

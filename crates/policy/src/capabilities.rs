@@ -7,6 +7,7 @@ use std::fmt;
 use paddock_crds::{Capabilities, CapabilityRules, Effect, ObjectGrant, PolicyRules, Problem, Reason};
 
 use crate::decide::{Policy, named};
+use crate::network;
 use crate::selector::selects;
 
 /// Kinds of object that a run may be given.
@@ -129,6 +130,10 @@ pub type Objects = BTreeMap<Object, Found>;
 /// What a run is given.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CapabilityGrant {
+    /// Where it may connect to, each destination once.
+    pub network: Vec<network::Granted>,
+    /// Where it may not, whatever is granted. Empty where nothing is.
+    pub denied_hosts: network::Denied,
     /// Secrets, ConfigMaps and PersistentVolumeClaims, in the order of their kinds and names, each once.
     pub objects: Vec<Object>,
     /// It may run code that is made at run time.
@@ -199,13 +204,20 @@ fn is_a_name(name: &str) -> bool {
     bytes.len() <= 253 && is_end(bytes.first()) && is_end(bytes.last()) && bytes.iter().all(|byte| is_inner(*byte))
 }
 
-/// An answer: the rule that grants, or the rule that refuses with reason and message.
-pub(crate) type Answer = Result<String, (String, Reason, String)>;
+/// An answer: the rule that grants, or what refuses.
+pub(crate) type Answer = Result<String, No>;
+
+/// A rule that refuses, with reason and message.
+pub(crate) type No = (String, Reason, String);
 
 /// By this rule it is not granted.
-pub(crate) fn refused(permission: &str, rule: String) -> Answer {
+pub(crate) fn refusal(permission: &str, rule: String) -> No {
     let message = format!("the capability {permission} is not granted ({rule})");
-    Err((rule, Reason::CapabilityRefused, message))
+    (rule, Reason::CapabilityRefused, message)
+}
+
+fn refused(permission: &str, rule: String) -> Answer {
+    Err(refusal(permission, rule))
 }
 
 /// Every policy that says something must grant it, and then it must be there to be given.

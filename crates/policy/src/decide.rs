@@ -14,6 +14,7 @@ use crate::approval;
 use crate::bounds::{Ruled, Said, bounds};
 use crate::capabilities::{self, CapabilityGrant, DYNAMIC_CODE, Objects, SUBPROCESS, Word, asked_objects};
 use crate::check::problems;
+use crate::network::{self, Gateway};
 use crate::quantity::Quantity;
 use crate::queue::{QueueLimits, queue_limits};
 use crate::rules::{Named, compile};
@@ -30,6 +31,8 @@ pub struct Policy {
     pub effect: Effect,
     /// Its rules.
     pub rules: PolicyRules,
+    /// What it says of networks, read.
+    pub(crate) network: network::Said,
     /// Its expressions, compiled.
     pub(crate) expressions: Vec<Named>,
     /// What has to be approved, compiled.
@@ -42,9 +45,10 @@ impl Policy {
     /// Looks for problems, once for all decisions.
     pub fn new(taken: TakenPolicy, effect: Effect, rules: PolicyRules) -> Self {
         let mut problems = problems(&rules, effect);
+        let network = network::compile(&rules, &mut problems);
         let expressions = compile(&rules.rules, &mut problems);
         let demands = approval::compile(&rules.approvals, &mut problems);
-        Self { taken, author: None, effect, rules, expressions, demands, problems }
+        Self { taken, author: None, effect, rules, network, expressions, demands, problems }
     }
 }
 
@@ -65,11 +69,13 @@ pub struct Ask {
     pub capabilities: Capabilities,
     /// What was found of the Secrets and ConfigMaps among it.
     pub objects: Objects,
+    /// Whether what is granted of the network could be had.
+    pub gateway: Gateway,
 }
 
 impl Ask {
     /// What the spec of a run asks for, with what was found of the objects among it.
-    pub fn of(spec: &ScriptRunSpec, objects: Objects) -> Self {
+    pub fn of(spec: &ScriptRunSpec, objects: Objects, gateway: Gateway) -> Self {
         Self {
             runtime: spec.script.runtime.clone(),
             resources: spec.resources.clone().unwrap_or_default(),
@@ -78,6 +84,7 @@ impl Ask {
             priority: spec.priority,
             capabilities: spec.capabilities.clone().unwrap_or_default(),
             objects,
+            gateway,
         }
     }
 }
@@ -204,7 +211,7 @@ pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
         ("limits.maxGracePeriodSeconds", |rules| rules.limits.max_grace_period_seconds),
         DEFAULT_GRACE,
     );
-    let capabilities = deciding.capabilities(&ask.capabilities, &ask.objects);
+    let capabilities = deciding.capabilities(&ask.capabilities, &ask.objects, ask.gateway);
     let is_asked = ask.resources.memory.is_some() || ask.resources.scratch.is_some();
     deciding.memory_holds_scratch(memory, scratch, is_asked);
     deciding.priority(ask.priority);
@@ -426,13 +433,16 @@ impl Deciding<'_> {
     }
 
     /// Each capability that is asked for, by name. A run that takes what it gets is not refused for those that it does not get.
-    fn capabilities(&mut self, asked: &Capabilities, objects: &Objects) -> CapabilityGrant {
+    fn capabilities(&mut self, asked: &Capabilities, objects: &Objects, gateway: Gateway) -> CapabilityGrant {
         let mut granted = CapabilityGrant::default();
-        for host in &asked.network {
-            // No policy has a field that could grant it.
-            let permission = format!("network:{host}");
-            let answer = capabilities::refused(&permission, "built-in: network".into());
-            self.answer(permission, asked.partial, answer);
+        for destination in network::asked(asked) {
+            let answer = network::destination(self.policies, destination, gateway);
+            let rule = answer.as_ref().map(|granted| granted.rule.clone()).map_err(Clone::clone);
+            self.answer(network::permission(destination), asked.partial, rule);
+            granted.network.extend(answer);
+        }
+        if !granted.network.is_empty() {
+            granted.denied_hosts = network::denied_hosts(self.policies);
         }
         for object in asked_objects(asked) {
             let answer = capabilities::object(self.policies, &object, objects);

@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use paddock_crds::{ApprovalDemand, Binding, Effect, ObjectGrant, PolicyKind, PolicyRules, ResourceAmounts};
+use paddock_crds::{ApprovalDemand, Binding, Effect, NetworkGrant, ObjectGrant, PolicyKind, PolicyRules, ResourceAmounts};
 
 use crate::bounds::{Ruled, Said, bounds};
 use crate::capabilities::{DYNAMIC_CODE, ObjectKind, SUBPROCESS, word};
@@ -120,6 +120,11 @@ fn queue(policies: &[&Policy], lines: &mut Vec<Line>) {
 fn capabilities(policies: &[&Policy], lines: &mut Vec<Line>) {
     for policy in policies {
         let Some(rules) = &policy.rules.capabilities else { continue };
+        if let Some(grants) = &rules.network {
+            let told: Vec<String> = grants.iter().map(network_grant).collect();
+            let told = if told.is_empty() { "none".to_owned() } else { told.join("; ") };
+            lines.push(line("capabilities.network", told, &named(policy, "capabilities.network")));
+        }
         for kind in ObjectKind::ALL {
             if let Some(grants) = kind.of(rules) {
                 let field = kind.field();
@@ -136,6 +141,14 @@ fn capabilities(policies: &[&Policy], lines: &mut Vec<Line>) {
         };
         lines.push(line(&format!("capabilities.{}", name.0), value, &rule));
     }
+}
+
+fn network_grant(grant: &NetworkGrant) -> String {
+    let list = |ports: &[i32]| ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let to = grant.hosts.iter().chain(&grant.cidrs).flatten().cloned().collect::<Vec<_>>().join(", ");
+    let ports = grant.ports.as_ref().map(|ports| format!(" at {}", list(ports))).unwrap_or_default();
+    let addresses = grant.addresses.as_ref().map(|nets| format!(", also in {}", nets.join(", "))).unwrap_or_default();
+    format!("{to}{ports}{addresses}")
 }
 
 fn object_grant(grant: &ObjectGrant) -> String {
@@ -177,7 +190,12 @@ fn demands(policies: &[&Policy], lines: &mut Vec<Line>) {
             lines.push(line("approvals", approval(demand), &named(policy, &format!("approvals[{}]", demand.name))));
         }
         if let Some(deny) = &policy.rules.deny {
-            let counts = [(deny.scripts.len(), "scripts"), (deny.images.len(), "images"), (deny.requesters.len(), "requesters")];
+            let counts = [
+                (deny.scripts.len(), "scripts"),
+                (deny.images.len(), "images"),
+                (deny.requesters.len(), "requesters"),
+                (deny.hosts.len(), "hosts"),
+            ];
             let told: Vec<String> = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
             lines.push(line("deny", told.join(", "), &named(policy, "deny")));
         }
@@ -232,7 +250,11 @@ mod tests {
             "rules": [{ "name": "a", "expression": "true" }],
             "approvals": [{ "name": "b", "count": 2, "groups": ["ops"], "endsRunning": true }],
             "suspend": "Queue",
-            "capabilities": { "data": [] },
+            "capabilities": {
+                "data": [],
+                "network": [{ "hosts": ["api.example.com"], "addresses": ["10.1.0.0/16"] }, { "cidrs": ["10.2.0.0/16"], "ports": [5432] }],
+            },
+            "deny": { "hosts": ["*.example.org"] },
         });
         let all = [
             policy(PolicyKind::SandboxPolicy, "own", Effect::Restrict, own),
@@ -250,6 +272,12 @@ mod tests {
                 "smtp; selected by {\"matchLabels\":{\"tier\":\"gold\"}}",
                 "ClusterSandboxPolicy/base: capabilities.secrets",
             ),
+            (
+                "capabilities.network",
+                "api.example.com, also in 10.1.0.0/16; 10.2.0.0/16 at 5432",
+                "SandboxPolicy/own: capabilities.network",
+            ),
+            ("deny", "1 hosts", "SandboxPolicy/own: deny"),
             ("capabilities.data", "none", "SandboxPolicy/own: capabilities.data"),
             ("capabilities.subprocess", "true", "ClusterSandboxPolicy/base: capabilities.subprocess"),
             ("capabilities.dynamicCode", "false", "ClusterSandboxPolicy/base: capabilities.dynamicCode"),

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use paddock_crds::{Decision, PolicyRef, Reason, Requester, ScriptRun, TakenPolicy, Violation};
 use paddock_policy::{
-    Ask, Facts, FailedRule, Grant, Hashes, InputDemand, Object, ObjectKind, Policy, Refusal, RulesJudged, Subject, TenantFacts, ToApprove,
-    data_hash, demanded, digests, input_demand, judge, judge_denied, judge_input, judge_rules, output_grant,
+    Ask, Facts, FailedRule, Gateway, Grant, Hashes, InputDemand, Object, ObjectKind, Policy, Refusal, RulesJudged, Subject, TenantFacts,
+    ToApprove, data_hash, demanded, digests, input_demand, judge, judge_denied, judge_input, judge_rules, output_grant,
 };
 use paddock_protocol::JobFiles;
 
@@ -132,7 +132,7 @@ pub(crate) fn validate(
         return Err(Refused::plain(Reason::PolicyGone, gone_message(gone, &run.namespace().unwrap_or_default())));
     }
     let taken: Vec<TakenPolicy> = policies.taking_part.iter().map(|policy| policy.taken.clone()).collect();
-    let outcome = judge(&policies.taking_part, &run.spec.policy_ref, &Ask::of(&run.spec, policies.given.found.clone()));
+    let outcome = judge(&policies.taking_part, &run.spec.policy_ref, &Ask::of(&run.spec, policies.given.found.clone(), Gateway::Absent));
     let refused = |refusal| Refused { policies: taken.clone(), decisions: outcome.decisions.clone(), ..Refused::of(refusal) };
     let grant = outcome.result.clone().map_err(refused)?;
     let script = match source {

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 use rstest::rstest;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -13,12 +14,12 @@ fn token(number: u8) -> TokenHash {
     TokenHash([number; 32])
 }
 
-fn rule(name: &str, to: Reach, ports: &[u16]) -> Rule {
-    Rule { name: name.into(), to, ports: ports.into() }
+fn rule(name: &str, to: &str, allowed: &[&str]) -> Rule {
+    Rule { name: name.into(), to: Destination::parse(to).unwrap(), allowed: by_name(allowed) }
 }
 
-fn hosts(text: &str) -> Reach {
-    Reach::Hosts(HostPattern::parse(text).unwrap())
+fn by_name(nets: &[&str]) -> ByName {
+    ByName(vec![nets.iter().map(|net| net.parse().unwrap()).collect()])
 }
 
 fn grant(run: &str, token_number: u8, expires: Instant) -> Grant {
@@ -27,12 +28,14 @@ fn grant(run: &str, token_number: u8, expires: Instant) -> Grant {
         token: token(token_number),
         pod: vec![ip(POD), ip("fd00::3")],
         rules: vec![
-            rule("api", hosts("api.example.com"), &[443]),
-            rule("all", hosts("*.example.org"), &[443, 8443]),
-            rule("database", Reach::Net("192.0.2.0/24".parse().unwrap()), &[5432]),
+            rule("api", "api.example.com", &[]),
+            rule("all", "*.example.org", &[]),
+            rule("inner", "in.example.org", &["10.7.0.0/16"]),
+            rule("more", "*.example.org:8443", &[]),
+            rule("database", "tcp://192.0.2.0/24:5432", &["192.0.2.0/24"]),
         ],
         denied: vec![(HostPattern::parse("paste.example.org").unwrap(), "ClusterSandboxPolicy/baseline: deny.hosts[0]".into())],
-        addresses: Addresses::default(),
+        cluster: vec!["10.244.0.0/16".parse().unwrap()],
         budget: Budget { tunnels: 8, bytes: 1 << 20 },
         expires,
     }
@@ -45,7 +48,7 @@ fn put(run: &str, token_number: u8, expires: Instant) -> Message {
 #[rstest]
 #[case::exact("api.example.com:443", Ok(("api", Protocol::Tls)))]
 #[case::capitals("API.EXAMPLE.COM:443", Ok(("api", Protocol::Tls)))]
-#[case::below("a.b.example.org:8443", Ok(("all", Protocol::Tls)))]
+#[case::below("a.b.example.org:8443", Ok(("more", Protocol::Tls)))]
 #[case::net("192.0.2.7:5432", Ok(("database", Protocol::Tcp)))]
 #[case::other_port("api.example.com:22", Err("api"))]
 #[case::other_port_of_the_net("192.0.2.7:22", Err("database"))]
@@ -63,9 +66,25 @@ fn one_function_decides_on_every_destination(#[case] to: &str, #[case] expected:
     let scheme = if matches!(Authority::parse(to).unwrap().host, Host::Address(_)) { "tcp://" } else { "" };
     let ask = format!("{scheme}{}", Authority::parse(to).unwrap());
     match expected {
-        Ok((rule, protocol)) => assert_eq!(decided, Verdict::Granted { rule: rule.into(), protocol }),
+        Ok((expected, spoken)) => {
+            assert!(matches!(decided, Verdict::Granted { rule, protocol, .. } if rule == expected && protocol == spoken));
+        }
         Err(rule) => assert_eq!(decided, Verdict::Refused { rule: rule.into(), ask }),
     }
+}
+
+#[rstest]
+#[case("in.example.org:443", json!([[], ["10.7.0.0/16"]]))]
+#[case("out.example.org:443", json!([[]]))]
+#[case("in.example.org:8443", json!([[]]))]
+#[case("192.0.2.7:5432", json!([["192.0.2.0/24"]]))]
+fn what_one_destination_may_lead_to_another_may_not(#[case] to: &str, #[case] expected: Value) {
+    let decided = grant("r", 1, Instant::now()).decide(&Authority::parse(to).unwrap());
+    let Verdict::Granted { addresses, .. } = decided else { panic!("{decided:?}") };
+    // One for each rule that matches, each of one policy.
+    let allowed: Vec<Vec<IpNet>> = serde_json::from_value(expected).unwrap();
+    let allowed = allowed.into_iter().map(|nets| ByName(vec![nets])).collect();
+    assert_eq!(addresses, Addresses { allowed, denied: vec!["10.244.0.0/16".parse().unwrap()] });
 }
 
 #[test]

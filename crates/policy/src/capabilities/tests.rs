@@ -45,6 +45,7 @@ fn asked(policies: &[Policy], capabilities: Value, objects: Objects) -> Outcome 
         priority: None,
         capabilities: serde_json::from_value(capabilities).unwrap(),
         objects,
+        gateway: crate::Gateway::Absent,
     };
     decide(policies, &ask)
 }
@@ -116,7 +117,7 @@ fn each_capability_is_answered_by_itself_and_a_run_may_take_what_it_gets() {
         of_capabilities.map(|decision| (decision.permission.clone(), decision.verdict.clone())).collect()
     };
     let expected = [
-        ("network:x.example", Verdict::Refused),
+        ("network:x.example:443", Verdict::Refused),
         ("secrets:a", Verdict::Granted),
         ("secrets:b", Verdict::Refused),
         ("data:d", Verdict::Granted),

@@ -1,7 +1,7 @@
 //! Laws that hold for every set of policies.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use paddock_crds::{CapabilityRules, Limits, ObjectGrant, Runtime};
+use paddock_crds::{CapabilityRules, Deny, Limits, NetworkGrant, ObjectGrant, Runtime};
 use proptest::option::of as maybe;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -56,8 +56,9 @@ fn runtimes() -> impl Strategy<Value = Option<Vec<Runtime>>> {
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
-    let of = (any::<bool>(), any::<bool>(), 0..1000_u32, runtimes(), limits(), capabilities());
-    of.prop_map(|(is_cluster, allows, number, runtimes, mut limits, capabilities)| {
+    let denied = maybe(select(vec!["www.example.com", "*.com", "*.other.example.com"]));
+    let of = (any::<bool>(), any::<bool>(), 0..1000_u32, runtimes(), limits(), capabilities(), denied);
+    of.prop_map(|(is_cluster, allows, number, runtimes, mut limits, capabilities, denied)| {
         // Most policies contradict themselves if their values are left to chance; of some that do, chance keeps the others.
         if number % 10 > 0 {
             let max = limits.max_timeout_seconds.unwrap_or(i64::MAX);
@@ -66,9 +67,10 @@ fn policies() -> impl Strategy<Value = Policy> {
         }
         let kind = if is_cluster { PolicyKind::ClusterSandboxPolicy } else { PolicyKind::SandboxPolicy };
         let effect = if is_cluster && allows { Effect::Allow } else { Effect::Restrict };
+        let deny = denied.map(|hosts| Deny { hosts: vec![hosts.into()], ..Deny::default() });
         let taken =
             TakenPolicy { kind, name: format!("p{number}"), uid: number.to_string(), author: None, generation: 1, hash: String::new() };
-        Policy::new(taken, effect, PolicyRules { runtimes, limits, capabilities, ..PolicyRules::default() })
+        Policy::new(taken, effect, PolicyRules { runtimes, limits, capabilities, deny, ..PolicyRules::default() })
     })
 }
 
@@ -92,8 +94,17 @@ fn base() -> Policy {
     };
     let all =
         vec![ObjectGrant { name: None, selector: Some(LabelSelector::default()) }, ObjectGrant { name: Some("c".into()), selector: None }];
-    let capabilities = Some(CapabilityRules { secrets: Some(all), subprocess: Some(true), ..CapabilityRules::default() });
+    let network = Some(vec![to("*.example.com", Some(&["10.0.0.0/8"])), to("192.0.2.0/24", None)]);
+    let capabilities = Some(CapabilityRules { network, secrets: Some(all), subprocess: Some(true), ..CapabilityRules::default() });
     Policy::new(taken, Effect::Allow, PolicyRules { runtimes: Some(runtimes.to_vec()), limits, capabilities, ..PolicyRules::default() })
+}
+
+/// A host or a net, at two ports.
+fn to(text: &str, addresses: Option<&[&str]>) -> NetworkGrant {
+    let texts = Some(vec![text.to_owned()]);
+    let (hosts, cidrs) = if text.contains('/') { (None, texts) } else { (texts, None) };
+    let addresses = addresses.map(|nets| nets.iter().map(|net| (*net).to_owned()).collect());
+    NetworkGrant { hosts, cidrs, ports: Some(vec![443, 5432]), addresses }
 }
 
 fn asks() -> impl Strategy<Value = Ask> {
@@ -106,13 +117,16 @@ fn asks() -> impl Strategy<Value = Ask> {
             priority,
             capabilities,
             objects: objects(),
+            gateway: Gateway::Installed,
         },
     )
 }
 
 fn asked() -> impl Strategy<Value = Capabilities> {
     let secrets = subsequence(vec!["a", "b", "c"], 0..=3);
-    (secrets, any::<bool>(), any::<bool>()).prop_map(|(secrets, subprocess, partial)| Capabilities {
+    let network = subsequence(vec!["api.example.com", "*.example.com:5432", "tcp://192.0.2.0/25:443", "www.example.com"], 0..=4);
+    (secrets, network, any::<bool>(), any::<bool>()).prop_map(|(secrets, network, subprocess, partial)| Capabilities {
+        network: network.into_iter().map(Into::into).collect(),
         secrets: secrets.into_iter().map(Into::into).collect(),
         subprocess,
         partial,
@@ -135,8 +149,15 @@ fn capabilities() -> impl Strategy<Value = Option<CapabilityRules>> {
         ObjectGrant { name: None, selector: Some(gold) },
         ObjectGrant { name: None, selector: Some(LabelSelector::default()) },
     ];
-    maybe((maybe(subsequence(grants.to_vec(), 0..=5)), maybe(any::<bool>())))
-        .prop_map(|rules| rules.map(|(secrets, subprocess)| CapabilityRules { secrets, subprocess, ..CapabilityRules::default() }))
+    let nets: [Option<&[&str]>; 4] = [None, Some(&[]), Some(&["10.1.0.0/16"]), Some(&["10.0.0.0/7", "192.168.0.0/16"])];
+    let hosts = ["*.example.com", "api.example.com", "192.0.2.0/24", "www.example.com"];
+    let network = maybe(subsequence(hosts.to_vec(), 0..=4));
+    maybe((maybe(subsequence(grants.to_vec(), 0..=5)), maybe(any::<bool>()), network, select(nets.to_vec()))).prop_map(|rules| {
+        rules.map(|(secrets, subprocess, network, nets)| {
+            let network = network.map(|hosts| hosts.into_iter().map(|host| to(host, nets.filter(|_| !host.contains('/')))).collect());
+            CapabilityRules { network, secrets, subprocess, ..CapabilityRules::default() }
+        })
+    })
 }
 
 /// Whether one grant is no wider than the other in anything.
@@ -149,12 +170,20 @@ fn is_within(narrow: &Grant, wide: &Grant) -> bool {
         && narrow.timeout_seconds <= wide.timeout_seconds
         && narrow.grace_seconds <= wide.grace_seconds
         && narrow.capabilities.objects.iter().all(|object| wide.capabilities.objects.contains(object))
+        && narrow.capabilities.network.iter().all(|own| wide.capabilities.network.iter().any(|other| leads_within(own, other)))
+        && (narrow.capabilities.network.is_empty()
+            || wide.capabilities.denied_hosts.iter().all(|denied| narrow.capabilities.denied_hosts.contains(denied)))
         && narrow.capabilities.subprocess <= wide.capabilities.subprocess
         && narrow.queue.concurrent <= wide.queue.concurrent
         && narrow.queue.queued <= wide.queue.queued
         && narrow.queue.weight <= wide.queue.weight
         && is_bound_within(narrow.queue.policy_concurrent, wide.queue.policy_concurrent)
         && is_bound_within(narrow.queue.policy_queued, wide.queue.policy_queued)
+}
+
+fn leads_within(narrow: &network::Granted, wide: &network::Granted) -> bool {
+    // Whoever said something still does.
+    narrow.to == wide.to && !wide.addresses.0.is_empty() && wide.addresses.0.iter().all(|said| narrow.addresses.0.contains(said))
 }
 
 /// None is no bound.
@@ -208,7 +237,9 @@ proptest! {
         prop_assert_eq!(answers("runtime:"), 1);
         prop_assert_eq!(answers("subprocess"), usize::from(ask.capabilities.subprocess));
         prop_assert!(ask.timeout_seconds.is_none() || answers("timeoutSeconds:") == 1);
-        let is_a_capability = |decision: &&Decision| decision.permission == "subprocess" || decision.permission.starts_with("secrets:");
+        let is_a_capability = |decision: &&Decision| {
+            decision.permission == "subprocess" || decision.permission.starts_with("secrets:") || decision.permission.starts_with("network:")
+        };
         let refused = outcome.decisions.iter().filter(|decision| decision.verdict == Verdict::Refused);
         let refusing = refused.filter(|decision| !(ask.capabilities.partial && is_a_capability(decision)));
         prop_assert_eq!(outcome.result.is_err(), refusing.count() > 0);

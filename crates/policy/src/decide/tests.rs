@@ -37,6 +37,7 @@ fn ask() -> Ask {
         priority: None,
         capabilities: Capabilities::default(),
         objects: Objects::new(),
+        gateway: Gateway::Installed,
     }
 }
 
@@ -135,7 +136,7 @@ fn every_capability_is_answered_by_name() {
         .filter(|decision| decision.verdict == Verdict::Refused)
         .map(|decision| decision.permission.as_str())
         .collect();
-    assert_eq!(refused, ["network:a.example", "secrets:s", "data:d", "volumes:v", "dynamicCode", "subprocess"]);
+    assert_eq!(refused, ["network:a.example:443", "secrets:s", "data:d", "volumes:v", "dynamicCode", "subprocess"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use paddock_destination::{Addresses, HostName, Reach};
+use paddock_destination::{ByName, Destination, HostName, Reach};
 use paddock_egress::ask::hash;
 use paddock_egress::dial::Resolve;
 use paddock_egress::gateway::Gateway as Egress;
@@ -59,9 +59,11 @@ fn world(certified_name: &str) -> World {
         run: "run".into(),
         token: hash(TOKEN.as_bytes()),
         pod: vec![Ipv4Addr::LOCALHOST.into()],
-        rules: vec![Rule { name: "all".into(), to: Reach::Net(net), ports: (1..=u16::MAX).collect() }],
+        rules: (1..=u16::MAX)
+            .map(|port| Rule { name: "all".into(), to: Destination { to: Reach::Net(net), port }, allowed: ByName(vec![vec![net]]) })
+            .collect(),
         denied: Vec::new(),
-        addresses: Addresses { allowed: vec![net], denied: Vec::new() },
+        cluster: Vec::new(),
         budget: Budget { tunnels: 100, bytes: 1 << 40 },
         expires: std::time::Instant::now() + Duration::from_secs(600),
     };

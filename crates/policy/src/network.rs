@@ -1,0 +1,182 @@
+//! Where a run may connect to: each destination that it asks for must be covered, as a whole, by every policy that says something of networks.
+
+use ipnet::IpNet;
+use paddock_crds::{Capabilities, Effect, NetworkGrant, PolicyRules, Problem, Reason};
+use paddock_destination::{BadDestination, ByName, Destination, HostPattern, Reach};
+
+use crate::capabilities::{No, refusal};
+use crate::decide::{Policy, named};
+
+/// Whether something is there that can carry what is granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gateway {
+    /// The egress gateway is installed.
+    Installed,
+    /// It is not: nobody can connect to anything.
+    Absent,
+}
+
+/// A destination that a run was granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// Where to.
+    pub to: Destination,
+    /// What grants it.
+    pub rule: String,
+    /// Nets beside public addresses that it may lead to.
+    pub addresses: ByName,
+}
+
+/// Hosts that are denied, with what denies them.
+pub type Denied = Vec<(HostPattern, String)>;
+
+/// What a policy says, read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Said {
+    /// `None` where the field is not there.
+    grants: Option<Vec<Entry>>,
+    denied: Vec<HostPattern>,
+}
+
+/// One host or net with what is said of it.
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    /// As its author wrote it.
+    text: String,
+    to: Reach,
+    ports: Vec<u16>,
+    addresses: Option<Vec<IpNet>>,
+}
+
+/// Where hosts are granted without ports.
+const TLS_PORT: u16 = 443;
+
+/// Reads what a policy says. What cannot be read is a problem of the policy.
+pub(crate) fn compile(rules: &PolicyRules, problems: &mut Vec<Problem>) -> Said {
+    let grants = rules.capabilities.as_ref().and_then(|rules| rules.network.as_ref());
+    let grants = grants.map(|grants| {
+        let each = grants.iter().enumerate();
+        each.flat_map(|(index, grant)| entries(grant, &format!("capabilities.network[{index}]"), problems)).collect()
+    });
+    let hosts = rules.deny.as_ref().map(|deny| deny.hosts.as_slice()).unwrap_or_default();
+    let denied = hosts.iter().enumerate().filter_map(|(index, text)| {
+        take(HostPattern::parse_denied(text).map_err(Into::into), &format!("deny.hosts[{index}]"), text, problems)
+    });
+    Said { grants, denied: denied.collect() }
+}
+
+fn take<T>(read: Result<T, BadDestination>, field: &str, text: &str, problems: &mut Vec<Problem>) -> Option<T> {
+    read.map_err(|why| problems.push(Problem { field: field.to_owned(), message: format!("{text}: {why}") })).ok()
+}
+
+fn entries(grant: &NetworkGrant, field: &str, problems: &mut Vec<Problem>) -> Vec<Entry> {
+    let mut problem = |message: &str| problems.push(Problem { field: field.to_owned(), message: message.to_owned() });
+    let (is_of_hosts, texts) = match (&grant.hosts, &grant.cidrs) {
+        (Some(hosts), None) => (true, hosts),
+        (None, Some(cidrs)) => (false, cidrs),
+        _ => {
+            problem("exactly one of hosts and cidrs must be set");
+            return Vec::new();
+        }
+    };
+    if !is_of_hosts && grant.addresses.is_some() {
+        problem("addresses belong to hosts");
+        return Vec::new();
+    }
+    let ports = match &grant.ports {
+        None if is_of_hosts => Some(vec![TLS_PORT]),
+        None => None,
+        Some(ports) => ports.iter().map(|port| u16::try_from(*port).ok().filter(|port| *port > 0)).collect(),
+    };
+    let Some(ports) = ports else {
+        problem("ports are 1 to 65535, and cidrs need them");
+        return Vec::new();
+    };
+    let mut nets = |list: &[String]| -> Vec<IpNet> {
+        list.iter().filter_map(|text| take(net(text), &format!("{field}.addresses"), text, problems)).collect()
+    };
+    let addresses = grant.addresses.as_deref().map(&mut nets);
+    let read =
+        |text: &String| if is_of_hosts { HostPattern::parse(text).map(Reach::Hosts).map_err(Into::into) } else { Reach::of_cidr(text) };
+    let entry = |text: &String| {
+        let to = take(read(text), field, text, problems)?;
+        Some(Entry { text: text.clone(), to, ports: ports.clone(), addresses: addresses.clone() })
+    };
+    texts.iter().filter_map(entry).collect()
+}
+
+fn net(text: &str) -> Result<IpNet, BadDestination> {
+    match Reach::of_cidr(text)? {
+        Reach::Net(net) => Ok(net),
+        Reach::Hosts(_) => Err(BadDestination::Cidr),
+    }
+}
+
+/// A destination that is asked for, in its one spelling; what is none stays as it was written.
+pub(crate) fn permission(asked: &str) -> String {
+    Destination::parse(asked).map_or_else(|_| format!("network:{asked}"), |to| format!("network:{to}"))
+}
+
+/// Decides on one destination.
+pub(crate) fn destination(policies: &[&Policy], asked: &str, gateway: Gateway) -> Result<Granted, No> {
+    let permission = permission(asked);
+    let refuse = |rule: String| Err(refusal(&permission, rule));
+    let to = match Destination::parse(asked) {
+        Ok(to) => to,
+        Err(why) => return Err(("built-in: network".into(), Reason::InvalidSpec, format!("{asked} cannot be asked for: {why}"))),
+    };
+    if let Some((_, rule)) = denied_hosts(policies).iter().find(|(denied, _)| matches!(&to.to, Reach::Hosts(hosts) if denied.covers(hosts)))
+    {
+        return refuse(rule.clone());
+    }
+    let mut rule = None;
+    let mut addresses = ByName::default();
+    for policy in policies {
+        let Some(entries) = said(policy) else { continue };
+        let covering: Vec<&Entry> = entries.iter().filter(|entry| entry.to.covers(&to.to) && entry.ports.contains(&to.port)).collect();
+        let Some(first) = covering.first() else { return refuse(named(policy, "capabilities.network")) };
+        rule = Some(named(policy, &format!("capabilities.network[{}]", first.text)));
+        addresses.0.extend(addresses_of(policy, &covering));
+    }
+    match (rule, gateway) {
+        (None, _) => refuse("built-in: network".into()),
+        (Some(_), Gateway::Absent) => {
+            let message = format!("{permission} is granted, but the egress gateway is not installed in this cluster");
+            Err(("built-in: what can be given".into(), Reason::CapabilityUnusable, message))
+        }
+        (Some(rule), Gateway::Installed) => Ok(Granted { to, rule, addresses }),
+    }
+}
+
+/// Every host that a policy denies, with what denies it: also within what is granted.
+pub(crate) fn denied_hosts(policies: &[&Policy]) -> Denied {
+    let of = |policy: &&Policy| {
+        let rule = |hosts: &HostPattern| named(policy, &format!("deny.hosts[{hosts}]"));
+        policy.network.denied.iter().map(|hosts| (hosts.clone(), rule(hosts))).collect::<Vec<_>>()
+    };
+    policies.iter().flat_map(of).collect()
+}
+
+/// What a policy says; `None` if it leaves it to the others.
+fn said(policy: &Policy) -> Option<&[Entry]> {
+    policy.network.grants.as_deref().or((policy.effect == Effect::Allow).then_some(&[]))
+}
+
+/// What a policy says of addresses that are not public; `None` if it leaves that to the others.
+fn addresses_of(policy: &Policy, covering: &[&Entry]) -> Option<Vec<IpNet>> {
+    let named = covering.iter().filter_map(|entry| match &entry.to {
+        Reach::Net(net) => Some(vec![*net]),
+        Reach::Hosts(_) => entry.addresses.clone(),
+    });
+    let all: Vec<Vec<IpNet>> = named.collect();
+    (!all.is_empty() || policy.effect == Effect::Allow).then(|| all.concat())
+}
+
+/// Destinations that a run asks for, each once.
+pub(crate) fn asked(asked: &Capabilities) -> Vec<&str> {
+    let mut seen = std::collections::BTreeSet::new();
+    asked.network.iter().map(String::as_str).filter(|text| seen.insert(permission(text))).collect()
+}
+
+#[cfg(test)]
+mod tests;
