@@ -201,6 +201,10 @@ open_enum! {
         NotSandboxed,
         /// Finished: the sandbox has a network interface that the run was not granted.
         UnexpectedInterface,
+        /// Finished: the sandbox reaches what the network policy of its namespace forbids: the policy is not enforced.
+        NetworkNotConfined,
+        /// Finished: the egress gateway does not answer from the sandbox, so that nothing shows that its network policy is enforced.
+        GatewayUnreachable,
         /// Finished: the sandbox holds a service account token.
         UnexpectedToken,
         /// Finished: what is mounted in the sandbox is not the job that was admitted.

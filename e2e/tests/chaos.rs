@@ -54,8 +54,7 @@ enum Victim {
 }
 
 /// One round of kills. Each is done once before any is done again, in an order made by chance.
-const ROUND: [Victim; 6] =
-    [Victim::Containerd, Victim::Containerd, Victim::Containerd, Victim::Containerd, Victim::Containerd, Victim::Containerd];
+const ROUND: [Victim; 6] = [Victim::Leader, Victim::Leader, Victim::Replica, Victim::ApiServer, Victim::ApiServer, Victim::Containerd];
 
 /// Says what it killed how often.
 async fn kill_at_random(seed: u64) -> BTreeMap<&'static str, u32> {

@@ -32,6 +32,9 @@ struct Config {
     /// Where the operator connects to
     #[arg(long, default_value = "[::]:8444")]
     operator_listen: SocketAddr,
+    /// Where nobody may connect to from a sandbox: what network policies allow is seen by what they forbid
+    #[arg(long, default_value = "[::]:8445")]
+    forbidden_listen: SocketAddr,
     /// Folder with tls.crt, tls.key and ca.crt
     #[arg(long)]
     certificates: PathBuf,
@@ -66,6 +69,7 @@ async fn run(config: Config) -> Result<()> {
     let bind = |address: SocketAddr| async move { TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}")) };
     let (for_sandboxes, for_the_operator) = (bind(config.listen).await?, bind(config.operator_listen).await?);
     tracing::info!(sandboxes = %config.listen, operator = %config.operator_listen, "listening");
+    tokio::spawn(answer_nothing(bind(config.forbidden_listen).await?));
     tokio::spawn(follow(config.certificates, files, sandboxes.clone(), operator.clone()));
     tokio::spawn(serve_the_operator(for_the_operator, operator, gateway.clone(), reports));
     tokio::spawn(tick(gateway.clone()));
@@ -74,6 +78,15 @@ async fn run(config: Config) -> Result<()> {
         ended = ended() => ended?,
     }
     Ok(())
+}
+
+/// Whoever connects here learns that it can.
+async fn answer_nothing(listener: TcpListener) {
+    loop {
+        if listener.accept().await.is_err() {
+            tokio::time::sleep(TICK).await;
+        }
+    }
 }
 
 async fn tick(gateway: Arc<Gateway>) {

@@ -54,6 +54,8 @@ pub struct Job {
 pub struct Egress {
     /// Its address and port: a sandbox looks up no names.
     pub address: std::net::SocketAddr,
+    /// Another port that is listened at, and that the network policy forbids: if it answers, nothing is started.
+    pub forbidden: std::net::SocketAddr,
     /// The name in its certificate.
     pub name: String,
     /// The certificate, as PEM, of who has issued that.

@@ -63,6 +63,10 @@ pub enum RefusedReason {
     UnexpectedInterface,
     /// There is a service account token.
     UnexpectedToken,
+    /// A port answers that the network policy forbids.
+    NetworkNotConfined,
+    /// The egress gateway does not answer, so that nothing shows that the network policy is enforced.
+    GatewayUnreachable,
     /// The job cannot be read, is of another version, or is not the one of the start message.
     JobMismatch,
     /// No start message came within the start budget.

@@ -5,6 +5,7 @@
 mod capture;
 mod control;
 mod filter;
+mod gate;
 mod install;
 mod job;
 mod place;

@@ -7,13 +7,14 @@ mod head;
 mod tunnel;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 
 use crate::system;
 use tunnel::Tunnel;
@@ -26,12 +27,11 @@ pub(crate) struct Gateway {
     address: SocketAddr,
     name: ServerName<'static>,
     tls: Arc<ClientConfig>,
-    token: String,
 }
 
 impl Gateway {
     /// `authority` is the certificate, as PEM, of who has issued the gateway's, which is one for `name`.
-    pub(crate) fn new(address: SocketAddr, name: &str, authority: &str, token: String) -> io::Result<Self> {
+    pub(crate) fn new(address: SocketAddr, name: &str, authority: &str) -> io::Result<Self> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
             roots.add(certificate.map_err(io::Error::other)?).map_err(io::Error::other)?;
@@ -41,7 +41,22 @@ impl Gateway {
         let mut tls = builder.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
         tls.resumption = rustls::client::Resumption::disabled();
         let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
-        Ok(Self { address, name, tls: Arc::new(tls), token })
+        Ok(Self { address, name, tls: Arc::new(tls) })
+    }
+
+    /// Whether it answers, and proves to be the gateway, within `patience` for each of the two.
+    pub(crate) fn answers(&self, patience: Duration) -> bool {
+        let ask = || -> io::Result<()> {
+            let mut socket = TcpStream::connect_timeout(&self.address, patience)?;
+            socket.set_read_timeout(Some(patience))?;
+            socket.set_write_timeout(Some(patience))?;
+            let mut tls = ClientConnection::new(self.tls.clone(), self.name.clone()).map_err(io::Error::other)?;
+            while tls.is_handshaking() {
+                tls.complete_io(&mut socket)?;
+            }
+            Ok(())
+        };
+        ask().is_ok()
     }
 }
 
@@ -49,13 +64,14 @@ impl Gateway {
 pub(crate) struct Proxy {
     listener: TcpListener,
     gateway: Gateway,
+    token: String,
 }
 
 impl Proxy {
-    pub(crate) fn new(gateway: Gateway) -> io::Result<Self> {
+    pub(crate) fn new(gateway: Gateway, token: String) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, gateway })
+        Ok(Self { listener, gateway, token })
     }
 
     /// As clients are told it: `http://127.0.0.1:PORT`.
@@ -69,7 +85,7 @@ impl Proxy {
         loop {
             self.wait(&tunnels);
             // Most have nothing to do, and find that out by themselves.
-            tunnels.retain_mut(|tunnel| tunnel.advance(&self.gateway).is_ok_and(|goes_on| goes_on));
+            tunnels.retain_mut(|tunnel| tunnel.advance(&self.gateway, &self.token).is_ok_and(|goes_on| goes_on));
             while tunnels.len() < MOST {
                 let Ok((script, _)) = self.listener.accept() else { break };
                 tunnels.extend(Tunnel::new(script));
@@ -96,4 +112,4 @@ impl Proxy {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

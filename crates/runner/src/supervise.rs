@@ -16,6 +16,7 @@ use paddock_protocol::{Cause, ControlMessage, Egress, Output, Payload, RefusedRe
 use crate::capture::Capture;
 use crate::control::Control;
 use crate::filter;
+use crate::gate;
 use crate::job::{self, LoadedJob};
 use crate::proxy::{Gateway, Proxy};
 use crate::report::{Refusal, Reporter};
@@ -49,6 +50,9 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
     let begin = Instant::now();
     let job = job::from_folder(folder)?;
     place::check(job.job.interfaces)?;
+    if let Some(egress) = &job.job.egress {
+        gate::pass(egress)?;
+    }
     let sealer = Sealer::new(&job.job.seal_to, &job.job.run);
     reporter.begin(sealer.ok_or_else(|| Refusal::new(RefusedReason::JobMismatch, "the job has no key to seal to"))?);
 
@@ -70,7 +74,7 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
 /// Returns the URL at which clients of the script find it.
 fn begin_proxy(egress: &Egress, token: Option<String>) -> io::Result<String> {
     let token = token.ok_or(io::ErrorKind::PermissionDenied)?;
-    let proxy = Proxy::new(Gateway::new(egress.address, &egress.name, &egress.authority, token)?)?;
+    let proxy = Proxy::new(Gateway::new(egress.address, &egress.name, &egress.authority)?, token)?;
     let url = proxy.url()?;
     std::thread::Builder::new().name("proxy".into()).stack_size(PROXY_STACK).spawn(move || proxy.serve())?;
     Ok(url)

@@ -169,6 +169,14 @@ pub(crate) fn outcome_of_refusal(reason: RefusedReason) -> Outcome {
         RefusedReason::UnexpectedToken => {
             not_enforced(Reason::UnexpectedToken, "the sandbox holds a service account token; the script was not started")
         }
+        RefusedReason::NetworkNotConfined => not_enforced(
+            Reason::NetworkNotConfined,
+            "the sandbox reaches what the network policy of its namespace forbids; the script was not started",
+        ),
+        RefusedReason::GatewayUnreachable => not_enforced(
+            Reason::GatewayUnreachable,
+            "the egress gateway does not answer, so that nothing shows that the network policy is enforced; the script was not started",
+        ),
         RefusedReason::JobMismatch => {
             Outcome::plain(Phase::StartFailed, Reason::JobMismatch, "what was mounted is not what was admitted; the script was not started")
         }
@@ -201,6 +209,8 @@ pub(crate) fn before_the_start(status: &ScriptRunStatus, reason: &Reason) -> Out
         ),
         Reason::NotSandboxed => outcome_of_refusal(RefusedReason::NotSandboxed),
         Reason::UnexpectedInterface => outcome_of_refusal(RefusedReason::UnexpectedInterface),
+        Reason::NetworkNotConfined => outcome_of_refusal(RefusedReason::NetworkNotConfined),
+        Reason::GatewayUnreachable => outcome_of_refusal(RefusedReason::GatewayUnreachable),
         Reason::UnexpectedToken => outcome_of_refusal(RefusedReason::UnexpectedToken),
         Reason::JobMismatch => outcome_of_refusal(RefusedReason::JobMismatch),
         Reason::ImageUnavailable => failed(told.map_or("the node cannot have an image of the pod", |condition| &condition.message)),

@@ -12,7 +12,7 @@ use paddock_egress::ask::hash;
 use paddock_egress::dial::Resolve;
 use paddock_egress::gateway::Gateway as Egress;
 use paddock_egress::grants::{Budget, Grant, Message, Rule};
-use paddock_egress::server::{Served, serve_sandboxes};
+use paddock_egress::server::{Served as Serving, serve_sandboxes};
 use paddock_egress::tls::Files;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
@@ -28,10 +28,17 @@ impl Resolve for Nowhere {
     }
 }
 
-struct World {
-    proxy: SocketAddr,
+/// A gateway that serves sandboxes, with a certificate of this authority.
+pub(crate) struct Served {
+    pub(crate) address: SocketAddr,
+    pub(crate) authority: String,
     egress: Arc<Egress>,
     _runtime: tokio::runtime::Runtime,
+}
+
+struct World {
+    proxy: SocketAddr,
+    served: Served,
 }
 
 /// Certificate and key for this name, and their authority.
@@ -46,13 +53,23 @@ fn certificates(name: &str) -> (String, String, String) {
     (chain, key.serialize_pem(), pem)
 }
 
-/// A proxy whose gateway grants all of this machine.
-fn world(certified_name: &str) -> World {
+/// A gateway whose certificate is for this name.
+pub(crate) fn served(certified_name: &str) -> Served {
     let (chain, key, authority) = certificates(certified_name);
     let files = Files { chain: chain.into(), key: key.into(), authority: authority.clone().into() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (sender, _) = tokio::sync::mpsc::channel(1);
     let egress = Arc::new(Egress::new(Box::new(Nowhere), sender));
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    runtime.spawn(serve_sandboxes(listener, Serving::new(files.for_sandboxes().unwrap()), egress.clone()));
+    Served { address, authority, egress, _runtime: runtime }
+}
+
+/// A proxy whose gateway grants all of this machine.
+fn world(certified_name: &str) -> World {
+    let served = served(certified_name);
+    let egress = &served.egress;
     let operator = egress.connected();
     let net = "127.0.0.0/8".parse().unwrap();
     let grant = Grant {
@@ -70,14 +87,11 @@ fn world(certified_name: &str) -> World {
     for message in [Message::Begin, Message::Put(Box::new(grant)), Message::End] {
         egress.hear(operator, message);
     }
-    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-    let address = listener.local_addr().unwrap();
-    runtime.spawn(serve_sandboxes(listener, Served::new(files.for_sandboxes().unwrap()), egress.clone()));
-    World { proxy: proxy(address, &authority), egress, _runtime: runtime }
+    World { proxy: proxy(served.address, &served.authority), served }
 }
 
 fn proxy(gateway: SocketAddr, authority: &str) -> SocketAddr {
-    let proxy = Proxy::new(Gateway::new(gateway, "paddock-egress", authority, TOKEN.into()).unwrap()).unwrap();
+    let proxy = Proxy::new(Gateway::new(gateway, "paddock-egress", authority).unwrap(), TOKEN.into()).unwrap();
     let address = proxy.url().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
     std::thread::spawn(move || proxy.serve());
     address
@@ -186,7 +200,7 @@ fn nobody_but_the_gateway_is_given_the_token() {
     let mut body = String::new();
     stream.read_to_string(&mut body).unwrap();
     assert!(head.starts_with("HTTP/1.1 502") && body.contains("GatewayUnreachable"), "{head}{body}");
-    assert_eq!(world.egress.tunnels(), 0);
+    assert_eq!(world.served.egress.tunnels(), 0);
 }
 
 #[test]
@@ -206,9 +220,9 @@ fn what_is_cut_at_the_gateway_ends_at_the_script() {
     let mut stream = world.connect(to);
     stream.write_all(b"x").unwrap();
     stream.read_exact(&mut [0]).unwrap();
-    let operator = world.egress.connected();
+    let operator = world.served.egress.connected();
     for message in [Message::Begin, Message::End] {
-        world.egress.hear(operator, message);
+        world.served.egress.hear(operator, message);
     }
     assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
 }

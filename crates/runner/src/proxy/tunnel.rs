@@ -66,13 +66,13 @@ impl Tunnel {
     }
 
     /// Carries what there is to carry. `false`: all is said. An error ends both connections.
-    pub(super) fn advance(&mut self, gateway: &Gateway) -> io::Result<bool> {
-        while self.read_script(gateway)? | self.carry()? | self.write_script()? {}
+    pub(super) fn advance(&mut self, gateway: &Gateway, token: &str) -> io::Result<bool> {
+        while self.read_script(gateway, token)? | self.carry()? | self.write_script()? {}
         Ok(!(self.script_has_ended && self.is_shut))
     }
 
     /// Each of these says whether it did something.
-    fn read_script(&mut self, gateway: &Gateway) -> io::Result<bool> {
+    fn read_script(&mut self, gateway: &Gateway, token: &str) -> io::Result<bool> {
         if !self.takes_from_script() {
             return Ok(false);
         }
@@ -90,14 +90,14 @@ impl Tunnel {
             (None, _) if self.has_answer => {}
             (None, count) => {
                 self.head.extend_from_slice(&buffer[..count]);
-                self.connect(gateway)?;
+                self.connect(gateway, token)?;
             }
         }
         Ok(true)
     }
 
     /// As soon as the head is whole.
-    fn connect(&mut self, gateway: &Gateway) -> io::Result<()> {
+    fn connect(&mut self, gateway: &Gateway, token: &str) -> io::Result<()> {
         match head::read(&self.head) {
             Head::Part => return Ok(()),
             Head::Other => self.answer("405 Method Not Allowed", "NotConnect", "only CONNECT over HTTP/1.1 is answered"),
@@ -105,7 +105,7 @@ impl Tunnel {
                 let mut tls = ClientConnection::new(gateway.tls.clone(), gateway.name.clone()).map_err(io::Error::other)?;
                 // More than one read of the script is never in it.
                 tls.set_buffer_limit(None);
-                tls.writer().write_all(head::for_the_gateway(target, &gateway.token).as_bytes())?;
+                tls.writer().write_all(head::for_the_gateway(target, token).as_bytes())?;
                 tls.writer().write_all(rest)?;
                 match system::begin_to_connect(gateway.address) {
                     Ok(there) => (self.there, self.tls) = (Some(there), Some(tls)),

@@ -151,6 +151,8 @@ fn a_run_stopped_before_its_start_ends_when_its_pod_is_gone() {
 #[case(RefusedReason::NotSandboxed, Reason::NotSandboxed)]
 #[case(RefusedReason::UnexpectedInterface, Reason::UnexpectedInterface)]
 #[case(RefusedReason::UnexpectedToken, Reason::UnexpectedToken)]
+#[case(RefusedReason::NetworkNotConfined, Reason::NetworkNotConfined)]
+#[case(RefusedReason::GatewayUnreachable, Reason::GatewayUnreachable)]
 #[case(RefusedReason::JobMismatch, Reason::JobMismatch)]
 fn a_runner_that_is_in_the_wrong_place_is_never_started(#[case] said: RefusedReason, #[case] reason: Reason) {
     let run = admitted(0);
