@@ -102,8 +102,8 @@ cluster: packages ## Start the local cluster
 	@$(DEVCLUSTER) up
 
 .PHONY: binaries
-binaries: ## Build the static binaries of operator and runner
-	@$(STATIC) -p paddock-operator
+binaries: ## Build the static binaries of operator, runner and egress gateway
+	@$(STATIC) -p paddock-operator -p paddock-egress
 	@$(STATIC:--release=--profile runner) -p paddock-runner
 	@cp target/x86_64-unknown-linux-gnu/runner/paddock-runner $(BINARIES)/paddock-runner
 

@@ -15,7 +15,17 @@ type Rights = BTreeSet<(String, String)>;
 
 /// The accounts of the chart, each with the roles that it has.
 const ACCOUNTS: [(&str, &[&str]); 5] = [
-    ("paddock-operator", &["paddock-operator", "paddock-sandbox", "paddock-source-reader", "paddock-secret-reader", "paddock-webhook"]),
+    (
+        "paddock-operator",
+        &[
+            "paddock-operator",
+            "paddock-sandbox",
+            "paddock-source-reader",
+            "paddock-secret-reader",
+            "paddock-webhook",
+            "paddock-operator-egress",
+        ],
+    ),
     ("paddock-crds", &["paddock-crds"]),
     ("paddock-admission", &["paddock-admission"]),
     ("paddock-uninstall", &["paddock-uninstall"]),
@@ -47,10 +57,11 @@ fn requests(account: &str) -> (Rights, Rights) {
     (allowed, refused)
 }
 
-/// The rules of roles in the rendered chart: those of hooks are in the cluster only for a moment. With the webhook there are more than without.
+/// The rules of roles in the rendered chart: those of hooks are in the cluster only for a moment. With the webhook and the egress gateway there are more than without.
 fn granted(roles: &[&str]) -> Rights {
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
     helm.args(["template", "paddock", "--set", "admission.stamps=Webhook", "--set", "baseline.create=false"]);
+    helm.args(["--set", "egress.create=true", "--set", "egress.clusterNets={10.0.0.0/8}"]);
     let with_webhook = run(helm.arg(layout().clone.join("charts/paddock"))).unwrap();
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
     let without = run(helm.args(["template", "paddock"]).arg(layout().clone.join("charts/paddock"))).unwrap();

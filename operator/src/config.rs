@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::egress::Installed;
 use crate::script_run::queue::ClusterLimits;
 use crate::store::AUTHORITIES;
 use crate::webhook::Source;
 use clap::{Parser, ValueEnum};
+use ipnet::IpNet;
 use jiff::SignedDuration;
 
 /// Runs untrusted scripts as single-use gVisor pods, as ScriptRun objects ask for it and SandboxPolicy objects allow it.
@@ -76,6 +78,15 @@ pub(crate) struct Config {
     /// Seconds for which a certificate of the webhook is used; at two thirds of it the next one is made
     #[arg(long, default_value = "7776000", value_parser = clap::value_parser!(i64).range(60..=63_072_000))]
     pub(crate) webhook_certificate_seconds: i64,
+    /// Service of the egress gateway in the namespace of the operator. Without one no run has a network
+    #[arg(long)]
+    pub(crate) egress_service: Option<String>,
+    /// RuntimeClass of sandboxes with a network
+    #[arg(long, default_value = "gvisor", requires = "egress_service")]
+    pub(crate) egress_runtime_class: String,
+    /// Nets of pods, Services and nodes, to which nothing leads but what a policy grants by their name
+    #[arg(long, value_delimiter = ',', requires = "egress_service")]
+    pub(crate) egress_cluster_nets: Vec<IpNet>,
     /// Tenant namespaces that metrics name; the others are counted together
     #[arg(long, default_value = "100")]
     pub(crate) metrics_namespaces: usize,
@@ -135,9 +146,13 @@ pub(crate) struct Settings {
     pub(crate) runner_by_image_volume: bool,
     pub(crate) image_pull_policy: &'static str,
     pub(crate) runtime_class: String,
+    /// RuntimeClass of sandboxes with a network.
+    pub(crate) egress_runtime_class: String,
     pub(crate) start_budget_seconds: u32,
     pub(crate) cluster_limits: ClusterLimits,
     pub(crate) policy_history: i64,
+    /// Sandboxes with a network may connect to the egress gateway in the operator's namespace.
+    pub(crate) has_egress: bool,
     pub(crate) operator_namespace: String,
     pub(crate) operator_service_account: String,
     pub(crate) sandbox_cluster_role: String,
@@ -155,6 +170,7 @@ impl Config {
             ("identity", &self.identity),
             ("runner-image", &self.runner_image),
             ("runtime-class", &self.runtime_class),
+            ("egress-runtime-class", &self.egress_runtime_class),
         ] {
             if value.trim().is_empty() {
                 return Err(format!("--{flag} must not be empty"));
@@ -181,6 +197,12 @@ impl Config {
         std::env::var(AUTHORITIES).ok().filter(|pem| !pem.is_empty())
     }
 
+    /// The egress gateway, if there is one.
+    pub(crate) fn egress(&self) -> Option<Installed> {
+        let service = self.egress_service.clone()?;
+        Some(Installed { service, cluster_nets: self.egress_cluster_nets.clone() })
+    }
+
     /// The settings on a cluster of this minor version.
     pub(crate) fn settings(&self, server_minor: u32) -> Settings {
         Settings {
@@ -192,9 +214,11 @@ impl Config {
             },
             image_pull_policy: self.image_pull_policy.as_str(),
             runtime_class: self.runtime_class.clone(),
+            egress_runtime_class: self.egress_runtime_class.clone(),
             start_budget_seconds: self.start_budget_seconds,
             cluster_limits: ClusterLimits { concurrent: self.max_concurrent as usize, queued: self.max_queued as usize },
             policy_history: self.policy_history,
+            has_egress: self.egress_service.is_some(),
             operator_namespace: self.namespace.clone(),
             operator_service_account: self.service_account.clone(),
             sandbox_cluster_role: self.sandbox_cluster_role.clone(),

@@ -19,6 +19,7 @@ use paddock_protocol::SealingKey;
 use crate::approvals::{Approvals, of_namespace};
 use crate::bounded::Turns;
 use crate::config::Settings;
+use crate::egress::Egress;
 use crate::input_check::Answer;
 use crate::lease::Fence;
 use crate::metrics::{Census, Metrics};
@@ -57,6 +58,7 @@ pub(crate) struct Results {
 /// What a context is made from.
 pub(crate) struct Parts {
     pub(crate) client: Client,
+    pub(crate) egress: Egress,
     pub(crate) fence: Fence,
     pub(crate) settings: Settings,
     pub(crate) results: Results,
@@ -79,6 +81,8 @@ pub(crate) struct Context {
     pub(crate) caches: Caches,
     pub(crate) traces: Option<Traces>,
     pub(crate) policies: Policies,
+    /// What runs are granted of the network, and who is told.
+    pub(crate) egress: Egress,
     pub(crate) pods: PodCache,
     pub(crate) prepared: Prepared,
     pub(crate) ledger: Ledger,
@@ -106,9 +110,10 @@ pub(crate) struct Context {
 
 impl Context {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { client, fence, settings, results, metrics, recorder, caches, traces, wake } = parts;
+        let Parts { client, egress, fence, settings, results, metrics, recorder, caches, traces, wake } = parts;
         Self {
             policies: Policies::default(),
+            egress,
             pods: PodCache::new(client.clone(), wake.clone()),
             client,
             fence,
@@ -157,6 +162,17 @@ impl Context {
     /// All runs.
     pub(crate) fn runs(&self) -> Vec<Arc<Guarded>> {
         self.runs.get().map(Store::state).unwrap_or_default()
+    }
+
+    /// UIDs of the runs that have been admitted and are not over; `None` before all runs were listed.
+    pub(crate) fn active_runs(&self) -> Option<Vec<String>> {
+        let is_active = |watched: &Watched| {
+            let status = watched.run.status.as_ref();
+            status.is_some_and(|status| status.is_true(&ConditionType::Admitted) && !status.is_true(&ConditionType::Finished))
+        };
+        let uid =
+            |guarded: &Arc<Guarded>| guarded.0.as_ref().ok().filter(|watched| is_active(watched)).and_then(|watched| watched.run.uid());
+        self.ledger.is_listed().then(|| self.runs().iter().filter_map(uid).collect())
     }
 
     /// The watch may lag behind this process' own writes. Versions of one object are ordered numbers.

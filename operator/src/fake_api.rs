@@ -108,6 +108,7 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
     let results = Results { sealing_key: sealing_key(), store: None };
     (
         Arc::new(Context::new(Parts {
+            egress: crate::egress::Egress::new(None),
             client,
             fence: Fence::new(),
             settings: settings(),

@@ -7,6 +7,7 @@ mod client;
 mod config;
 mod context;
 mod crds;
+mod egress;
 mod errand;
 mod error;
 #[cfg(test)]

@@ -26,6 +26,10 @@ pub(crate) const JOB_DIGEST: &str = "paddock.dev/job-digest";
 /// On pods, as an annotation: the files of the job, as the start message names them.
 pub(crate) const FILES_DIGEST: &str = "paddock.dev/files-digest";
 /// On everything that the operator makes.
+/// Label of a sandbox that has a network, which is how its network policy finds it.
+pub(crate) const NETWORK: &str = "paddock.dev/network";
+/// Value of [`NETWORK`]: to the egress gateway and nowhere else.
+pub(crate) const NETWORK_EGRESS: &str = "egress";
 pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`], and field manager.
 pub(crate) const MANAGER: &str = "paddock-operator";

@@ -17,6 +17,7 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use paddock_crds::{ConditionType, ScriptRunStatus};
 use serde_json::json;
 
+use crate::egress::authority;
 use crate::errand;
 use crate::error::code;
 use crate::names::{FINALIZER, SANDBOX_OF};
@@ -136,8 +137,9 @@ async fn retire(client: &Client) -> Result<()> {
     println!("{lost} scripts were still running");
     troubles.extend(remove_sandboxes(client).await.err());
     troubles.extend(remove_own::<Lease>(client, LEASE).await.err());
-    troubles.extend(remove_own::<Secret>(client, SECRET).await.err());
-    troubles.extend(remove_own::<Secret>(client, webhook::SECRET).await.err());
+    for name in [SECRET, webhook::SECRET, authority::SECRET, authority::AUTHORITY] {
+        troubles.extend(remove_own::<Secret>(client, name).await.err());
+    }
     let told = troubles.iter().map(|trouble| format!("{trouble:#}")).take(TOLD).collect::<Vec<_>>().join("; ");
     anyhow::ensure!(troubles.is_empty(), "{} things could not be done: {told}", troubles.len());
     Ok(())

@@ -15,12 +15,15 @@ use serde_json::{Value, json};
 
 use crate::config::Settings;
 use crate::context::Context;
+use crate::egress;
 use crate::error::{Error, code, within};
-use crate::names::{CLUSTER_POLICIES, MANAGED_BY, MANAGER, SANDBOX_OF, TENANT_UID, sandbox_namespace};
+use crate::names::{CLUSTER_POLICIES, MANAGED_BY, MANAGER, NETWORK, NETWORK_EGRESS, SANDBOX_OF, TENANT_UID, sandbox_namespace};
 use crate::script_run::step::SandboxSeen;
 
 /// Name of each object in a sandbox namespace.
 const NAME: &str = "paddock-sandbox";
+/// The NetworkPolicy of sandboxes with a network.
+const EGRESS: &str = "paddock-egress";
 /// What was made is looked at again after this long, so that what an administrator removed comes back.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// So long after it was made complete, the cache may still show what was there before.
@@ -159,6 +162,29 @@ fn render_network_policy(namespace: &str) -> Option<NetworkPolicy> {
     )
 }
 
+/// From sandboxes that have a network to the egress gateway, at its one port for them, and nowhere else: not even to look up names.
+fn render_egress_policy(namespace: &str, settings: &Settings) -> Option<NetworkPolicy> {
+    let mut policy: NetworkPolicy = typed(
+        namespace,
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "spec": {
+                "podSelector": { "matchLabels": { NETWORK: NETWORK_EGRESS } },
+                "policyTypes": ["Egress"],
+                "egress": [{
+                    "to": [{
+                        "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": settings.operator_namespace } },
+                        "podSelector": { "matchLabels": { "app.kubernetes.io/component": "egress" } },
+                    }],
+                    "ports": [{ "protocol": "TCP", "port": egress::PORT }],
+                }],
+            },
+        }),
+    )?;
+    policy.metadata.name = Some(EGRESS.into());
+    Some(policy)
+}
+
 /// The atomic backstop of the concurrency limit: terminal pods do not count.
 fn render_quota(namespace: &str, wanted: &Wanted) -> Option<ResourceQuota> {
     // Copies of what runs are given: eight at most for each, and those of pods that have gone, until the garbage collector and the quota know.
@@ -212,6 +238,10 @@ pub(crate) async fn prepare(wanted: &Wanted, context: &Context) -> Result<bool, 
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    if context.settings.has_egress {
+        let policy = render_egress_policy(&name, &context.settings);
+        ensure(context, &name, policy, "the NetworkPolicy of sandboxes with a network").await?;
+    }
     ensure(context, &name, render_limit_range(&name), "the LimitRange of the sandbox namespace").await?;
     ensure(context, &name, render_quota(&name, wanted), "the ResourceQuota of the sandbox namespace").await?;
     context.pods.watch(&name);
@@ -253,8 +283,9 @@ where
     let Some(mut wanted) = wanted else {
         return Err(Error::Late { what });
     };
+    let name = wanted.name_any();
     let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
-    let Some(stored) = within(what, api.get_opt(NAME)).await?.map_err(Error::read(what))? else {
+    let Some(stored) = within(what, api.get_opt(&name)).await?.map_err(Error::read(what))? else {
         // Another run of the same tenant may be making it at this moment: then the next pass compares what it made.
         return match within(what, api.create(&PostParams::default(), &wanted)).await? {
             Err(error) if code(&error) == Some(409) => Err(Error::Conflict),
@@ -265,7 +296,7 @@ where
         return Ok(());
     }
     wanted.meta_mut().resource_version = stored.resource_version();
-    within(what, api.replace(NAME, &PostParams::default(), &wanted)).await?.map(drop).map_err(Error::write(what))
+    within(what, api.replace(&name, &PostParams::default(), &wanted)).await?.map(drop).map_err(Error::write(what))
 }
 
 /// Whether `stored` says what `wanted` says and nothing more: a rule that was added to a NetworkPolicy opens it. Of the metadata only the

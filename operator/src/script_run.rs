@@ -104,7 +104,11 @@ fn note(event: &watcher::Event<Guarded>, context: &Context) {
         watcher::Event::Init => context.ledger.list_begins(),
         watcher::Event::InitApply(guarded) | watcher::Event::Apply(guarded) => show(guarded),
         watcher::Event::InitDone => context.ledger.list_ends(),
-        watcher::Event::Delete(guarded) => context.ledger.hide(&guarded.uid().unwrap_or_default()),
+        watcher::Event::Delete(guarded) => {
+            let uid = guarded.uid().unwrap_or_default();
+            context.ledger.hide(&uid);
+            context.egress.hide(&uid);
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::client::connect;
 use crate::config::Config;
 use crate::context::{Caches, Context, Parts, Results};
+use crate::egress::{self, Egress};
 use crate::error::within;
 use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
@@ -106,7 +107,18 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
     let caches = Caches { namespaces, policies: namespaced, cluster_policies, approvals };
-    let context = Arc::new(Context::new(Parts { client, fence, settings, results, metrics, recorder, caches, traces, wake }));
+    let context = Arc::new(Context::new(Parts {
+        client,
+        egress: Egress::new(config.egress()),
+        fence,
+        settings,
+        results,
+        metrics,
+        recorder,
+        caches,
+        traces,
+        wake,
+    }));
     let counted = context.clone();
     context.metrics.count_by(move || counted.census(counted.now()));
     tenancy::watch_all(&context);
@@ -120,6 +132,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let cleaner = tokio::spawn(tenancy::run(context.clone()));
     let reporter = tokio::spawn(policies::run(context.clone(), changes.clone()));
     let waker = tokio::spawn(wake_on_change(context.clone(), changes));
+    let networks = tokio::spawn(egress::run(context.clone(), changed.subscribe()));
     let keeper = tokio::spawn(keep_certificate(config.clone(), context.client.clone()));
 
     let ended = tokio::select! {
@@ -135,6 +148,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     reporter.abort();
     waker.abort();
     keeper.abort();
+    networks.abort();
     if ended.is_ok() {
         tracing::info!("stopping");
         let _ = stop.send(true);

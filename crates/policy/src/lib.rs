@@ -26,7 +26,7 @@ pub use effective::{Line, effective};
 pub use expression::Expression;
 pub use input::{InputDemand, input_demand};
 pub use judge::{judge, judge_denied, judge_input};
-pub use network::{Denied as DeniedHosts, Gateway, Granted as GrantedDestination};
+pub use network::{Denied as DeniedHosts, Gateway, Granted as GrantedDestination, PERMISSION as NETWORK_PERMISSION, still_granted};
 pub use output::{OutputGrant, SecretValues, output_grant};
 pub use quantity::{Quantity, QuantityError};
 pub use queue::{QueueLimits, queue_limits};

@@ -1,7 +1,7 @@
 //! Where a run may connect to: each destination that it asks for must be covered, as a whole, by every policy that says something of networks.
 
 use ipnet::IpNet;
-use paddock_crds::{Capabilities, Effect, NetworkGrant, PolicyRules, Problem, Reason};
+use paddock_crds::{Capabilities, Effect, NetworkGrant, PolicyRules, Problem, Reason, Suspend};
 use paddock_destination::{BadDestination, ByName, Destination, HostPattern, Reach};
 
 use crate::capabilities::{No, refusal};
@@ -114,7 +114,7 @@ fn net(text: &str) -> Result<IpNet, BadDestination> {
 
 /// A destination that is asked for, in its one spelling; what is none stays as it was written.
 pub(crate) fn permission(asked: &str) -> String {
-    Destination::parse(asked).map_or_else(|_| format!("network:{asked}"), |to| format!("network:{to}"))
+    Destination::parse(asked).map_or_else(|_| format!("{PERMISSION}{asked}"), |to| format!("{PERMISSION}{to}"))
 }
 
 /// Decides on one destination.
@@ -171,6 +171,21 @@ fn addresses_of(policy: &Policy, covering: &[&Entry]) -> Option<Vec<IpNet>> {
     let all: Vec<Vec<IpNet>> = named.collect();
     (!all.is_empty() || policy.effect == Effect::Allow).then(|| all.concat())
 }
+
+/// What is granted now of the destinations that a run was granted when it was admitted, and what is denied within it. Fail closed: under a policy
+/// that cannot be used, or none that allows, nothing is.
+pub fn still_granted(policies: &[&Policy], permissions: &[String]) -> (Vec<Granted>, Denied) {
+    let is_usable = policies.iter().all(|policy| policy.problems.is_empty() && policy.rules.suspend != Some(Suspend::Kill));
+    if !is_usable || !policies.iter().any(|policy| policy.effect == Effect::Allow) {
+        return (Vec::new(), Vec::new());
+    }
+    let destinations = permissions.iter().filter_map(|permission| permission.strip_prefix(PERMISSION));
+    let granted = destinations.filter_map(|asked| destination(policies, asked, Gateway::Installed).ok()).collect();
+    (granted, denied_hosts(policies))
+}
+
+/// The beginning of every permission that this module answers.
+pub const PERMISSION: &str = "network:";
 
 /// Destinations that a run asks for, each once.
 pub(crate) fn asked(asked: &Capabilities) -> Vec<&str> {

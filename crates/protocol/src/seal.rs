@@ -7,7 +7,7 @@
 use std::fmt;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use chacha20poly1305::aead::Aead as _;
 use chacha20poly1305::{KeyInit as _, Nonce};
 use hpke::aead::{AeadCtxR, AeadCtxS, ChaCha20Poly1305};
@@ -55,6 +55,13 @@ impl SealingKey {
         let material = [&self.0[..], b"paddock run key 1\n", uid.as_bytes()].concat();
         let (secret, _) = Kem::derive_keypair(&material);
         RunKey { run: uid.to_owned(), secret }
+    }
+
+    /// What the egress gateway knows the runner of one run by: the same whenever it is asked for, and another for every other run.
+    pub fn token_of_run(&self, uid: &str) -> String {
+        let material = [&self.0[..], b"paddock egress token 1\n", uid.as_bytes()].concat();
+        let (secret, _) = Kem::derive_keypair(&material);
+        URL_SAFE_NO_PAD.encode(secret.to_bytes())
     }
 }
 

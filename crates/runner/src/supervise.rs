@@ -60,7 +60,8 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
     let token = wait_for_start(&job, begin, &mut control, &signals, reporter)?;
     reporter.say(&Payload::Accepted {});
 
-    let proxy = job.job.egress.as_ref().map(|egress| begin_proxy(egress, token)).transpose();
+    // Without a token there is nothing that the gateway would grant.
+    let proxy = job.job.egress.as_ref().zip(token).map(|(egress, token)| begin_proxy(egress, token)).transpose();
     let proxy = proxy.map_err(|error| broken("cannot start the proxy", &error))?;
     let mut supervision =
         Supervision::start(&job, proxy.as_deref(), control, signals).map_err(|error| broken("cannot start the interpreter", &error))?;
@@ -72,8 +73,7 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
 }
 
 /// Returns the URL at which clients of the script find it.
-fn begin_proxy(egress: &Egress, token: Option<String>) -> io::Result<String> {
-    let token = token.ok_or(io::ErrorKind::PermissionDenied)?;
+fn begin_proxy(egress: &Egress, token: String) -> io::Result<String> {
     let proxy = Proxy::new(Gateway::new(egress.address, &egress.name, &egress.authority)?, token)?;
     let url = proxy.url()?;
     std::thread::Builder::new().name("proxy".into()).stack_size(PROXY_STACK).spawn(move || proxy.serve())?;

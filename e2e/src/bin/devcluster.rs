@@ -51,9 +51,9 @@ enum Action {
         /// The archive
         image: PathBuf,
     },
-    /// Builds the operator's and the runner's image from their static binaries and imports them
+    /// Builds the images of operator, runner and egress gateway from their static binaries and imports them
     Images {
-        /// Folder that holds paddock-operator and paddock-runner
+        /// Folder that holds paddock-operator, paddock-runner and paddock-egress
         binaries: PathBuf,
     },
     /// Builds the images of runtimes that are missing, and prints the archive of each with its digest

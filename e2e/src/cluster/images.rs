@@ -170,12 +170,13 @@ pub fn load(layout: &Layout, programs: &Programs, archive: &Path) -> Result<bool
 }
 
 /// The images of this repository.
-const OWN_IMAGES: [&str; 2] = ["operator", "runner"];
+const OWN_IMAGES: [&str; 3] = ["operator", "runner", "egress"];
 
-/// Builds both images of this repository from the binaries in `binaries` and imports them; returns their names. The tag is a digest of
-/// the binary, so that a new binary is a new image.
+/// Builds the images of this repository from the binaries in `binaries` and imports them; returns their names. The tag is a digest of
+/// the binary, so that a new binary is a new image. A release from before the egress gateway has none.
 pub fn load_own(layout: &Layout, programs: &Programs, binaries: &Path) -> Result<Vec<String>> {
-    OWN_IMAGES.iter().map(|target| load_one(layout, programs, binaries, target)).collect()
+    let there = OWN_IMAGES.iter().filter(|target| **target != "egress" || binaries.join("paddock-egress").exists());
+    there.map(|target| load_one(layout, programs, binaries, target)).collect()
 }
 
 fn load_one(layout: &Layout, programs: &Programs, binaries: &Path, target: &str) -> Result<String> {

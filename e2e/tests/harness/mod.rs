@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod disturb;
+pub mod internet;
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};

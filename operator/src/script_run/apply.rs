@@ -9,7 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ConditionType, Phase, PolicyRef, Reason, RunResult, ScriptRun, ScriptRunStatus, StoredResult};
+use paddock_crds::{ConditionType, Decision, Phase, PolicyRef, Reason, RunResult, ScriptRun, ScriptRunStatus, StoredResult, Verdict};
+use paddock_policy::NETWORK_PERMISSION;
 use paddock_protocol::ControlMessage;
 use serde_json::json;
 
@@ -71,7 +72,7 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
             Ok(Done::Yes)
         }
         Step::SendStart { boot, digest } => {
-            let message = ControlMessage::Start { digest: digest.clone(), boot: boot.clone(), token: None };
+            let message = ControlMessage::Start { digest: digest.clone(), boot: boot.clone(), token: token(run, context) };
             let sent = context.sessions.say(&uid, message, SAY_PATIENCE).await;
             Ok(if sent { Done::Yes } else { Done::Wait(Duration::from_millis(200)) })
         }
@@ -102,6 +103,13 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
             if is_cut_short(run) { tell(run, seen, context).await } else { Ok(Done::Yes) }
         }
     }
+}
+
+/// What the runner shows the egress gateway. A run that was granted nothing there gets none.
+fn token(run: &ScriptRun, context: &Context) -> Option<String> {
+    let status = run.status.as_ref()?;
+    let is_granted = |decision: &Decision| decision.verdict == Verdict::Granted && decision.permission.starts_with(NETWORK_PERMISSION);
+    status.decisions.iter().any(is_granted).then(|| context.results.sealing_key.token_of_run(&run.uid().unwrap_or_default()))
 }
 
 fn valid(seen: &Seen) -> Option<&ValidRun> {

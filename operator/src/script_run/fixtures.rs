@@ -11,7 +11,7 @@ use paddock_crds::{
     Effect, Limits, PolicyKind, PolicyRef, PolicyRules, Runtime, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, TakenPolicy,
 };
 use paddock_policy::{Approving, Containment, Policy, output_grant};
-use paddock_protocol::{Cause, KEY_BYTES, Output, Report, SealingKey, Transcript};
+use paddock_protocol::{Cause, Egress, KEY_BYTES, Output, Report, SealingKey, Transcript};
 
 use super::apply::Done;
 use super::job::Fixed;
@@ -23,6 +23,7 @@ use super::step::{SandboxSeen, Seen, Step, StreamSeen};
 use super::telling;
 use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, validate};
 use crate::config::Settings;
+use crate::egress::Bound;
 use crate::names;
 
 pub(crate) const BOOT: &str = "boot-1";
@@ -35,6 +36,8 @@ pub(crate) fn at(second: i64) -> Timestamp {
 
 pub(crate) fn settings() -> Settings {
     Settings {
+        egress_runtime_class: "gvisor".into(),
+        has_egress: true,
         runner_image: "registry.example/runner:1".into(),
         runner_by_image_volume: true,
         image_pull_policy: "IfNotPresent",
@@ -108,7 +111,7 @@ pub(crate) fn sealing_key() -> SealingKey {
 }
 
 pub(crate) fn fixed(run: &ScriptRun) -> Fixed {
-    Fixed { start_budget_seconds: 60, seal_to: seal_to(run.metadata.uid.as_deref().unwrap()) }
+    Fixed { start_budget_seconds: 60, seal_to: seal_to(run.metadata.uid.as_deref().unwrap()), egress: Some(egress()) }
 }
 
 /// The stories ask a million times for the keys of a few runs.
@@ -127,6 +130,7 @@ pub(crate) fn valid(run: &ScriptRun) -> ValidRun {
 /// Everything in order, no pod.
 pub(crate) fn seen(run: &ScriptRun) -> Seen {
     Seen {
+        bound: Bound::Yes,
         decision: Some(Ok(Box::new(valid(run)))),
         sandbox: SandboxSeen::Ready,
         pod: PodSeen::Absent,
@@ -143,6 +147,7 @@ pub(crate) fn seen(run: &ScriptRun) -> Seen {
 /// The pod of `run`, pending.
 pub(crate) fn a_pod(run: &ScriptRun) -> PodFacts {
     PodFacts {
+        addresses: vec![[10, 1, 2, 3].into()],
         name: names::pod_name(run.metadata.uid.as_deref().unwrap()),
         uid: POD_UID.into(),
         node: Some("node".into()),
@@ -213,4 +218,10 @@ pub(crate) fn started(second: i64) -> ScriptRun {
 
 pub(crate) fn status(run: &ScriptRun) -> ScriptRunStatus {
     run.status.clone().unwrap_or_default()
+}
+
+/// Where the gateway is.
+pub(crate) fn egress() -> Egress {
+    let at = |port| std::net::SocketAddr::from(([10, 96, 0, 7], port));
+    Egress { address: at(8443), forbidden: at(8445), name: "paddock-egress".into(), authority: "PEM".into() }
 }

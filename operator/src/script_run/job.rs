@@ -2,7 +2,7 @@
 
 use paddock_crds::{LargeResult, ScriptRun};
 use paddock_policy::{Grant, OutputGrant};
-use paddock_protocol::{Interfaces, Job, JobFiles, VERSION};
+use paddock_protocol::{Egress, Interfaces, Job, JobFiles, VERSION};
 use sha2::{Digest as _, Sha256};
 
 /// Bytes beyond each end that is shown of what a script put out: whatever is masked and no longer than this is seen whole.
@@ -18,17 +18,20 @@ pub(crate) struct Fixed {
     pub(crate) start_budget_seconds: u32,
     /// Public key of the run.
     pub(crate) seal_to: String,
+    /// Where the egress gateway is, if there is one.
+    pub(crate) egress: Option<Egress>,
 }
 
 /// The files for a run that was granted `grant`.
 pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant: &Grant, output: &OutputGrant, fixed: &Fixed) -> JobFiles {
+    let egress = fixed.egress.clone().filter(|_| !grant.capabilities.network.is_empty());
     let job = Job {
         version: VERSION,
         run: run.metadata.uid.clone().unwrap_or_default(),
         command: grant.runtime.command.clone(),
         extension: grant.runtime.extension.clone(),
         args: run.spec.script.args.clone(),
-        interfaces: Interfaces::LoopbackOnly,
+        interfaces: if egress.is_some() { Interfaces::Any } else { Interfaces::LoopbackOnly },
         start_budget_seconds: fixed.start_budget_seconds,
         timeout_seconds: grant.timeout_seconds,
         grace_seconds: grant.grace_seconds,
@@ -36,7 +39,7 @@ pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant
         stream_bytes: output.stream_bytes + 2 * MARGIN,
         result_bytes: result_bytes(output),
         file_bytes: grant.scratch_bytes,
-        egress: None,
+        egress,
     };
     let input = input.map(|text| text.as_bytes().to_vec());
     JobFiles { job: serde_json::to_vec(&job).unwrap_or_default(), script, input }

@@ -71,6 +71,8 @@ struct Book {
     troubled: HashSet<String>,
     /// Runs that a list that is under way has shown.
     listed: Option<HashSet<String>>,
+    /// A list was complete at least once.
+    is_listed: bool,
 }
 
 impl Book {
@@ -148,11 +150,17 @@ impl Ledger {
     pub(crate) fn list_ends(&self) {
         let mut book = self.lock();
         let Some(listed) = book.listed.take() else { return };
+        book.is_listed = true;
         let gone: Vec<String> = book.seen.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
         for uid in gone {
             book.hide(&uid);
         }
         book.line.forget_idle();
+    }
+
+    /// Whether all runs have been shown once.
+    pub(crate) fn is_listed(&self) -> bool {
+        self.lock().is_listed
     }
 
     /// The pass of a run has failed.

@@ -97,6 +97,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         let fixed = Fixed {
             start_budget_seconds: context.settings.start_budget_seconds,
             seal_to: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()).public(),
+            egress: context.egress.of_a_job(),
         };
         policies.given = given::look(run, &policies, context).await?;
         let checked = check_input(watched, &source, &policies, context).await?;
@@ -132,7 +133,8 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let has_lost_approval = has_lost_approval(run, &approvals, now);
     let awaiting = if to_approve.is_some() { context.ledger.awaiting(&run.namespace().unwrap_or_default(), &uid) } else { 0 };
     let leading_since = context.fence.up_since();
-    Ok(Seen { decision, sandbox, pod, stream, containment, approving, awaiting, has_lost_approval, output, leading_since })
+    let bound = context.egress.show(run, &pod, context);
+    Ok(Seen { decision, sandbox, pod, stream, containment, approving, awaiting, has_lost_approval, output, bound, leading_since })
 }
 
 fn is_running(status: &ScriptRunStatus) -> bool {

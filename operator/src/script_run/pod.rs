@@ -14,7 +14,8 @@ use super::ledger::policy_text;
 use super::validate::ValidRun;
 use crate::config::Settings;
 use crate::names::{
-    CONTAINER, FILES_DIGEST, JOB_DIGEST, MANAGED_BY, MANAGER, RUN_NAME, RUN_NAMESPACE, RUN_POLICY, RUN_UID, pod_name, sandbox_namespace,
+    CONTAINER, FILES_DIGEST, JOB_DIGEST, MANAGED_BY, MANAGER, NETWORK, NETWORK_EGRESS, RUN_NAME, RUN_NAMESPACE, RUN_POLICY, RUN_UID,
+    pod_name, sandbox_namespace,
 };
 
 /// Where `secrets` and `data` are.
@@ -85,9 +86,12 @@ pub(crate) fn render_pod(run: &ValidRun, settings: &Settings) -> Pod {
         ("linkerd.io/inject", "disabled"),
         ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"),
     ];
+    if has_network(run) {
+        annotations.labels.get_or_insert_default().insert(NETWORK.to_owned(), NETWORK_EGRESS.to_owned());
+    }
     annotations.annotations.get_or_insert_default().extend(opt_outs.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let spec = json!({
-        "runtimeClassName": settings.runtime_class,
+        "runtimeClassName": if has_network(run) { &settings.egress_runtime_class } else { &settings.runtime_class },
         "restartPolicy": "Never",
         "activeDeadlineSeconds": deadline(run, settings),
         "terminationGracePeriodSeconds": run.grant.grace_seconds + RUNNER_GRACE,
@@ -117,6 +121,11 @@ pub(crate) fn render_pod(run: &ValidRun, settings: &Settings) -> Pod {
         fields.remove("initContainers");
     }
     Pod { metadata: annotations, spec: serde_json::from_value(spec).ok(), status: None }
+}
+
+/// Whether anything leads out of the sandbox: the egress gateway.
+fn has_network(run: &ValidRun) -> bool {
+    !run.grant.capabilities.network.is_empty()
 }
 
 /// The kubelet's own time-out, behind the operator's and the runner's.

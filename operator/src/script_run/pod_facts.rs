@@ -1,5 +1,7 @@
 //! What a pod says about itself, as plain values. Pure.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1::{ContainerState, Pod, PodStatus};
 
 use crate::names::CONTAINER;
@@ -19,6 +21,7 @@ pub(crate) struct PodFacts {
     pub(crate) name: String,
     pub(crate) uid: String,
     pub(crate) node: Option<String>,
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) deleting: bool,
     /// Set by a caller that can compare: how the stored pod differs from the rendered one.
     pub(crate) mutated: Option<String>,
@@ -74,6 +77,7 @@ impl PodFacts {
             name: pod.metadata.name.clone().unwrap_or_default(),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            addresses: addresses(pod),
             deleting: pod.metadata.deletion_timestamp.is_some(),
             mutated: None,
             job_digest: annotations.and_then(|annotations| annotations.get(crate::names::JOB_DIGEST).cloned()),
@@ -86,6 +90,11 @@ impl PodFacts {
     pub(crate) fn ended(&self) -> Option<&Ended> {
         if let PodLife::Ended(ended) = &self.life { Some(ended) } else { None }
     }
+}
+
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let listed = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
+    listed.filter_map(|listed| listed.ip.parse().ok()).collect()
 }
 
 fn life(pod: &Pod) -> PodLife {

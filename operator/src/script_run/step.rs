@@ -14,6 +14,7 @@ use super::outcome::{Outcome, before_the_start, outcome, outcome_of_refusal};
 use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen, WaitsFor};
 use super::validate::{self, ValidRun};
 use crate::config::Settings;
+use crate::egress::Bound;
 use crate::names::{FINALIZER, GIT_ANNOTATIONS, GIT_LABELS, sandbox_namespace};
 
 /// Everything that a pass has read.
@@ -37,6 +38,8 @@ pub(crate) struct Seen {
     pub(crate) has_lost_approval: bool,
     /// What becomes of what the script puts out, or why that cannot be told.
     pub(crate) output: Result<OutputGrant, String>,
+    /// How far the egress gateway knows what the run is granted.
+    pub(crate) bound: Bound,
     /// Since when this replica may write without a gap.
     pub(crate) leading_since: Timestamp,
 }
@@ -337,7 +340,7 @@ fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settin
         PodSeen::Absent => Step::CreatePod,
         PodSeen::Present(pod) if pod.deleting => Step::Rest { wake: Some(budget_left) },
         PodSeen::Present(pod) if pod.job_digest.as_ref() != status.job_digest.as_ref() || !is_admitted_as_it_is => remove(&seen.pod),
-        PodSeen::Present(pod) => start(pod, &seen.stream, budget_left),
+        PodSeen::Present(pod) => start(pod, &seen.stream, seen.bound, budget_left),
     }
 }
 
@@ -348,7 +351,10 @@ fn remove(pod: &PodSeen) -> Step {
     }
 }
 
-fn start(pod: &PodFacts, stream: &StreamSeen, budget_left: Duration) -> Step {
+/// A gateway that does not know a run yet is asked about it again after this long.
+const BINDING: Duration = Duration::from_millis(20);
+
+fn start(pod: &PodFacts, stream: &StreamSeen, bound: Bound, budget_left: Duration) -> Step {
     if pod.mutated.is_some() {
         return Step::RecordStop(Reason::PodMutated);
     }
@@ -365,6 +371,7 @@ fn start(pod: &PodFacts, stream: &StreamSeen, budget_left: Duration) -> Step {
         PodLife::Pending(WaitsFor::Named { reason, .. }) if is_hopeless(reason) => Step::RecordStop(Reason::ImageUnavailable),
         _ if !stream.listening => Step::Listen,
         _ => match &stream.transcript.boot {
+            Some(_) if bound == Bound::NotYet => Step::Rest { wake: Some(BINDING.min(budget_left)) },
             Some(boot) => Step::RecordStart { boot: boot.clone() },
             None => Step::Rest { wake: Some(budget_left) },
         },

@@ -132,7 +132,8 @@ pub(crate) fn validate(
         return Err(Refused::plain(Reason::PolicyGone, gone_message(gone, &run.namespace().unwrap_or_default())));
     }
     let taken: Vec<TakenPolicy> = policies.taking_part.iter().map(|policy| policy.taken.clone()).collect();
-    let outcome = judge(&policies.taking_part, &run.spec.policy_ref, &Ask::of(&run.spec, policies.given.found.clone(), Gateway::Absent));
+    let gateway = if fixed.egress.is_some() { Gateway::Installed } else { Gateway::Absent };
+    let outcome = judge(&policies.taking_part, &run.spec.policy_ref, &Ask::of(&run.spec, policies.given.found.clone(), gateway));
     let refused = |refusal| Refused { policies: taken.clone(), decisions: outcome.decisions.clone(), ..Refused::of(refusal) };
     let grant = outcome.result.clone().map_err(refused)?;
     let script = match source {

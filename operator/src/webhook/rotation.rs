@@ -47,8 +47,12 @@ pub(crate) enum Act {
 
 /// Decides. `lifetime` is that of a certificate: at two thirds of it another follows.
 pub(crate) fn act(certificates: &Certificates, lifetime: SignedDuration, now: Timestamp) -> Act {
+    act_after(certificates, lifetime, LONGEST_ANNOUNCEMENT.min(lifetime / 10), now)
+}
+
+/// The same with a time of its own between announcement and use.
+pub(crate) fn act_after(certificates: &Certificates, lifetime: SignedDuration, announcement: SignedDuration, now: Timestamp) -> Act {
     let age = |certificate: &Certificate| now.duration_since(certificate.made);
-    let announcement = LONGEST_ANNOUNCEMENT.min(lifetime / 10);
     match (&certificates.current, &certificates.next) {
         (None, _) => Act::Make,
         (Some(_), Some(next)) if age(next) >= announcement => Act::Use,

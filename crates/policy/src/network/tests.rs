@@ -135,3 +135,23 @@ fn what_is_asked_for_twice_is_answered_once() {
     let network = ["api.example.com", "API.example.com.", "api.example.com:443", "api.example.com:8443", "?", "?"].map(Into::into).into();
     assert_eq!(asked(&Capabilities { network, ..Capabilities::default() }), ["api.example.com", "api.example.com:8443", "?"]);
 }
+
+#[test]
+fn what_was_granted_ends_with_what_grants_it() {
+    let grants = || network(json!([{ "hosts": ["api.example.com", "www.example.com"] }]));
+    let permissions = ["network:api.example.com:443".to_owned(), "network:other.example:443".to_owned(), "secrets:a".to_owned()];
+    let of = |policies: &[Policy]| {
+        let (granted, denied) = still_granted(&policies.iter().collect::<Vec<_>>(), &permissions);
+        (granted.iter().map(|granted| granted.to.to_string()).collect::<Vec<_>>(), denied.len())
+    };
+    assert_eq!(of(&[policy(Effect::Allow, grants())]), (vec!["api.example.com:443".to_owned()], 0));
+    let denying = policy(Effect::Restrict, json!({ "deny": { "hosts": ["*.example.org"] } }));
+    assert_eq!(of(&[policy(Effect::Allow, grants()), denying]), (vec!["api.example.com:443".to_owned()], 1));
+    let denying = policy(Effect::Restrict, json!({ "deny": { "hosts": ["*.example.com"] } }));
+    assert_eq!(of(&[policy(Effect::Allow, grants()), denying]), (vec![], 1));
+    assert_eq!(of(&[policy(Effect::Restrict, grants())]), (vec![], 0), "nobody allows anything");
+    let broken = policy(Effect::Restrict, network(json!([{ "hosts": ["*.com"] }])));
+    assert_eq!(of(&[policy(Effect::Allow, grants()), broken]), (vec![], 0));
+    let killed = policy(Effect::Restrict, json!({ "suspend": "Kill" }));
+    assert_eq!(of(&[policy(Effect::Allow, grants()), killed]), (vec![], 0));
+}

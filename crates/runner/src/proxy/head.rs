@@ -21,7 +21,9 @@ pub(super) fn read(bytes: &[u8]) -> Head<'_> {
         return if bytes.len() >= LONGEST { Head::Other } else { Head::Part };
     };
     let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let target = std::str::from_utf8(line).ok().and_then(|line| line.strip_prefix("CONNECT ")?.strip_suffix(" HTTP/1.1"));
+    let line = std::str::from_utf8(line).ok().and_then(|line| line.strip_prefix("CONNECT "));
+    // Python's http.client says 1.0 up to its version 3.11. To the gateway all of it is 1.1.
+    let target = line.and_then(|line| line.strip_suffix(" HTTP/1.1").or_else(|| line.strip_suffix(" HTTP/1.0")));
     // What it means the gateway decides; here it must not become more than one word of one line.
     match target.filter(|target| target.bytes().all(|byte| byte.is_ascii_graphic()) && (1..=LONGEST_TARGET).contains(&target.len())) {
         Some(target) => Head::Connect { target, rest: &bytes[end + 4..] },
@@ -50,11 +52,14 @@ mod tests {
         assert_eq!(read(b"CONNECT a.example:443 HTTP/1.1\r\nHost: a\r\n"), Head::Part);
         let whole = b"CONNECT a.example:443 HTTP/1.1\r\nProxy-Authorization: Bearer mine\r\n\r\nrest";
         assert_eq!(read(whole), Head::Connect { target: "a.example:443", rest: b"rest" });
+        let older = b"CONNECT a.example:443 HTTP/1.0\r\n\r\n";
+        assert_eq!(read(older), Head::Connect { target: "a.example:443", rest: b"" });
         let empty = b"CONNECT a.example:443 HTTP/1.1\r\n\r\n";
         assert_eq!(read(empty), Head::Connect { target: "a.example:443", rest: b"" });
         for other in [
             &b"GET http://a.example/ HTTP/1.1\r\n\r\n"[..],
-            b"CONNECT a.example:443 HTTP/1.0\r\n\r\n",
+            b"CONNECT a.example:443 HTTP/2.0\r\n\r\n",
+            b"CONNECT a.example:443 HTTP/1.\r\n\r\n",
             b"CONNECT  HTTP/1.1\r\n\r\n",
             b"CONNECT a b HTTP/1.1\r\n\r\n",
             b"CONNECT a\nX:b HTTP/1.1\r\n\r\n",

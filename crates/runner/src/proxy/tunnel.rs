@@ -100,7 +100,7 @@ impl Tunnel {
     fn connect(&mut self, gateway: &Gateway, token: &str) -> io::Result<()> {
         match head::read(&self.head) {
             Head::Part => return Ok(()),
-            Head::Other => self.answer("405 Method Not Allowed", "NotConnect", "only CONNECT over HTTP/1.1 is answered"),
+            Head::Other => self.answer("405 Method Not Allowed", "NotConnect", "only CONNECT is answered"),
             Head::Connect { target, rest } => {
                 let mut tls = ClientConnection::new(gateway.tls.clone(), gateway.name.clone()).map_err(io::Error::other)?;
                 // More than one read of the script is never in it.

@@ -1,6 +1,6 @@
 use super::super::fixtures::{a_run, settings, valid};
 use super::*;
-use paddock_policy::Object;
+use paddock_policy::{GrantedDestination, Object};
 
 fn rendered() -> Vec<Pod> {
     let mut run = a_run();
@@ -68,6 +68,21 @@ fn every_pod_is_confined() {
         }
         assert!(!pod.metadata.annotations.unwrap().keys().any(|key| key.starts_with("dev.gvisor")));
     }
+}
+
+/// Only what was granted something of the network has an interface, and only with the label by which its network policy finds it.
+#[test]
+fn a_pod_has_a_network_only_where_one_was_granted() {
+    let with = |network: Vec<GrantedDestination>| {
+        let mut run = valid(&a_run());
+        run.grant.capabilities.network = network;
+        let pod = render_pod(&run, &settings());
+        (pod.spec.unwrap().runtime_class_name.unwrap(), pod.metadata.labels.unwrap().get(NETWORK).cloned())
+    };
+    assert_eq!(with(Vec::new()), ("gvisor-nonet".to_owned(), None));
+    let to = paddock_destination::Destination::parse("api.example.com").unwrap();
+    let granted = GrantedDestination { to, rule: String::new(), addresses: paddock_destination::ByName::default() };
+    assert_eq!(with(vec![granted]), ("gvisor".to_owned(), Some(NETWORK_EGRESS.to_owned())));
 }
 
 #[test]

@@ -147,6 +147,16 @@ fn a_run_stopped_before_its_start_ends_when_its_pod_is_gone() {
     assert!(matches!(step(&stopping, &seen(&run), 61), Step::Finish(outcome) if outcome.phase == Phase::StartTimedOut));
 }
 
+#[test]
+fn nothing_starts_before_the_gateway_knows_what_it_is_granted() {
+    let run = admitted(0);
+    let mut waiting = with_pod(&run, a_stream(|_| ()), |_| ());
+    assert!(matches!(step(&run, &waiting, 1), Step::RecordStart { .. }));
+    waiting.bound = Bound::NotYet;
+    assert!(matches!(step(&run, &waiting, 1), Step::Rest { wake: Some(wake) } if wake <= Duration::from_millis(20)));
+    assert_eq!(step(&run, &waiting, 60), Step::RecordStop(Reason::StartTimedOut));
+}
+
 #[rstest]
 #[case(RefusedReason::NotSandboxed, Reason::NotSandboxed)]
 #[case(RefusedReason::UnexpectedInterface, Reason::UnexpectedInterface)]

@@ -1,0 +1,131 @@
+//! Public hosts in the cluster's own network: their addresses are on an interface there, and nothing leaves the machine.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once};
+
+use nix::sched::{CloneFlags, setns};
+use paddock_e2e::cluster::layout::{Layout, NODE_ADDRESS};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+/// Runs in the network of the cluster; sockets that are made there stay there.
+fn inside<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> T {
+    let enter = move || {
+        setns(std::fs::File::open(Layout::network_namespace()).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+        make()
+    };
+    std::thread::spawn(enter).join().unwrap()
+}
+
+/// Gives the cluster's node this address too.
+fn own(address: Ipv4Addr) {
+    let namespace = format!("--net={}", Layout::network_namespace().display());
+    let status = std::process::Command::new("nsenter")
+        .args([&namespace, "ip", "address", "replace", &format!("{address}/32"), "dev", "lo"])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+static NAMES: Mutex<BTreeMap<String, Ipv4Addr>> = Mutex::new(BTreeMap::new());
+
+/// The name server of the cluster answers for these names too. It knows no others than those that tests have named.
+pub fn names(new: &[(&str, Ipv4Addr)]) {
+    static SERVER: Once = Once::new();
+    NAMES.lock().unwrap().extend(new.iter().map(|(name, address)| ((*name).to_owned(), *address)));
+    SERVER.call_once(serve_names);
+}
+
+fn serve_names() {
+    let socket = inside(|| UdpSocket::bind((NODE_ADDRESS, 53)).unwrap());
+    std::thread::spawn(move || {
+        let mut query = [0; 512];
+        while let Ok((length, peer)) = socket.recv_from(&mut query) {
+            let answer = answer(&query[..length], &NAMES.lock().unwrap());
+            if let Some(answer) = answer {
+                let _ = socket.send_to(&answer, peer);
+            }
+        }
+    });
+}
+
+/// RFC 1035: the question again, and one address of it if it asks for one.
+fn answer(query: &[u8], names: &BTreeMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
+    let (mut labels, mut at) = (Vec::new(), 12);
+    while *query.get(at)? != 0 {
+        let length = usize::from(query[at]);
+        labels.push(String::from_utf8_lossy(query.get(at + 1..=at + length)?).to_lowercase());
+        at += 1 + length;
+    }
+    let kind = query.get(at + 1..at + 3)?;
+    let address = names.get(&labels.join("."));
+    let found = address.filter(|_| kind == [0, 1]);
+    // An answer, recursive; NXDOMAIN where there is no such name.
+    let flags = [0x81, if address.is_some() { 0x80 } else { 0x83 }];
+    let counts = [0, 1, 0, u8::from(found.is_some()), 0, 0, 0, 0];
+    let mut told = [&query[..2], &flags, &counts, query.get(12..at + 5)?].concat();
+    if let Some(address) = found {
+        told.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+        told.extend(address.octets());
+    }
+    Some(told)
+}
+
+/// A host that speaks HTTP over TLS.
+pub struct Host {
+    /// Its certificate, as PEM.
+    pub authority: String,
+    slow: Arc<AtomicUsize>,
+}
+
+impl Host {
+    /// Answers to `/slow` that are under way.
+    pub fn slow(&self) -> usize {
+        self.slow.load(Ordering::SeqCst)
+    }
+}
+
+/// Serves HTTP over TLS for `name` at this address: `hello` at once, or, where `/slow` is asked for, a line every 10 ms for ever.
+pub fn https(name: &str, address: Ipv4Addr) -> Host {
+    own(address);
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let config = Arc::new(config.with_single_cert(vec![made.cert.der().clone()], key).unwrap());
+    let listener = inside(move || TcpListener::bind(SocketAddr::from((address, 443))).unwrap());
+    let slow = Arc::new(AtomicUsize::new(0));
+    let counted = slow.clone();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            let config = config.clone();
+            let slow = counted.clone();
+            std::thread::spawn(move || serve(socket, config, &slow));
+        }
+    });
+    Host { authority: made.cert.pem(), slow }
+}
+
+fn serve(socket: TcpStream, config: Arc<ServerConfig>, slow: &AtomicUsize) -> Option<()> {
+    let mut stream = StreamOwned::new(ServerConnection::new(config).ok()?, socket);
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").ok()?;
+    if head.starts_with(b"GET /slow ") {
+        slow.fetch_add(1, Ordering::SeqCst);
+        while stream.write_all(b"tick\n").and_then(|()| stream.flush()).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        slow.fetch_sub(1, Ordering::SeqCst);
+        return None;
+    }
+    stream.write_all(b"hello").ok()?;
+    stream.conn.send_close_notify();
+    stream.flush().ok()
+}

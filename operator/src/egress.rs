@@ -1,0 +1,230 @@
+//! Networks of runs. What each run is granted now is a value, made from the policies as they are and from the runs that live; every replica of
+//! the egress gateway is told it, and no script with a network starts before all of them have heard of it.
+
+pub(crate) mod authority;
+pub(crate) mod granted;
+pub(crate) mod replicas;
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use paddock_crds::ScriptRun;
+use paddock_egress::feed::{All, Granted};
+use paddock_protocol::Egress as JobEgress;
+use tokio::sync::{Notify, watch};
+
+use crate::context::Context;
+use crate::error::{Error, within};
+use crate::script_run::observe::policies_of;
+use crate::script_run::pod_facts::PodSeen;
+use authority::Trusted;
+use granted::{Live, ToTell, to_tell, told};
+use replicas::Replicas;
+
+/// The name in the gateway's certificate.
+pub(crate) const NAME: &str = "paddock-egress";
+/// Where sandboxes connect to.
+pub(crate) const PORT: u16 = 8443;
+/// Where the operator does.
+const OPERATOR_PORT: u16 = 8444;
+/// Where nobody may from a sandbox.
+const FORBIDDEN_PORT: u16 = 8445;
+/// How often the Service and the certificates are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// A new leader waits this long at most until it has seen all runs. A gateway that is told nothing for 5 s cuts everything by itself.
+const SETTLING: Duration = Duration::from_secs(3);
+const SETTLED_EVERY: Duration = Duration::from_millis(20);
+/// After what went wrong.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// What is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Installed {
+    /// The Service of the gateway, in the operator's namespace.
+    pub(crate) service: String,
+    /// Pods, Services and nodes.
+    pub(crate) cluster_nets: Vec<IpNet>,
+}
+
+/// What is known of the gateway and told to it.
+pub(crate) struct Egress {
+    installed: Option<Installed>,
+    place: watch::Sender<Option<Place>>,
+    live: Mutex<BTreeMap<String, Live>>,
+    changed: Notify,
+    /// Runs that a pass has seen since this process leads.
+    shown: Mutex<HashSet<String>>,
+    wanted: watch::Sender<Arc<All>>,
+    replicas: Replicas,
+}
+
+/// Where the gateway is, and how it is known.
+#[derive(Clone, PartialEq, Eq)]
+struct Place {
+    address: IpAddr,
+    trusted: Trusted,
+}
+
+/// How far the gateway knows of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bound {
+    /// It has a network, and every replica knows what it is granted; or it has none.
+    Yes,
+    /// Some replica does not know yet.
+    NotYet,
+}
+
+impl Egress {
+    pub(crate) fn new(installed: Option<Installed>) -> Self {
+        Self {
+            installed,
+            place: watch::Sender::new(None),
+            live: Mutex::default(),
+            shown: Mutex::default(),
+            changed: Notify::new(),
+            wanted: watch::Sender::new(Arc::default()),
+            replicas: Replicas::default(),
+        }
+    }
+
+    /// For a job that has a network.
+    pub(crate) fn of_a_job(&self) -> Option<JobEgress> {
+        let place = self.place.borrow();
+        let place = place.as_ref()?;
+        Some(JobEgress {
+            address: SocketAddr::new(place.address, PORT),
+            forbidden: SocketAddr::new(place.address, FORBIDDEN_PORT),
+            name: NAME.into(),
+            authority: place.trusted.bundle.clone(),
+        })
+    }
+
+    /// Takes in what a pass saw of a run, and says how far the gateway knows of it.
+    pub(crate) fn show(&self, run: &ScriptRun, pod: &PodSeen, context: &Context) -> Bound {
+        let uid = run.metadata.uid.clone().unwrap_or_default();
+        if self.installed.is_some() {
+            lock(&self.shown).insert(uid.clone());
+        }
+        let now = match to_tell(run, pod, &context.settings) {
+            ToTell::This(live) => live,
+            other => {
+                self.withdraw(&uid);
+                return if other == ToTell::NothingYet { Bound::NotYet } else { Bound::Yes };
+            }
+        };
+        let mut live = lock(&self.live);
+        if live.get(&uid).is_none_or(|before| !before.is_the_same(&now)) {
+            live.insert(uid.clone(), now);
+            self.changed.notify_one();
+        }
+        drop(live);
+        let wanted = self.wanted.borrow().get(&uid).cloned();
+        let is_bound = wanted.is_some_and(|wanted| self.replicas.all_know(&uid, &wanted));
+        if is_bound { Bound::Yes } else { Bound::NotYet }
+    }
+
+    /// The run is gone.
+    pub(crate) fn hide(&self, uid: &str) {
+        lock(&self.shown).remove(uid);
+        self.withdraw(uid);
+    }
+
+    fn withdraw(&self, uid: &str) {
+        if lock(&self.live).remove(uid).is_some() {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Whether every run that may be granted something was seen: who begins to tell before that cuts the tunnels of those that were not.
+    fn has_seen_all(&self, context: &Context) -> bool {
+        let shown = lock(&self.shown);
+        context.active_runs().is_some_and(|active| active.iter().all(|uid| shown.contains(uid)))
+    }
+
+    /// What all runs are granted now.
+    fn compute(&self, context: &Context, nets: &[IpNet]) -> All {
+        let before = self.wanted.borrow().clone();
+        let mut all = All::new();
+        for (uid, live) in lock(&self.live).iter() {
+            let policies = policies_of(&live.namespace, &live.policy, context);
+            let token = context.results.sealing_key.token_of_run(uid);
+            let new = Granted { told: told(uid, live, &policies, &token, nets), expires: live.expires };
+            let known = before.get(uid).filter(|known| ***known == new).cloned();
+            all.insert(uid.clone(), known.unwrap_or_else(|| Arc::new(new)));
+        }
+        all
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps the gateway told, for as long as this replica leads. Without a gateway it waits for ever.
+pub(crate) async fn run(context: Arc<Context>, changes: watch::Receiver<()>) {
+    let Some(installed) = context.egress.installed.clone() else { return std::future::pending().await };
+    let tell = async {
+        let begin = Instant::now();
+        while !context.egress.has_seen_all(&context) && begin.elapsed() < SETTLING {
+            tokio::time::sleep(SETTLED_EVERY).await;
+        }
+        replicas::follow(&context, &installed.service).await;
+    };
+    tokio::join!(find(&context, &installed), grant(&context, &installed, changes), tell);
+}
+
+/// Computes what is granted whenever a run or a policy changes.
+async fn grant(context: &Context, installed: &Installed, mut changes: watch::Receiver<()>) {
+    let egress = &context.egress;
+    loop {
+        let all = egress.compute(context, &installed.cluster_nets);
+        egress.wanted.send_if_modified(|wanted| {
+            let differs = **wanted != all;
+            if differs {
+                *wanted = Arc::new(all);
+            }
+            differs
+        });
+        tokio::select! {
+            () = egress.changed.notified() => {}
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Looks for the gateway's Service, and keeps its certificates.
+async fn find(context: &Context, installed: &Installed) {
+    loop {
+        let pause = match look(context, installed).await {
+            Ok(place) => {
+                context.egress.place.send_if_modified(|known| {
+                    let differs = *known != place;
+                    *known = place;
+                    differs
+                });
+                LOOK_EVERY
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "the egress gateway could not be looked at");
+                RETRY_EVERY
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn look(context: &Context, installed: &Installed) -> anyhow::Result<Option<Place>> {
+    const WHAT: &str = "the Service of the egress gateway";
+    let namespace = &context.settings.operator_namespace;
+    let known = context.egress.place.borrow().as_ref().map(|place| place.trusted.clone());
+    let trusted = authority::keep(&context.client, namespace, known, context.now()).await?;
+    let api: Api<Service> = Api::namespaced(context.client.clone(), namespace);
+    let service = within(WHAT, api.get_opt(&installed.service)).await?.map_err(Error::read(WHAT))?;
+    let address = service.and_then(|service| service.spec?.cluster_ip?.parse().ok());
+    Ok(address.map(|address| Place { address, trusted }))
+}

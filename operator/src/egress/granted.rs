@@ -1,0 +1,184 @@
+//! What a run that lives is granted of the network. Pure, but for the clock by which its end is told.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use paddock_crds::{ConditionType, PolicyRef, ScriptRun, Verdict};
+use paddock_egress::ask::hash;
+use paddock_egress::wire::{Told, ToldRule, token_text};
+use paddock_policy::{NETWORK_PERMISSION, Policy, still_granted};
+
+use crate::config::Settings;
+use crate::script_run::pod_facts::PodSeen;
+use crate::script_run::validate::PoliciesSeen;
+
+/// Tunnels of a run at once, at each replica: as many as its proxy opens.
+const TUNNELS: u32 = 64;
+/// Bytes of a run in both directions together, at each replica.
+const BYTES: u64 = 1 << 30;
+/// Seconds beyond its time after which a run that was forgotten by everybody has no network any more.
+const BEYOND: u64 = 60;
+
+/// A run that has a pod, and was granted something of the network.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Live {
+    pub(crate) namespace: String,
+    pub(crate) policy: PolicyRef,
+    /// What was granted when it was admitted, as in `status.decisions`.
+    pub(crate) permissions: Vec<String>,
+    pub(crate) pod: Vec<IpAddr>,
+    pub(crate) expires: Instant,
+}
+
+impl Live {
+    /// Whatever became of the clock.
+    pub(crate) fn is_the_same(&self, other: &Self) -> bool {
+        Self { expires: self.expires, ..other.clone() } == *self
+    }
+}
+
+/// What there is to be told of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum ToTell {
+    /// It was granted nothing of the network, or has no pod, or is being ended.
+    Nothing,
+    /// Its pod has no address yet.
+    NothingYet,
+    /// What it was granted counts.
+    This(Live),
+}
+
+/// Decides what there is to be told.
+pub(crate) fn to_tell(run: &ScriptRun, pod: &PodSeen, settings: &Settings) -> ToTell {
+    let (Some(status), PodSeen::Present(pod)) = (run.status.as_ref(), pod) else { return ToTell::Nothing };
+    let is_over = status.is_true(&ConditionType::Finished)
+        || status.is_true(&ConditionType::ResultReady)
+        || status.stopping.is_some()
+        || run.metadata.deletion_timestamp.is_some()
+        || pod.deleting
+        || pod.ended().is_some();
+    let granted = status.decisions.iter().filter(|decision| decision.verdict == Verdict::Granted);
+    let permissions: Vec<String> =
+        granted.map(|decision| decision.permission.clone()).filter(|permission| permission.starts_with(NETWORK_PERMISSION)).collect();
+    if is_over || !status.is_true(&ConditionType::Admitted) || permissions.is_empty() {
+        return ToTell::Nothing;
+    }
+    if pod.addresses.is_empty() {
+        return ToTell::NothingYet;
+    }
+    let seconds = |value: Option<i64>| u64::try_from(value.unwrap_or(0)).unwrap_or(0);
+    let lifetime = u64::from(settings.start_budget_seconds) + seconds(status.timeout_seconds) + BEYOND;
+    ToTell::This(Live {
+        namespace: run.metadata.namespace.clone().unwrap_or_default(),
+        policy: run.spec.policy_ref.clone(),
+        permissions,
+        pod: pod.addresses.clone(),
+        expires: Instant::now() + Duration::from_secs(lifetime),
+    })
+}
+
+/// As the gateway is told it. A run that is granted nothing any more is known all the same: what it asks for is refused for that reason.
+pub(crate) fn told(uid: &str, live: &Live, policies: &PoliciesSeen, token: &str, cluster: &[IpNet]) -> Told {
+    let taking_part: Vec<&Policy> = policies.taking_part.iter().map(AsRef::as_ref).collect();
+    let are_known = policies.unusable.is_none() && policies.gone.is_empty();
+    let (granted, denied) = if are_known { still_granted(&taking_part, &live.permissions) } else { (Vec::new(), Vec::new()) };
+    let rules = granted.into_iter().map(|granted| ToldRule { name: granted.rule, to: granted.to.to_string(), allowed: granted.addresses });
+    Told {
+        run: uid.to_owned(),
+        token: token_text(&hash(token.as_bytes())),
+        pod: live.pod.clone(),
+        rules: rules.collect(),
+        denied: denied.into_iter().map(|(hosts, rule)| (hosts.to_string(), rule)).collect(),
+        cluster: cluster.to_vec(),
+        expires_in: 0,
+        tunnels: TUNNELS,
+        bytes: BYTES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use paddock_crds::{Decision, Effect, PolicyKind, Reason, TakenPolicy};
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::script_run::fixtures::{a_pod, admitted, settings};
+    use crate::script_run::pod_facts::PodFacts;
+
+    fn granted_run() -> ScriptRun {
+        let mut run = admitted(0);
+        let decision = |permission: &str, verdict| Decision { permission: permission.into(), verdict, rule: "rule".into() };
+        run.status.as_mut().unwrap().decisions = vec![
+            decision("network:api.example.com:443", Verdict::Granted),
+            decision("network:www.example.com:443", Verdict::Refused),
+            decision("runtime:python", Verdict::Granted),
+        ];
+        run
+    }
+
+    fn of(run: &ScriptRun, change: impl FnOnce(&mut PodFacts)) -> ToTell {
+        let mut pod = a_pod(run);
+        change(&mut pod);
+        to_tell(run, &PodSeen::Present(Box::new(pod)), &settings())
+    }
+
+    fn micro() -> k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime {
+        k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(jiff::Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn what_was_granted_is_told_while_the_run_has_a_pod_with_an_address() {
+        let run = granted_run();
+        let ToTell::This(live) = of(&run, |_| ()) else { panic!("nothing is told") };
+        assert_eq!((live.permissions.as_slice(), live.pod.len()), (["network:api.example.com:443".to_owned()].as_slice(), 1));
+        assert_eq!(of(&run, |pod| pod.addresses.clear()), ToTell::NothingYet);
+        assert_eq!(of(&run, |pod| pod.deleting = true), ToTell::Nothing);
+        assert_eq!(of(&admitted(0), |_| ()), ToTell::Nothing);
+        assert_eq!(to_tell(&run, &PodSeen::Absent, &settings()), ToTell::Nothing);
+    }
+
+    #[rstest]
+    #[case::stopping(|run: &mut ScriptRun| run.status.as_mut().unwrap().stopping = Some(paddock_crds::Stopping { reason: Reason::Cancelled, since: micro() }))]
+    #[case::deleted(|run: &mut ScriptRun| run.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH)))]
+    fn what_is_being_ended_is_granted_nothing(#[case] change: fn(&mut ScriptRun)) {
+        let mut run = granted_run();
+        change(&mut run);
+        assert_eq!(of(&run, |_| ()), ToTell::Nothing);
+    }
+
+    fn policies(rules: Value) -> PoliciesSeen {
+        let taken = TakenPolicy {
+            kind: PolicyKind::ClusterSandboxPolicy,
+            name: "base".into(),
+            uid: String::new(),
+            author: None,
+            generation: 1,
+            hash: String::new(),
+        };
+        let policy = Policy::new(taken, Effect::Allow, serde_json::from_value(rules).unwrap());
+        PoliciesSeen { taking_part: vec![Arc::new(policy)], ..PoliciesSeen::default() }
+    }
+
+    #[test]
+    fn policies_that_do_not_grant_it_any_more_leave_no_rule() {
+        let ToTell::This(live) = of(&granted_run(), |_| ()) else { panic!("nothing is told") };
+        let nets: Vec<IpNet> = vec!["10.244.0.0/16".parse().unwrap()];
+        let told = |policies: &PoliciesSeen| told("uid", &live, policies, "token", &nets);
+        let grants = |hosts: &str| json!({ "capabilities": { "network": [{ "hosts": [hosts] }] }, "deny": { "hosts": ["x.example.com"] } });
+        let one = told(&policies(grants("*.example.com")));
+        assert_eq!((one.rules.len(), one.rules[0].to.as_str()), (1, "api.example.com:443"));
+        assert_eq!((one.denied.len(), one.cluster.as_slice()), (1, nets.as_slice()));
+        assert!(!one.token.contains("token"), "only the hash is told");
+        for nothing in [
+            policies(grants("*.example.org")),
+            PoliciesSeen { unusable: Some("x".into()), ..policies(grants("*.example.com")) },
+            PoliciesSeen { gone: ["strict".into()].into(), ..policies(grants("*.example.com")) },
+        ] {
+            assert_eq!(told(&nothing).rules, []);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! One conversation with each replica of the gateway, wherever the Service has one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::TryStreamExt as _;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Api;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, watcher};
+use paddock_egress::feed::{All, Granted, converse};
+use paddock_egress::wire::Report;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+
+use super::{NAME, OPERATOR_PORT, lock};
+use crate::context::Context;
+
+/// How long a replica may take to answer.
+const CONNECT: Duration = Duration::from_secs(3);
+/// After a conversation has ended, and after more and more attempts at one.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// Reports that wait to be counted.
+const REPORTS: usize = 1024;
+
+/// The conversations, by the address of the replica.
+#[derive(Default)]
+pub(crate) struct Replicas {
+    by_address: Mutex<BTreeMap<IpAddr, Replica>>,
+}
+
+struct Replica {
+    /// Sandboxes are led to it.
+    is_ready: bool,
+    known: watch::Receiver<Option<Arc<All>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Replicas {
+    /// Whether there is a replica, and every one that sandboxes are led to knows that the run is granted this.
+    pub(super) fn all_know(&self, uid: &str, granted: &Arc<Granted>) -> bool {
+        let replicas = lock(&self.by_address);
+        let mut ready = replicas.values().filter(|replica| replica.is_ready).peekable();
+        let knows = |replica: &Replica| replica.known.borrow().as_ref().and_then(|all| all.get(uid)) == Some(granted);
+        ready.peek().is_some() && ready.all(knows)
+    }
+
+    fn set(&self, found: &BTreeMap<IpAddr, bool>, begin: impl Fn(IpAddr, watch::Sender<Option<Arc<All>>>) -> JoinHandle<()>) {
+        let mut replicas = lock(&self.by_address);
+        replicas.retain(|address, _| found.contains_key(address));
+        for (address, is_ready) in found {
+            let replica = replicas.entry(*address).or_insert_with(|| {
+                let (sender, known) = watch::channel(None);
+                Replica { is_ready: false, known, task: begin(*address, sender) }
+            });
+            replica.is_ready = *is_ready;
+        }
+    }
+}
+
+/// Addresses of pods, and whether sandboxes are led to them. Those that are ending are left alone.
+fn addresses(slices: &BTreeMap<String, EndpointSlice>) -> BTreeMap<IpAddr, bool> {
+    let mut found = BTreeMap::new();
+    for endpoint in slices.values().flat_map(|slice| slice.endpoints.iter().flatten()) {
+        let conditions = endpoint.conditions.clone().unwrap_or_default();
+        if conditions.terminating == Some(true) {
+            continue;
+        }
+        for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
+            // By the API's own word, what is not said is true.
+            *found.entry(address).or_default() |= conditions.ready != Some(false);
+        }
+    }
+    found
+}
+
+/// Follows the Service, until this replica of the operator does not lead any more.
+pub(super) async fn follow(context: &Arc<Context>, service: &str) {
+    let (sender, reports) = mpsc::channel(REPORTS);
+    tokio::join!(watch_endpoints(context, service, sender), take(reports));
+}
+
+async fn watch_endpoints(context: &Arc<Context>, service: &str, reports: mpsc::Sender<Report>) {
+    let api: Api<EndpointSlice> = Api::namespaced(context.client.clone(), &context.settings.operator_namespace);
+    let config = watcher::Config::default().labels(&format!("kubernetes.io/service-name={service}"));
+    let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut slices: BTreeMap<String, EndpointSlice> = BTreeMap::new();
+    let mut listed: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let name = |slice: &EndpointSlice| slice.metadata.name.clone().unwrap_or_default();
+        match stream.try_next().await {
+            Ok(Some(Event::Init)) => {
+                listed.clear();
+                continue;
+            }
+            Ok(Some(Event::InitApply(slice))) => {
+                listed.insert(name(&slice));
+                slices.insert(name(&slice), slice);
+                continue;
+            }
+            Ok(Some(Event::InitDone)) => slices.retain(|name, _| listed.contains(name)),
+            Ok(Some(Event::Apply(slice))) => _ = slices.insert(name(&slice), slice),
+            Ok(Some(Event::Delete(slice))) => _ = slices.remove(&name(&slice)),
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!(error = %error, "the watch of the gateway's endpoints is tried again");
+                continue;
+            }
+        }
+        let begin = |address, known| tokio::spawn(talk(context.clone(), address, known, reports.clone()));
+        context.egress.replicas.set(&addresses(&slices), begin);
+    }
+}
+
+/// Talks with one replica, again and again.
+async fn talk(context: Arc<Context>, address: IpAddr, known: watch::Sender<Option<Arc<All>>>, reports: mpsc::Sender<Report>) {
+    let (mut told, mut pause) = (String::new(), SHORTEST_PAUSE);
+    loop {
+        let (why, next) = match talk_once(&context, address, &known, &reports).await {
+            Ok(ended) => (ended.to_string(), SHORTEST_PAUSE),
+            Err(error) => (format!("{error:#}"), (pause * 2).min(LONGEST_PAUSE)),
+        };
+        // A replica that does not listen yet is told of once.
+        if why != told {
+            tracing::info!(%address, why, "no conversation with a replica of the egress gateway");
+            told = why;
+        }
+        tokio::time::sleep(pause).await;
+        pause = next;
+    }
+}
+
+async fn talk_once(
+    context: &Context,
+    address: IpAddr,
+    known: &watch::Sender<Option<Arc<All>>>,
+    reports: &mpsc::Sender<Report>,
+) -> anyhow::Result<paddock_egress::feed::Ended> {
+    let mut place = context.egress.place.subscribe();
+    let trusted = place.wait_for(Option::is_some).await?.as_ref().map(|place| place.trusted.files());
+    let Some(files) = trusted else { anyhow::bail!("nothing is trusted") };
+    let connector = TlsConnector::from(files.of_the_operator()?);
+    let connect = async {
+        let socket = TcpStream::connect(SocketAddr::new(address, OPERATOR_PORT)).await?;
+        socket.set_nodelay(true)?;
+        connector.connect(ServerName::try_from(NAME).map_err(std::io::Error::other)?, socket).await
+    };
+    let stream = tokio::time::timeout(CONNECT, connect).await??;
+    tracing::info!(%address, "talks with a replica of the egress gateway");
+    Ok(converse(stream, context.egress.wanted.subscribe(), known, reports).await)
+}
+
+/// What became of requests.
+async fn take(mut reports: mpsc::Receiver<Report>) {
+    while let Some(report) = reports.recv().await {
+        tracing::info!(
+            uid = report.run,
+            to = report.to,
+            rule = report.rule,
+            outcome = format!("{:?}", report.outcome),
+            address = report.address.map(|address| address.to_string()),
+            sent = report.sent,
+            received = report.received,
+            milliseconds = report.milliseconds,
+            "a run has connected to something, or tried to"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn replicas_are_where_endpoints_are_and_do_not_end() {
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": { "name": "a" }, "addressType": "IPv4",
+            "endpoints": [
+                { "addresses": ["10.1.0.1"], "conditions": { "ready": true, "serving": true, "terminating": false } },
+                { "addresses": ["10.1.0.2"], "conditions": { "ready": false, "serving": false, "terminating": false } },
+                { "addresses": ["10.1.0.3"], "conditions": { "ready": false, "serving": true, "terminating": true } },
+                { "addresses": ["10.1.0.4"] },
+            ],
+        }))
+        .unwrap();
+        let found = addresses(&[("a".to_owned(), slice)].into());
+        let expected = [("10.1.0.1", true), ("10.1.0.2", false), ("10.1.0.4", true)];
+        assert_eq!(found, expected.map(|(address, is_ready)| (address.parse().unwrap(), is_ready)).into());
+    }
+}
