@@ -150,7 +150,9 @@ fn the_values_of_each_platform_are_taken() {
     assert!(!files.is_empty());
     let plain = helm(&[]).unwrap();
     for file in files {
-        let rendered = helm(&["--values", &file.to_string_lossy()]).unwrap();
+        // What no file can know.
+        let nets = ["--set", "egress.clusterNets={10.0.0.0/8}"];
+        let rendered = helm(&[&["--values", &file.to_string_lossy()], &nets[..]].concat()).unwrap();
         let changed: BTreeSet<String> = documents(&rendered).difference(&documents(&plain)).map(|document| title(document)).collect();
         insta::assert_snapshot!(format!("platform_{}", file.file_stem().unwrap().to_string_lossy()), format!("{changed:#?}"));
     }
@@ -176,6 +178,9 @@ fn values_that_cannot_work_are_refused_by_name() {
         ("metrics={\"service\":false,\"serviceMonitor\":{\"create\":true}}", "metrics.serviceMonitor needs metrics.service"),
         ("tolerations=[{\"effect\":\"NoShedule\"}]", "/tolerations/0/effect"),
         ("resources.limit={}", "limit"),
+        ("egress.create=true", "egress.clusterNets must list"),
+        (r#"egress={"create":true,"clusterNets":["10.0.0.0"]}"#, "/egress/clusterNets/0"),
+        ("sandbox.hasInterface=true", "sandbox.hasInterface needs egress.create"),
     ];
     for (value, named) in refused {
         let answer = template(value);
@@ -190,6 +195,7 @@ fn values_that_work_are_taken() {
         "logLevel=\"info,kube=debug\"",
         "baseline.limits.max.cpu=2",
         "baseline.create=false",
+        r#"baseline.capabilities.network=[{"hosts":["*.example.com"],"ports":[443,8443],"addresses":["10.1.0.0/16"]},{"cidrs":["10.0.0.0/8"],"ports":[1]}]"#,
         "baseline.namespaceSelector.matchLabels=null",
     ] {
         let answer = template(value);

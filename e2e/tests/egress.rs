@@ -7,15 +7,26 @@ mod harness;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use harness::disturb::{begin, begin_what_has_ended, end, kill_operator, leader, process_of, upgrade};
 use harness::internet::{Host, https, names};
-use harness::{Script, Tenant, assert_end, assert_refused, eventually, namespace, status, stdout};
+use harness::{OPERATOR_NAMESPACE, Script, Tenant, assert_end, assert_refused, eventually, namespace, status, stdout};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::Api;
+use kube::ResourceExt as _;
+use kube::api::{DeleteParams, ListParams};
+use nix::sys::signal::{Signal, kill};
 use paddock_crds::{Phase, Reason, ScriptRun};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 /// Global unicast by IANA's registries, and here on an interface of the cluster.
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 14);
 /// Another, so that tests do not meet.
 const LIVE: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 15);
+const NODE: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 16);
+const REPLICA: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 17);
+const LEADER: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 18);
 /// The API server's.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 1);
 
@@ -45,6 +56,9 @@ where
     .await;
 }
 
+/// Tests stop what the others need.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
 const CLIENT: &str = r#"
 import json, os, socket, ssl, sys, urllib.error, urllib.request
 context = ssl.create_default_context(cadata=json.load(sys.stdin)["authority"])
@@ -65,6 +79,7 @@ def connect(*to):
 
 #[tokio::test]
 async fn a_script_reaches_what_it_was_granted_and_nothing_else() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let host = https("api.example.com", PUBLIC);
     names(&[("api.example.com", PUBLIC), ("other.example.com", PUBLIC), ("inside.example.com", SERVICE)]);
     granting("egress", |tenant| async move {
@@ -132,6 +147,7 @@ const CUT: Duration = Duration::from_millis(550);
 
 #[tokio::test]
 async fn what_is_not_granted_any_more_is_cut() {
+    let _alone = ONE_AT_A_TIME.lock().await;
     let host = https("live.example.com", LIVE);
     names(&[("live.example.com", LIVE)]);
     granting("cut", |tenant| async move {
@@ -157,4 +173,193 @@ async fn what_is_not_granted_any_more_is_cut() {
         assert!([none, denied, killed, cancelled].iter().all(|took| *took < CUT), "{none:?} {denied:?} {killed:?} {cancelled:?}");
     })
     .await;
+}
+
+/// Node.js looks for a proxy because its environment says so.
+#[tokio::test]
+async fn node_reaches_it_too() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let host = https("node.example.com", NODE);
+    names(&[("node.example.com", NODE)]);
+    granting("node", |tenant| async move {
+        let script = r#"
+import https from "node:https";
+import fs from "node:fs";
+import tls from "node:tls";
+const { authority } = JSON.parse(fs.readFileSync(process.env.PADDOCK_INPUT));
+tls.setDefaultCACertificates([authority]);
+console.log("fetch", await (await fetch("https://node.example.com/")).text());
+https.get("https://node.example.com/", (answer) => answer.on("data", (data) => console.log("https", data.toString())));
+"#;
+        let script = Script::python("").with(json!({ "script": {
+            "runtime": "javascript", "source": { "inline": script }, "input": { "authority": host.authority },
+        }, "capabilities": { "network": ["node.example.com"] } }));
+        let run = tenant.run(by_policy(&tenant, script)).await;
+        assert_eq!(stdout(&run), "fetch hello\nhttps hello\n", "{:#?}", run.status);
+    })
+    .await;
+}
+
+/// Where nothing enforces the network policy of a new sandbox, it is open: that is seen from inside, and nothing starts. Where it comes late, it
+/// is waited for.
+#[tokio::test]
+async fn nothing_starts_while_the_network_policy_is_not_enforced() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    begin_what_has_ended().await;
+    granting("gate", |tenant| async move {
+        let asking = || asking(&tenant, "print('ran')", &["api.example.com"], &json!(1));
+        end("kube-router").await;
+        let run = tenant.run(asking()).await;
+        assert_end(&run, &Phase::PolicyNotEnforced, &Reason::NetworkNotConfined);
+        assert_eq!(status(&run).clocks.and_then(|clocks| clocks.started), None);
+        let late = tenant.create(asking()).await;
+        let pod = tenant.pod_of(&late).await;
+        eventually("the sandbox runs", || async {
+            let pod = tenant.pods().get(&pod.name_any()).await.map_err(|error| error.to_string())?;
+            let phase = pod.status.and_then(|status| status.phase).unwrap_or_default();
+            if phase == "Running" { Ok(()) } else { Err(phase) }
+        })
+        .await;
+        assert_eq!(status(&tenant.get(&late).await).phase, Some(Phase::Starting));
+        begin("kube-router");
+        let late = tenant.finished(&late).await;
+        assert_end(&late, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(stdout(&late), "ran\n");
+    })
+    .await;
+    begin_what_has_ended().await;
+}
+
+const TUNNELS: usize = 12;
+
+/// A run that holds so many connections, until the test says that it may end.
+async fn holding(tenant: &Tenant, host: &Host, name: &str) -> ScriptRun {
+    let script = format!(
+        r#"
+import threading
+def hold():
+    try:
+        answer = urllib.request.urlopen("https://{name}/slow", context=context, timeout=20)
+        while answer.readline():
+            pass
+    except OSError:
+        pass
+threads = [threading.Thread(target=hold) for _ in range({TUNNELS})]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(get("https://{name}/"))
+"#
+    );
+    let asking = asking(tenant, &(CLIENT.to_owned() + &script), &[name], &json!({ "authority": host.authority }));
+    let run = tenant.create(asking.with(json!({ "timeoutSeconds": 120 }))).await;
+    eventually("the host answers", || async { if host.slow() == TUNNELS { Ok(()) } else { Err(host.slow()) } }).await;
+    run
+}
+
+#[tokio::test]
+async fn a_replica_that_dies_takes_only_its_own_tunnels_along() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let host = https("replica.example.com", REPLICA);
+    names(&[("replica.example.com", REPLICA)]);
+    granting("replica", |tenant| async move {
+        let api: Api<Pod> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
+        let gateways = api.list(&ListParams::default().labels("app.kubernetes.io/component=egress")).await.unwrap().items;
+        assert_eq!(gateways.len(), 2);
+        let run = holding(&tenant, &host, "replica.example.com").await;
+        kill(process_of(&tenant.client, &gateways[0]).await, Signal::SIGKILL).unwrap();
+        // Of twelve, all go to the same of two once in two thousand times.
+        eventually("its tunnels end", || async { if host.slow() < TUNNELS { Ok(()) } else { Err("none has ended") } }).await;
+        let left = host.slow();
+        assert!(left > 0, "all have ended");
+        // What is granted reaches who was not there, and the others' tunnels go on meanwhile.
+        let other = asking(
+            &tenant,
+            &(CLIENT.to_owned() + "print(get('https://replica.example.com/'))"),
+            &["replica.example.com"],
+            &json!({ "authority": host.authority }),
+        );
+        let other = tenant.run(other).await;
+        assert_eq!((stdout(&other).as_str(), host.slow()), ("hello\n", left));
+        tenant.patch(&run, json!({ "spec": { "cancel": true } })).await;
+        tenant.finished(&run).await;
+    })
+    .await;
+}
+
+/// Nobody tells the gateway anything while no operator leads: after 5 s nothing counts, and a new leader tells everything anew.
+#[tokio::test]
+async fn without_an_operator_nothing_is_granted_after_five_seconds() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    let host = https("leader.example.com", LEADER);
+    names(&[("leader.example.com", LEADER)]);
+    granting("leader", |tenant| async move {
+        let run = holding(&tenant, &host, "leader.example.com").await;
+        let begin = Instant::now();
+        kill_operator(&tenant.client).await;
+        eventually("the tunnels end", || async { if host.slow() == 0 { Ok(()) } else { Err(host.slow()) } }).await;
+        let took = begin.elapsed();
+        eprintln!("cut {took:?} after the operator was killed");
+        assert!((Duration::from_secs(4)..Duration::from_secs(7)).contains(&took), "{took:?}");
+        let run = tenant.finished(&run).await;
+        assert!(stdout(&run).contains("503"), "{}", stdout(&run));
+        leader(&tenant.client).await;
+        let after = asking(
+            &tenant,
+            &(CLIENT.to_owned() + "print(get('https://leader.example.com/'))"),
+            &["leader.example.com"],
+            &json!({ "authority": host.authority }),
+        );
+        assert_eq!(stdout(&tenant.run(after).await), "hello\n");
+    })
+    .await;
+}
+
+/// Whoever takes a network policy away under running sandboxes finds it back.
+#[tokio::test]
+async fn a_network_policy_that_is_taken_away_comes_back_while_sandboxes_run() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    granting("guard", |tenant| async move {
+        let run = tenant.create(asking(&tenant, "import time; time.sleep(25)", &["api.example.com"], &json!(1))).await;
+        tenant.until(&run, "the script runs", |status| status.phase == Some(Phase::Running)).await;
+        let policies: Api<NetworkPolicy> = Api::namespaced(tenant.client.clone(), &tenant.sandbox());
+        for name in ["paddock-sandbox", "paddock-egress"] {
+            let before = policies.get(name).await.unwrap().spec;
+            policies.delete(name, &DeleteParams::default()).await.unwrap();
+            let begin = Instant::now();
+            let back = eventually("it is back", || async { policies.get(name).await }).await;
+            assert_eq!(back.spec, before);
+            assert!(begin.elapsed() < Duration::from_secs(7), "{name} after {:?}", begin.elapsed());
+        }
+        tenant.finished(&run).await;
+    })
+    .await;
+}
+
+/// As on GKE, where the only handler gives every sandbox the network of its pod.
+#[tokio::test]
+async fn a_sandbox_with_an_interface_and_without_a_grant_reaches_nothing() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    begin_what_has_ended().await;
+    upgrade(&["sandbox.runtimeClass=gvisor".into(), "sandbox.hasInterface=true".into()]);
+    granting("interface", |tenant| async move {
+        let gateway: Api<Service> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
+        let gateway = gateway.get("paddock-egress").await.unwrap().spec.unwrap().cluster_ip.unwrap();
+        let script = format!(
+            "import os\nprint(connect('{gateway}', 8445), connect('10.214.0.1', 443), connect('10.215.0.1', 53))\n\
+             print([name for name in os.environ if 'PROXY' in name.upper()], 'eth0' in open('/proc/net/dev').read())"
+        );
+        let client = CLIENT.replace("ssl.create_default_context(cadata=json.load(sys.stdin)[\"authority\"])", "None");
+        let run = tenant.run(by_policy(&tenant, Script::python(&(client + &script)))).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(stdout(&run), "not connected not connected not connected\n[] True\n");
+        end("kube-router").await;
+        let run = tenant.run(by_policy(&tenant, Script::python("print('ran')"))).await;
+        assert_end(&run, &Phase::PolicyNotEnforced, &Reason::NetworkNotConfined);
+        begin("kube-router");
+    })
+    .await;
+    begin_what_has_ended().await;
+    upgrade(&["sandbox.runtimeClass=gvisor-nonet".into(), "sandbox.hasInterface=false".into()]);
 }

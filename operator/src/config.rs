@@ -84,6 +84,10 @@ pub(crate) struct Config {
     /// RuntimeClass of sandboxes with a network
     #[arg(long, default_value = "gvisor", requires = "egress_service")]
     pub(crate) egress_runtime_class: String,
+    /// Sandboxes without a network have an interface all the same, as the one handler of some clusters gives it to them: each is shown from inside
+    /// to reach nothing but the egress gateway, where it has no token
+    #[arg(long, requires = "egress_service")]
+    pub(crate) sandbox_has_interface: bool,
     /// Nets of pods, Services and nodes, to which nothing leads but what a policy grants by their name
     #[arg(long, value_delimiter = ',', requires = "egress_service")]
     pub(crate) egress_cluster_nets: Vec<IpNet>,
@@ -151,6 +155,8 @@ pub(crate) struct Settings {
     pub(crate) start_budget_seconds: u32,
     pub(crate) cluster_limits: ClusterLimits,
     pub(crate) policy_history: i64,
+    /// Every sandbox has an interface, whether or not the run was granted a network.
+    pub(crate) sandbox_has_interface: bool,
     /// Sandboxes with a network may connect to the egress gateway in the operator's namespace.
     pub(crate) has_egress: bool,
     pub(crate) operator_namespace: String,
@@ -218,6 +224,7 @@ impl Config {
             start_budget_seconds: self.start_budget_seconds,
             cluster_limits: ClusterLimits { concurrent: self.max_concurrent as usize, queued: self.max_queued as usize },
             policy_history: self.policy_history,
+            sandbox_has_interface: self.sandbox_has_interface,
             has_egress: self.egress_service.is_some(),
             operator_namespace: self.namespace.clone(),
             operator_service_account: self.service_account.clone(),

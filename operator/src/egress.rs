@@ -5,7 +5,7 @@ pub(crate) mod authority;
 pub(crate) mod granted;
 pub(crate) mod replicas;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::context::Context;
 use crate::error::{Error, within};
+use crate::sandbox_namespace::keep_network_policies;
 use crate::script_run::observe::policies_of;
 use crate::script_run::pod_facts::PodSeen;
 use authority::Trusted;
@@ -39,6 +40,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// A new leader waits this long at most until it has seen all runs. A gateway that is told nothing for 5 s cuts everything by itself.
 const SETTLING: Duration = Duration::from_secs(3);
 const SETTLED_EVERY: Duration = Duration::from_millis(20);
+/// How often the network policies around running sandboxes are looked at.
+const GUARD_EVERY: Duration = Duration::from_secs(5);
 /// After what went wrong.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
@@ -175,7 +178,28 @@ pub(crate) async fn run(context: Arc<Context>, changes: watch::Receiver<()>) {
         }
         replicas::follow(&context, &installed.service).await;
     };
-    tokio::join!(find(&context, &installed), grant(&context, &installed, changes), tell);
+    tokio::join!(find(&context, &installed), grant(&context, &installed, changes), tell, guard(&context));
+}
+
+/// Puts the network policies around sandboxes with a network right, wherever there are any.
+async fn guard(context: &Context) {
+    loop {
+        tokio::time::sleep(GUARD_EVERY).await;
+        let tenants: BTreeSet<String> = lock(&context.egress.live).values().map(|live| live.namespace.clone()).collect();
+        for tenant in tenants {
+            match keep_network_policies(&tenant, context).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::warn!(namespace = tenant, "a network policy around running sandboxes was put right: it had been changed")
+                }
+                Err(error) => tracing::warn!(
+                    namespace = tenant,
+                    error = error.chain(),
+                    "the network policies around running sandboxes cannot be looked at"
+                ),
+            }
+        }
+    }
 }
 
 /// Computes what is granted whenever a run or a policy changes.

@@ -63,6 +63,18 @@ struct Code {
     code: u16,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Connected {
+    namespace: String,
+    outcome: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Carried {
+    namespace: String,
+    direction: &'static str,
+}
+
 /// The value of the label `namespace` once so many others are taken. No namespace can have this name.
 const OTHER: &str = "_other";
 /// Phases of runs that are not over. A run that has none yet is counted as the first of them.
@@ -98,6 +110,8 @@ pub(crate) struct Metrics {
     sessions: Gauge,
     leader: Gauge,
     run_seconds: Family<Until, Histogram>,
+    connections: Family<Connected, Counter>,
+    carried: Family<Carried, Counter>,
 }
 
 impl Metrics {
@@ -122,6 +136,8 @@ impl Metrics {
             sessions: Gauge::default(),
             leader: Gauge::default(),
             run_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.05, 2.0, 14))),
+            connections: Family::default(),
+            carried: Family::default(),
         };
         registry.register("runs", "Runs that are not over, by phase; 0 on a replica that does not lead", metrics.runs.clone());
         let help = "How long the run that has waited longest for a slot has waited";
@@ -140,6 +156,9 @@ impl Metrics {
         registry.register("leader", "1 on the replica that leads", metrics.leader.clone());
         let help = "From the first sight of a run to a clock of its status; to Received, from its creation";
         registry.register("run_seconds", help, metrics.run_seconds.clone());
+        let help = "Connections that runs asked the egress gateway for, by what became of them";
+        registry.register("egress_connections", help, metrics.connections.clone());
+        registry.register("egress_bytes", "Bytes that the egress gateway carried for runs", metrics.carried.clone());
         // An alert on a rise needs a value to rise from.
         for category in Error::CATEGORIES {
             let _ = metrics.errors.get_or_create(&Category { category });
@@ -181,6 +200,15 @@ impl Metrics {
             known.insert(namespace.to_owned());
         }
         if known.contains(namespace) { namespace.to_owned() } else { OTHER.to_owned() }
+    }
+
+    /// A run has asked for a connection, and that is over.
+    pub(crate) fn connected(&self, namespace: &str, outcome: &str, sent: u64, received: u64) {
+        let namespace = self.bounded(namespace);
+        for (direction, bytes) in [("sent", sent), ("received", received)] {
+            self.carried.get_or_create(&Carried { namespace: namespace.clone(), direction }).inc_by(bytes);
+        }
+        self.connections.get_or_create(&Connected { namespace, outcome: outcome.to_owned() }).inc();
     }
 
     pub(crate) fn passed(&self, seconds: f64) {

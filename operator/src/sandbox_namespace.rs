@@ -249,6 +249,14 @@ pub(crate) async fn prepare(wanted: &Wanted, context: &Context) -> Result<bool, 
     Ok(true)
 }
 
+/// Puts the network policies of a sandbox namespace right while a sandbox with a network is in it. Says whether one was not as it should be.
+pub(crate) async fn keep_network_policies(tenant: &str, context: &Context) -> Result<bool, Error> {
+    let name = sandbox_namespace(tenant);
+    let all = ensure(context, &name, render_network_policy(&name), "the NetworkPolicy of the sandbox namespace").await?;
+    let egress = render_egress_policy(&name, &context.settings);
+    Ok(ensure(context, &name, egress, "the NetworkPolicy of sandboxes with a network").await? || all)
+}
+
 fn is_forbidden(error: &Error) -> bool {
     matches!(error, Error::Read { source, .. } | Error::Write { source, .. } if code(source) == Some(403))
 }
@@ -275,8 +283,8 @@ async fn keep_metadata(api: &Api<Namespace>, stored: &Namespace, wanted: &Wanted
     }
 }
 
-/// Creates the object, or replaces it if it is not as it should be.
-async fn ensure<K>(context: &Context, namespace: &str, wanted: Option<K>, what: &'static str) -> Result<(), Error>
+/// Creates the object, or replaces it if it is not as it should be. Says whether it was not.
+async fn ensure<K>(context: &Context, namespace: &str, wanted: Option<K>, what: &'static str) -> Result<bool, Error>
 where
     K: Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
 {
@@ -289,14 +297,14 @@ where
         // Another run of the same tenant may be making it at this moment: then the next pass compares what it made.
         return match within(what, api.create(&PostParams::default(), &wanted)).await? {
             Err(error) if code(&error) == Some(409) => Err(Error::Conflict),
-            answer => answer.map(drop).map_err(Error::write(what)),
+            answer => answer.map(|_| true).map_err(Error::write(what)),
         };
     };
     if is_as_wanted(&serde_json::to_value(&stored).unwrap_or_default(), &serde_json::to_value(&wanted).unwrap_or_default()) {
-        return Ok(());
+        return Ok(false);
     }
     wanted.meta_mut().resource_version = stored.resource_version();
-    within(what, api.replace(&name, &PostParams::default(), &wanted)).await?.map(drop).map_err(Error::write(what))
+    within(what, api.replace(&name, &PostParams::default(), &wanted)).await?.map(|_| true).map_err(Error::write(what))
 }
 
 /// Whether `stored` says what `wanted` says and nothing more: a rule that was added to a NetworkPolicy opens it. Of the metadata only the

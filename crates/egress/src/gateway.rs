@@ -67,6 +67,7 @@ pub struct Counted {
 /// What was asked for and granted.
 struct Granted {
     run: String,
+    name: String,
     to: Authority,
     rule: String,
     protocol: Protocol,
@@ -198,7 +199,7 @@ impl Gateway {
         let (rule, protocol, addresses) = match grant.decide(&ask.to) {
             Verdict::Granted { rule, protocol, addresses } => (rule, protocol, addresses),
             Verdict::Refused { rule, ask: what } => {
-                let report = Report::refused(&grant.run, &ask.to, &rule, Outcome::NotGranted);
+                let report = Report::refused((&grant.run, &grant.name), &ask.to, &rule, Outcome::NotGranted);
                 let _ = self.reports.try_send(report);
                 return Err(Refusal::NotGranted { rule, ask: what });
             }
@@ -208,24 +209,24 @@ impl Gateway {
                 NoTunnel::TooMany => (Refusal::TooMany, Outcome::TooManyTunnels),
                 NoTunnel::Spent => (Refusal::BudgetSpent, Outcome::BudgetSpent),
             };
-            let _ = self.reports.try_send(Report::refused(&grant.run, &ask.to, &rule, outcome));
+            let _ = self.reports.try_send(Report::refused((&grant.run, &grant.name), &ask.to, &rule, outcome));
             refusal
         })?;
-        Ok(Granted { run: grant.run.clone(), to: ask.to, rule, protocol, addresses, tunnel })
+        Ok(Granted { run: grant.run.clone(), name: grant.name.clone(), to: ask.to, rule, protocol, addresses, tunnel })
     }
 
     fn report(&self, granted: &Granted, began: Instant, address: Option<IpAddr>, outcome: Outcome, carried: Carried) {
         let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let of = Report::refused(&granted.run, &granted.to, &granted.rule, outcome);
+        let of = Report::refused((&granted.run, &granted.name), &granted.to, &granted.rule, outcome);
         let _ = self.reports.try_send(Report { address, sent: carried.sent, received: carried.received, milliseconds, ..of });
     }
 }
 
 impl Report {
     /// Of a request for which nothing was dialled.
-    fn refused(run: &str, to: &Authority, rule: &str, outcome: Outcome) -> Self {
-        let (run, to, rule) = (run.to_owned(), to.to_string(), rule.to_owned());
-        Self { run, to, rule, outcome, address: None, sent: 0, received: 0, milliseconds: 0 }
+    fn refused((run, name): (&str, &str), to: &Authority, rule: &str, outcome: Outcome) -> Self {
+        let (run, name, to, rule) = (run.to_owned(), name.to_owned(), to.to_string(), rule.to_owned());
+        Self { run, name, to, rule, outcome, address: None, sent: 0, received: 0, milliseconds: 0 }
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Rule {
 pub struct Grant {
     /// UID of the run.
     pub run: String,
+    /// Its namespace and name, for whoever reads reports.
+    pub name: String,
     /// SHA-256 of its token.
     pub token: TokenHash,
     /// The addresses of its pod. Nobody else may use the token.

@@ -39,6 +39,8 @@ pub enum Said {
 pub struct Told {
     /// UID of the run.
     pub run: String,
+    /// Its namespace and name, with a slash between them.
+    pub name: String,
     /// SHA-256 of the token, as base64 for URLs.
     pub token: String,
     /// The pod's.
@@ -103,6 +105,7 @@ impl Told {
         let denied = self.denied.iter().map(|(hosts, rule)| Ok((pattern(hosts)?, rule.clone()))).collect::<Result<_, BadLine>>()?;
         Ok(Grant {
             run: self.run,
+            name: self.name,
             token: TokenHash(token),
             pod: self.pod,
             rules: self.rules.into_iter().map(ToldRule::into_rule).collect::<Result<_, _>>()?,
@@ -140,6 +143,8 @@ pub enum Answer {
 pub struct Report {
     /// UID of the run.
     pub run: String,
+    /// Its namespace and name, with a slash between them.
+    pub name: String,
     /// Host and port that were asked for, as they were understood.
     pub to: String,
     /// What granted or refused it.
@@ -191,7 +196,7 @@ mod tests {
 
     fn put() -> Value {
         json!({
-            "say": "put", "run": "uid", "token": URL_SAFE_NO_PAD.encode([7; 32]), "pod": ["10.1.2.3"],
+            "say": "put", "run": "uid", "name": "team/run", "token": URL_SAFE_NO_PAD.encode([7; 32]), "pod": ["10.1.2.3"],
             "rules": [{ "name": "a", "to": "*.example.com:443", "allowed": [] }, { "name": "b", "to": "tcp://192.0.2.0/24:5432", "allowed": [["192.0.2.0/24"]] }],
             "denied": [["x.example.com", "deny"]], "cluster": ["10.0.0.0/8"], "expiresIn": 1500, "tunnels": 8, "bytes": 9,
         })

@@ -79,7 +79,7 @@ async fn world() -> World {
 impl World {
     fn grant(&self) -> Value {
         json!({
-            "say": "put", "run": "run", "token": URL_SAFE_NO_PAD.encode(hash(TOKEN.as_bytes()).0), "pod": [POD],
+            "say": "put", "run": "run", "name": "team/run", "token": URL_SAFE_NO_PAD.encode(hash(TOKEN.as_bytes()).0), "pod": [POD],
             "rules": [
                 { "name": "example", "to": format!("*.example.com:{}", self.port), "allowed": [["127.0.0.0/30"]] },
                 { "name": "one", "to": "below.example.org:443", "allowed": [["127.0.0.0/30"]] },

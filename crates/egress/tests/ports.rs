@@ -119,6 +119,7 @@ impl Ports {
 fn grant(token: &str) -> Said {
     Said::Put(Box::new(Told {
         run: "run".into(),
+        name: "team/run".into(),
         token: token_text(&hash(token.as_bytes())),
         pod: vec!["127.0.0.1".parse().unwrap()],
         rules: Vec::new(),

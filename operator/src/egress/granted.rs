@@ -24,6 +24,7 @@ const BEYOND: u64 = 60;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Live {
     pub(crate) namespace: String,
+    pub(crate) name: String,
     pub(crate) policy: PolicyRef,
     /// What was granted when it was admitted, as in `status.decisions`.
     pub(crate) permissions: Vec<String>,
@@ -71,6 +72,7 @@ pub(crate) fn to_tell(run: &ScriptRun, pod: &PodSeen, settings: &Settings) -> To
     let lifetime = u64::from(settings.start_budget_seconds) + seconds(status.timeout_seconds) + BEYOND;
     ToTell::This(Live {
         namespace: run.metadata.namespace.clone().unwrap_or_default(),
+        name: run.metadata.name.clone().unwrap_or_default(),
         policy: run.spec.policy_ref.clone(),
         permissions,
         pod: pod.addresses.clone(),
@@ -86,6 +88,7 @@ pub(crate) fn told(uid: &str, live: &Live, policies: &PoliciesSeen, token: &str,
     let rules = granted.into_iter().map(|granted| ToldRule { name: granted.rule, to: granted.to.to_string(), allowed: granted.addresses });
     Told {
         run: uid.to_owned(),
+        name: format!("{}/{}", live.namespace, live.name),
         token: token_text(&hash(token.as_bytes())),
         pod: live.pod.clone(),
         rules: rules.collect(),

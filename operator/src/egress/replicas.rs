@@ -89,7 +89,7 @@ fn addresses(slices: &BTreeMap<String, EndpointSlice>) -> BTreeMap<IpAddr, bool>
 /// Follows the Service, until this replica of the operator does not lead any more.
 pub(super) async fn follow(context: &Arc<Context>, service: &str) {
     let (sender, reports) = mpsc::channel(REPORTS);
-    tokio::join!(watch_endpoints(context, service, sender), take(reports));
+    tokio::join!(watch_endpoints(context, service, sender), take(context, reports));
 }
 
 async fn watch_endpoints(context: &Arc<Context>, service: &str, reports: mpsc::Sender<Report>) {
@@ -162,10 +162,14 @@ async fn talk_once(
     Ok(converse(stream, context.egress.wanted.subscribe(), known, reports).await)
 }
 
-/// What became of requests.
-async fn take(mut reports: mpsc::Receiver<Report>) {
+/// What became of requests: a line of the log for each, and the sums of each tenant.
+async fn take(context: &Context, mut reports: mpsc::Receiver<Report>) {
     while let Some(report) = reports.recv().await {
+        let (namespace, run) = report.name.split_once('/').unwrap_or_default();
+        context.metrics.connected(namespace, &format!("{:?}", report.outcome), report.sent, report.received);
         tracing::info!(
+            run,
+            namespace,
             uid = report.run,
             to = report.to,
             rule = report.rule,

@@ -38,6 +38,7 @@ pub(crate) fn settings() -> Settings {
     Settings {
         egress_runtime_class: "gvisor".into(),
         has_egress: true,
+        sandbox_has_interface: false,
         runner_image: "registry.example/runner:1".into(),
         runner_by_image_volume: true,
         image_pull_policy: "IfNotPresent",
@@ -111,7 +112,7 @@ pub(crate) fn sealing_key() -> SealingKey {
 }
 
 pub(crate) fn fixed(run: &ScriptRun) -> Fixed {
-    Fixed { start_budget_seconds: 60, seal_to: seal_to(run.metadata.uid.as_deref().unwrap()), egress: Some(egress()) }
+    Fixed { start_budget_seconds: 60, seal_to: seal_to(run.metadata.uid.as_deref().unwrap()), egress: Some(egress()), has_interface: false }
 }
 
 /// The stories ask a million times for the keys of a few runs.

@@ -20,11 +20,13 @@ pub(crate) struct Fixed {
     pub(crate) seal_to: String,
     /// Where the egress gateway is, if there is one.
     pub(crate) egress: Option<Egress>,
+    /// Every sandbox has an interface, so that each has to show what it reaches.
+    pub(crate) has_interface: bool,
 }
 
 /// The files for a run that was granted `grant`.
 pub(crate) fn files(run: &ScriptRun, input: Option<&str>, script: Vec<u8>, grant: &Grant, output: &OutputGrant, fixed: &Fixed) -> JobFiles {
-    let egress = fixed.egress.clone().filter(|_| !grant.capabilities.network.is_empty());
+    let egress = fixed.egress.clone().filter(|_| fixed.has_interface || !grant.capabilities.network.is_empty());
     let job = Job {
         version: VERSION,
         run: run.metadata.uid.clone().unwrap_or_default(),

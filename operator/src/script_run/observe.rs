@@ -98,6 +98,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
             start_budget_seconds: context.settings.start_budget_seconds,
             seal_to: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()).public(),
             egress: context.egress.of_a_job(),
+            has_interface: context.settings.sandbox_has_interface,
         };
         policies.given = given::look(run, &policies, context).await?;
         let checked = check_input(watched, &source, &policies, context).await?;

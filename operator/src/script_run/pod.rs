@@ -86,7 +86,7 @@ pub(crate) fn render_pod(run: &ValidRun, settings: &Settings) -> Pod {
         ("linkerd.io/inject", "disabled"),
         ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"),
     ];
-    if has_network(run) {
+    if has_network(run) || settings.sandbox_has_interface {
         annotations.labels.get_or_insert_default().insert(NETWORK.to_owned(), NETWORK_EGRESS.to_owned());
     }
     annotations.annotations.get_or_insert_default().extend(opt_outs.map(|(key, value)| (key.to_owned(), value.to_owned())));

@@ -7,6 +7,7 @@ use super::*;
 fn granted(run: &str, tunnels: u32) -> (String, Arc<Granted>) {
     let told = Told {
         run: run.into(),
+        name: "team/run".into(),
         token: String::new(),
         pod: Vec::new(),
         rules: Vec::new(),

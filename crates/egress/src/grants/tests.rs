@@ -25,6 +25,7 @@ fn by_name(nets: &[&str]) -> ByName {
 fn grant(run: &str, token_number: u8, expires: Instant) -> Grant {
     Grant {
         run: run.into(),
+        name: "team/run".into(),
         token: token(token_number),
         pod: vec![ip(POD), ip("fd00::3")],
         rules: vec![

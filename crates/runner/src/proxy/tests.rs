@@ -74,6 +74,7 @@ fn world(certified_name: &str) -> World {
     let net = "127.0.0.0/8".parse().unwrap();
     let grant = Grant {
         run: "run".into(),
+        name: "team/run".into(),
         token: hash(TOKEN.as_bytes()),
         pod: vec![Ipv4Addr::LOCALHOST.into()],
         rules: (1..=u16::MAX)
