@@ -269,7 +269,10 @@ async fn a_secret_is_granted_by_label_and_a_run_may_take_what_it_gets() {
         assert_refused(&refused, &Reason::CapabilityRefused);
         assert_eq!(
             status(&refused).message.unwrap(),
-            "the capability network:x.example is not granted (built-in: network); and 3 more, see status.decisions"
+            format!(
+                "the capability network:x.example:443 is not granted (ClusterSandboxPolicy/{}: capabilities.network); and 3 more, see status.decisions",
+                tenant.name
+            )
         );
         let mut partial = all;
         partial["partial"] = json!(true);
@@ -279,7 +282,7 @@ async fn a_secret_is_granted_by_label_and_a_run_may_take_what_it_gets() {
         let answered: Vec<(String, Verdict, String)> = verdicts(&run);
         let own = |text: &str| format!("SandboxPolicy/limited: capabilities.{text}");
         for expected in [
-            ("network:x.example:443", Verdict::Refused, "built-in: network".to_owned()),
+            ("network:x.example:443", Verdict::Refused, format!("ClusterSandboxPolicy/{}: capabilities.network", tenant.name)),
             ("secrets:by-name", Verdict::Granted, own("secrets[by-name]")),
             ("secrets:gilded", Verdict::Granted, own("secrets[0]")),
             ("secrets:missing", Verdict::Refused, "built-in: what can be given".to_owned()),

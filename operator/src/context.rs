@@ -108,6 +108,12 @@ pub(crate) struct Context {
     ending: Mutex<HashSet<String>>,
 }
 
+/// Whether a run has been admitted and is not over.
+pub(crate) fn is_active(run: &ScriptRun) -> bool {
+    let status = run.status.as_ref();
+    status.is_some_and(|status| status.is_true(&ConditionType::Admitted) && !status.is_true(&ConditionType::Finished))
+}
+
 impl Context {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { client, egress, fence, settings, results, metrics, recorder, caches, traces, wake } = parts;

@@ -18,7 +18,7 @@ use paddock_egress::feed::{All, Granted};
 use paddock_protocol::Egress as JobEgress;
 use tokio::sync::{Notify, watch};
 
-use crate::context::Context;
+use crate::context::{Context, is_active};
 use crate::error::{Error, within};
 use crate::sandbox_namespace::keep_network_policies;
 use crate::script_run::observe::policies_of;
@@ -111,7 +111,13 @@ impl Egress {
     pub(crate) fn show(&self, run: &ScriptRun, pod: &PodSeen, context: &Context) -> Bound {
         let uid = run.metadata.uid.clone().unwrap_or_default();
         if self.installed.is_some() {
-            lock(&self.shown).insert(uid.clone());
+            let mut shown = lock(&self.shown);
+            // Of those that are over nobody asks.
+            if is_active(run) {
+                shown.insert(uid.clone())
+            } else {
+                shown.remove(&uid)
+            };
         }
         let now = match to_tell(run, pod, &context.settings) {
             ToTell::This(live) => live,
@@ -164,6 +170,15 @@ impl Egress {
     }
 }
 
+/// Finds the gateway before any run is decided on: until then each that asks for a network would be refused.
+pub(crate) async fn prepare(context: &Context) {
+    let Some(installed) = &context.egress.installed else { return };
+    while let Err(error) = find_once(context, installed).await {
+        tracing::warn!(error = format!("{error:#}"), "the egress gateway could not be looked at");
+        tokio::time::sleep(RETRY_EVERY).await;
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -190,13 +205,12 @@ async fn guard(context: &Context) {
             match keep_network_policies(&tenant, context).await {
                 Ok(false) => {}
                 Ok(true) => {
-                    tracing::warn!(namespace = tenant, "a network policy around running sandboxes was put right: it had been changed")
+                    tracing::warn!(namespace = tenant, "a network policy around running sandboxes had been changed, and was put right");
                 }
-                Err(error) => tracing::warn!(
-                    namespace = tenant,
-                    error = error.chain(),
-                    "the network policies around running sandboxes cannot be looked at"
-                ),
+                Err(error) => {
+                    let error = error.chain();
+                    tracing::warn!(namespace = tenant, error, "the network policies around running sandboxes cannot be looked at");
+                }
             }
         }
     }
@@ -224,15 +238,8 @@ async fn grant(context: &Context, installed: &Installed, mut changes: watch::Rec
 /// Looks for the gateway's Service, and keeps its certificates.
 async fn find(context: &Context, installed: &Installed) {
     loop {
-        let pause = match look(context, installed).await {
-            Ok(place) => {
-                context.egress.place.send_if_modified(|known| {
-                    let differs = *known != place;
-                    *known = place;
-                    differs
-                });
-                LOOK_EVERY
-            }
+        let pause = match find_once(context, installed).await {
+            Ok(()) => LOOK_EVERY,
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "the egress gateway could not be looked at");
                 RETRY_EVERY
@@ -240,6 +247,16 @@ async fn find(context: &Context, installed: &Installed) {
         };
         tokio::time::sleep(pause).await;
     }
+}
+
+async fn find_once(context: &Context, installed: &Installed) -> anyhow::Result<()> {
+    let place = look(context, installed).await?;
+    context.egress.place.send_if_modified(|known| {
+        let differs = *known != place;
+        *known = place;
+        differs
+    });
+    Ok(())
 }
 
 async fn look(context: &Context, installed: &Installed) -> anyhow::Result<Option<Place>> {

@@ -19,6 +19,7 @@ use prometheus_client::registry::Registry;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::client::connect;
 use crate::config::Config;
@@ -89,24 +90,14 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let (wake, woken) = mpsc::unbounded();
     let (changed, changes) = watch::channel(());
-    let namespaces = cache::<Namespace>(&client, &changed, of_a_namespace);
-    let namespaced = cache::<Readable<SandboxPolicy>>(&client, &changed, of_a_spec);
-    let cluster_policies = cache::<Readable<ClusterSandboxPolicy>>(&client, &changed, of_a_spec);
-    let approvals = cache::<Readable<ScriptApproval>>(&client, &changed, of_a_spec);
-    let sync = async {
-        namespaces.wait_until_ready().await?;
-        namespaced.wait_until_ready().await?;
-        cluster_policies.wait_until_ready().await?;
-        approvals.wait_until_ready().await
-    };
+    let caches = watch_what_decides(&client, &changed);
     let reporter = Reporter { controller: "paddock.dev/operator".into(), instance: Some(config.identity.clone()) };
     let recorder = Recorder::new(client.clone(), reporter);
     tokio::select! {
-        synced = tokio::time::timeout(SYNC_LIMIT, sync) => synced.context("the caches did not fill: are the CRDs installed?")?.context("a watch ended")?,
+        filled = are_filled(&caches) => filled?,
         error = leadership.keep(leads) => return Err(error),
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
-    let caches = Caches { namespaces, policies: namespaced, cluster_policies, approvals };
     let context = Arc::new(Context::new(Parts {
         client,
         egress: Egress::new(config.egress()),
@@ -123,17 +114,20 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     context.metrics.count_by(move || counted.census(counted.now()));
     tenancy::watch_all(&context);
 
+    tokio::select! {
+        () = egress::prepare(&context) => {}
+        error = leadership.keep(leads) => return Err(error),
+        _ = terminate.recv() => { leadership.release().await; return Ok(()) }
+    }
     let (stop, stopped) = watch::channel(false);
-    let mut stopping = stopped.clone();
-    let until_stopped = async move {
-        let _ = stopping.wait_for(|stop| *stop).await;
-    };
-    let mut controllers = tokio::spawn(script_run::run(context.clone(), config.concurrency, woken, until_stopped));
-    let cleaner = tokio::spawn(tenancy::run(context.clone()));
-    let reporter = tokio::spawn(policies::run(context.clone(), changes.clone()));
-    let waker = tokio::spawn(wake_on_change(context.clone(), changes));
-    let networks = tokio::spawn(egress::run(context.clone(), changed.subscribe()));
-    let keeper = tokio::spawn(keep_certificate(config.clone(), context.client.clone()));
+    let mut controllers = tokio::spawn(script_run::run(context.clone(), config.concurrency, woken, until(stopped)));
+    let beside = [
+        tokio::spawn(tenancy::run(context.clone())),
+        tokio::spawn(policies::run(context.clone(), changes.clone())),
+        tokio::spawn(egress::run(context.clone(), changes.clone())),
+        tokio::spawn(wake_on_change(context.clone(), changes)),
+        tokio::spawn(keep_certificate(config.clone(), context.client.clone())),
+    ];
 
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
@@ -144,11 +138,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         served = &mut health => Err(why_it_ended("the health server", served)),
     };
     readiness.set(false);
-    cleaner.abort();
-    reporter.abort();
-    waker.abort();
-    keeper.abort();
-    networks.abort();
+    beside.iter().for_each(JoinHandle::abort);
     if ended.is_ok() {
         tracing::info!("stopping");
         let _ = stop.send(true);
@@ -161,6 +151,30 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     }
     health.abort();
     ended
+}
+
+async fn until(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+fn watch_what_decides(client: &Client, changed: &watch::Sender<()>) -> Caches {
+    Caches {
+        namespaces: cache::<Namespace>(client, changed, of_a_namespace),
+        policies: cache::<Readable<SandboxPolicy>>(client, changed, of_a_spec),
+        cluster_policies: cache::<Readable<ClusterSandboxPolicy>>(client, changed, of_a_spec),
+        approvals: cache::<Readable<ScriptApproval>>(client, changed, of_a_spec),
+    }
+}
+
+async fn are_filled(caches: &Caches) -> Result<()> {
+    let all = async {
+        caches.namespaces.wait_until_ready().await?;
+        caches.policies.wait_until_ready().await?;
+        caches.cluster_policies.wait_until_ready().await?;
+        caches.approvals.wait_until_ready().await
+    };
+    let filled = tokio::time::timeout(SYNC_LIMIT, all).await;
+    filled.context("the caches did not fill: are the CRDs installed?")?.context("a watch ended")
 }
 
 fn open_store(config: &Config) -> Result<Option<ResultStore>> {

@@ -140,7 +140,7 @@ pub(crate) struct Known<'a> {
 pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> Result<Explanation> {
     let Known { namespace, requester, objects: (objects, data), now } = known;
     let policies = written.taking_part(run, namespace.labels)?;
-    let outcome = judge(&policies, &run.spec.policy_ref, &Ask::of(&run.spec, objects.clone(), Gateway::Absent));
+    let outcome = judge(&policies, &run.spec.policy_ref, &Ask::of(&run.spec, objects.clone(), Gateway::Installed));
     let taken = policies.iter().map(|policy| policy.taken.clone()).collect();
     let mut explanation = Explanation {
         allowed: true,

@@ -233,12 +233,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_net_that_lies_in_a_class_that_is_not_global_has_no_other_address(bits in any::<u32>(), wide in any::<u128>(), prefix in 0_u8..=128, within in any::<u128>()) {
+        fn a_net_that_lies_in_a_class_that_is_not_global_has_no_other_address(
+            (bits, bits_within) in any::<(u32, u32)>(),
+            (wide, within) in any::<(u128, u128)>(),
+            prefix in 0_u8..=128,
+        ) {
             let four = IpNet::new(IpAddr::V4(bits.into()), prefix / 4).unwrap().trunc();
             let six = IpNet::new(IpAddr::V6(wide.into()), prefix).unwrap().trunc();
             for net in [four, six] {
                 let address: IpAddr = match net {
-                    IpNet::V4(net) => Ipv4Addr::from(u32::from(net.network()) | (u32::from(net.hostmask()) & within as u32)).into(),
+                    IpNet::V4(net) => Ipv4Addr::from(u32::from(net.network()) | (u32::from(net.hostmask()) & bits_within)).into(),
                     IpNet::V6(net) => Ipv6Addr::from(u128::from(net.network()) | (u128::from(net.hostmask()) & within)).into(),
                 };
                 let own = class(net.network());

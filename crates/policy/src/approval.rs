@@ -133,6 +133,9 @@ struct CanonicalCapabilities<'a> {
     /// SHA-256 of the content, by name.
     data: BTreeMap<&'a str, &'a str>,
     dynamic_code: bool,
+    /// Destinations in their one spelling, sorted. Absent where there is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    network: Vec<String>,
     /// Names alone: what a Secret holds may be changed, and a digest that others may read must not tell of it.
     secrets: Vec<&'a str>,
     subprocess: bool,
@@ -146,6 +149,7 @@ impl<'a> CanonicalCapabilities<'a> {
         (*grant != CapabilityGrant::default()).then(|| Self {
             data: grant.names(ObjectKind::ConfigMap).map(|name| (name, data.get(name).map_or("", String::as_str))).collect(),
             dynamic_code: grant.dynamic_code,
+            network: grant.destinations(),
             secrets: grant.names(ObjectKind::Secret).collect(),
             subprocess: grant.subprocess,
             volumes: grant.names(ObjectKind::PersistentVolumeClaim).collect(),

@@ -143,6 +143,13 @@ pub struct CapabilityGrant {
 }
 
 impl CapabilityGrant {
+    /// Where it may connect to, in one spelling, sorted.
+    pub fn destinations(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.network.iter().map(|granted| granted.to.to_string()).collect();
+        all.sort();
+        all
+    }
+
     /// Names of the objects of a kind.
     pub fn names(&self, kind: ObjectKind) -> impl Iterator<Item = &str> {
         self.objects.iter().filter(move |object| object.kind == kind).map(|object| object.name.as_str())

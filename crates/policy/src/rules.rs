@@ -130,6 +130,7 @@ mod tests {
             memory_bytes: 0,
             cpu_milli: 0,
             scratch_bytes: 0,
+            network: Vec::new(),
             secrets: vec!["smtp"],
             data: Vec::new(),
             volumes: Vec::new(),

@@ -49,6 +49,8 @@ pub struct RunFacts<'a> {
     pub cpu_milli: i64,
     /// Bytes of `/workspace`.
     pub scratch_bytes: i64,
+    /// Where it may connect to, as destinations with their ports.
+    pub network: Vec<String>,
     /// Names of the Secrets that it is given.
     pub secrets: Vec<&'a str>,
     /// Names of the ConfigMaps that it is given.
@@ -112,6 +114,7 @@ impl<'a> Subject<'a> {
             memory_bytes: int(grant.memory_bytes),
             cpu_milli: int(grant.cpu_milli),
             scratch_bytes: int(grant.scratch_bytes),
+            network: grant.capabilities.destinations(),
             secrets: grant.capabilities.names(ObjectKind::Secret).collect(),
             data: grant.capabilities.names(ObjectKind::ConfigMap).collect(),
             volumes: grant.capabilities.names(ObjectKind::PersistentVolumeClaim).collect(),
@@ -125,6 +128,7 @@ impl<'a> Subject<'a> {
     pub(crate) fn longest(&self) -> Option<(&'static str, usize)> {
         let lengths = [
             ("run.labels", self.run.labels.len()),
+            ("run.network", self.run.network.len()),
             ("run.secrets", self.run.secrets.len()),
             ("run.data", self.run.data.len()),
             ("run.volumes", self.run.volumes.len()),
@@ -165,6 +169,7 @@ pub(crate) fn fields_of(variable: &str) -> Option<&'static [&'static str]> {
             "memoryBytes",
             "cpuMilli",
             "scratchBytes",
+            "network",
             "secrets",
             "data",
             "volumes",

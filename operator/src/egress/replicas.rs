@@ -148,6 +148,8 @@ async fn talk_once(
     known: &watch::Sender<Option<Arc<All>>>,
     reports: &mpsc::Sender<Report>,
 ) -> anyhow::Result<paddock_egress::feed::Ended> {
+    // A process that was frozen and does not lead any more must not take the place of the one that does.
+    anyhow::ensure!(context.fence.is_up(), "this replica of the operator does not lead");
     let mut place = context.egress.place.subscribe();
     let trusted = place.wait_for(Option::is_some).await?.as_ref().map(|place| place.trusted.files());
     let Some(files) = trusted else { anyhow::bail!("nothing is trusted") };

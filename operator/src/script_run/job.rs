@@ -59,7 +59,8 @@ fn result_bytes(output: &OutputGrant) -> u32 {
 pub(crate) fn digest_of(files_digest: &str, grant: &Grant) -> String {
     let objects: String = grant.capabilities.objects.iter().map(|object| format!("{} {}\n", object.kind.as_str(), object.name)).collect();
     let limits = format!("{}\n{}\n{}", grant.memory_bytes, grant.cpu_milli, grant.scratch_bytes);
-    hash(format!("{files_digest}\n{}\n{limits}\n{objects}", grant.runtime.image).as_bytes())
+    let network: String = grant.capabilities.destinations().iter().map(|to| format!("network {to}\n")).collect();
+    hash(format!("{files_digest}\n{}\n{limits}\n{objects}{network}", grant.runtime.image).as_bytes())
 }
 
 /// SHA-256 in hexadecimal.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::capabilities::Object;
 use crate::decide::RuntimeGrant;
+use crate::network::Granted as GrantedDestination;
 use crate::queue::QueueLimits;
 
 fn at(second: i64) -> Timestamp {
@@ -173,6 +174,11 @@ fn the_digests_are_those_of_the_vectors() {
     }
 }
 
+fn to(text: &str) -> GrantedDestination {
+    let to = paddock_destination::Destination::parse(text).unwrap();
+    GrantedDestination { to, rule: "rule".into(), addresses: paddock_destination::ByName::default() }
+}
+
 #[test]
 fn a_digest_is_made_as_documented() {
     let [script, input, schema] = ["print(1)", "{\"a\":1}", "{\"type\":\"object\"}"].map(|text| sha256(text.as_bytes()));
@@ -201,6 +207,9 @@ fn a_digest_is_made_as_documented() {
     let mut mounted = grant();
     mounted.capabilities.objects = vec![object(ObjectKind::PersistentVolumeClaim, "corpus")];
     assert_eq!(digests(&run(&[]), &mounted, plain).input, vectors[4]["digest"]);
+    let mut connected = grant();
+    connected.capabilities.network = ["tcp://10.20.0.0/16:5432", "api.example.com"].map(to).into();
+    assert_eq!(digests(&run(&[]), &connected, plain).input, vectors[5]["digest"]);
     for (name, content) in [("prices", "{\"data\":{\"eur.csv\":\"a,1\\n\"}}"), ("rates", "{\"binaryData\":{\"a\":\"AP8=\"}}")] {
         assert_eq!(data[name], sha256(content.as_bytes()));
     }
@@ -210,7 +219,7 @@ fn a_digest_is_made_as_documented() {
 #[test]
 fn whatever_could_matter_changes_the_digest() {
     type Change = fn(&mut Grant);
-    let changes: [Change; 13] = [
+    let changes: [Change; 15] = [
         |grant| grant.runtime.image.push('b'),
         |grant| grant.runtime.command.push("-u".into()),
         |grant| grant.runtime.extension = Some("ts".into()),
@@ -219,6 +228,8 @@ fn whatever_could_matter_changes_the_digest() {
         |grant| grant.scratch_bytes += 1,
         |grant| grant.timeout_seconds += 1,
         |grant| grant.grace_seconds += 1,
+        |grant| grant.capabilities.network.push(to("api.example.com")),
+        |grant| grant.capabilities.network.push(to("api.example.com:8443")),
         |grant| grant.capabilities.subprocess = true,
         |grant| grant.capabilities.dynamic_code = true,
         |grant| grant.capabilities.objects.push(Object { kind: ObjectKind::Secret, name: "a".into() }),

@@ -127,7 +127,10 @@ fn each_capability_is_answered_by_itself_and_a_run_may_take_what_it_gets() {
     .map(|(permission, verdict)| (permission.to_owned(), verdict));
     assert_eq!(told(&outcome.decisions), expected);
     let refusal = outcome.result.unwrap_err();
-    assert_eq!(refusal.message, "the capability network:x.example is not granted (built-in: network); and 2 more, see status.decisions");
+    assert_eq!(
+        refusal.message,
+        "the capability network:x.example:443 is not granted (ClusterSandboxPolicy/base: capabilities.network); and 2 more, see status.decisions"
+    );
 
     let mut partial = capabilities;
     partial["partial"] = json!(true);

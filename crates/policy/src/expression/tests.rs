@@ -27,6 +27,7 @@ fn with_groups<T>(groups: &[String], then: impl FnOnce(Subject<'_>) -> T) -> T {
             memory_bytes: 128 << 20,
             cpu_milli: 500,
             scratch_bytes: 16 << 20,
+            network: vec!["api.example.com:443".into()],
             secrets: vec!["smtp"],
             data: Vec::new(),
             volumes: vec!["corpus"],
@@ -62,6 +63,7 @@ fn holds(source: &str) -> Result<bool, String> {
 #[case::weekday("now.getDayOfWeek('Europe/Berlin') in [1, 2, 3, 4, 5]", true)]
 #[case::until("now < timestamp('2026-12-24T00:00:00Z')", true)]
 #[case::secret("'smtp' in run.secrets && run.secrets.all(name, name.startsWith('s'))", true)]
+#[case::network("run.network == ['api.example.com:443'] && run.network.all(to, to.endsWith(':443'))", true)]
 #[case::volumes("run.volumes == ['corpus']", true)]
 #[case::words("run.subprocess && !run.dynamicCode && size(run.data) == 0", true)]
 #[case::sum("('team-' + run.labels.team) in requester.groups", true)]

@@ -11,6 +11,7 @@ fn policy(effect: Effect, rules: Value) -> Policy {
     Policy::new(taken, effect, serde_json::from_value(rules).unwrap())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what json! makes is given")]
 fn network(grants: Value) -> Value {
     json!({ "capabilities": { "network": grants } })
 }
