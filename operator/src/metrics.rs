@@ -283,6 +283,27 @@ mod tests {
     }
 
     #[test]
+    fn connections_are_counted_by_tenant_and_outcome() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry, 1);
+        for (namespace, outcome, sent, received) in
+            [("a", "Closed", 5, 7), ("a", "NotGranted", 0, 0), ("a", "Closed", 1, 1), ("b", "Idle", 2, 0)]
+        {
+            metrics.connected(namespace, outcome, sent, received);
+        }
+        let text = text(&registry);
+        for line in [
+            "paddock_egress_connections_total{namespace=\"a\",outcome=\"Closed\"} 2\n",
+            "paddock_egress_connections_total{namespace=\"a\",outcome=\"NotGranted\"} 1\n",
+            "paddock_egress_connections_total{namespace=\"_other\",outcome=\"Idle\"} 1\n",
+            "paddock_egress_bytes_total{namespace=\"a\",direction=\"sent\"} 6\n",
+            "paddock_egress_bytes_total{namespace=\"a\",direction=\"received\"} 8\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
+    }
+
+    #[test]
     fn every_reason_can_rise_from_zero() {
         let mut registry = Registry::default();
         let _ = Metrics::new(&mut registry, 0);
