@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
 use kube::ResourceExt as _;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::{Signal, kill};
 use paddock_crds::{Phase, Reason, ScriptRun};
 use serde_json::{Value, json};
@@ -88,7 +88,13 @@ async fn a_script_reaches_what_it_was_granted_and_nothing_else() {
 print(get("https://api.example.com/"))
 print(get("https://other.example.com/"))
 print(get("https://inside.example.com/"))
-print(connect("93.184.215.14", 443), connect("10.214.0.1", 443), connect("10.215.0.1", 53))
+print(connect("93.184.215.14", 443), connect("10.214.0.1", 443), connect("10.215.0.1", 10250))
+for family, protocol in (socket.AF_INET, socket.IPPROTO_ICMP), (socket.AF_INET6, socket.IPPROTO_ICMPV6):
+    try:
+        socket.socket(family, socket.SOCK_DGRAM, protocol)
+        print("an echo")
+    except PermissionError:
+        print("no echo")
 try:
     print(socket.getaddrinfo("api.example.com", 443))
 except OSError:
@@ -102,8 +108,8 @@ print(sorted(name for name in os.environ if "PROXY" in name.upper()))
         let lines: Vec<&str> = told.lines().collect();
         assert_eq!(lines[0], "hello", "{told}");
         assert!(lines[1].contains("403") && lines[2].contains("403"), "{told}");
-        assert_eq!(lines[3..5], ["not connected not connected not connected", "no names"], "{told}");
-        assert!(lines[5].contains("HTTPS_PROXY") && lines[5].contains("NODE_USE_ENV_PROXY"), "{told}");
+        assert_eq!(lines[3..7], ["not connected not connected not connected", "no echo", "no echo", "no names"], "{told}");
+        assert!(lines[7].contains("HTTPS_PROXY") && lines[7].contains("NODE_USE_ENV_PROXY"), "{told}");
         let granted: Vec<String> = status(&run).decisions.iter().map(|decision| decision.permission.clone()).collect();
         assert!(granted.contains(&"network:api.example.com:443".to_owned()), "{granted:?}");
 
@@ -347,7 +353,7 @@ async fn a_sandbox_with_an_interface_and_without_a_grant_reaches_nothing() {
         let gateway: Api<Service> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
         let gateway = gateway.get("paddock-egress").await.unwrap().spec.unwrap().cluster_ip.unwrap();
         let script = format!(
-            "import os\nprint(connect('{gateway}', 8445), connect('10.214.0.1', 443), connect('10.215.0.1', 53))\n\
+            "import os\nprint(connect('{gateway}', 8445), connect('10.214.0.1', 443), connect('10.215.0.1', 10250))\n\
              print([name for name in os.environ if 'PROXY' in name.upper()], 'eth0' in open('/proc/net/dev').read())"
         );
         let client = CLIENT.replace("ssl.create_default_context(cadata=json.load(sys.stdin)[\"authority\"])", "None");
@@ -362,4 +368,23 @@ async fn a_sandbox_with_an_interface_and_without_a_grant_reaches_nothing() {
     .await;
     begin_what_has_ended().await;
     upgrade(&["sandbox.runtimeClass=gvisor-nonet".into(), "sandbox.hasInterface=false".into()]);
+}
+
+/// A Service could otherwise have the gateway's address, which sandboxes trust to be a port that is listened at, lead elsewhere.
+#[tokio::test]
+async fn nobody_takes_the_address_of_the_gateway() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    granting("external", |tenant| async move {
+        let services: Api<Service> = Api::namespaced(tenant.bind("external-mallory", "edit").await, &tenant.name);
+        let service = |external: Value| -> Service {
+            let spec = json!({ "selector": { "app": "evil" }, "ports": [{ "port": 8445 }], "externalIPs": external });
+            serde_json::from_value(json!({ "metadata": { "name": "evil" }, "spec": spec })).unwrap()
+        };
+        let refused = services.create(&PostParams::default(), &service(json!(["10.214.0.48"]))).await.unwrap_err();
+        assert!(refused.to_string().contains("could take the place of the egress gateway"), "{refused}");
+        services.create(&PostParams::default(), &service(json!([]))).await.unwrap();
+        let patch = json!({ "spec": { "externalIPs": ["10.214.0.48"] } });
+        assert!(services.patch("evil", &PatchParams::default(), &Patch::Merge(patch)).await.is_err());
+    })
+    .await;
 }

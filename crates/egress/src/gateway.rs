@@ -1,6 +1,5 @@
 //! A connection of a sandbox, from its first byte to its last.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +21,7 @@ use tokio::time::timeout;
 
 use crate::ask::{self, Refusal};
 use crate::carry::{Carried, carry};
+use crate::connections::Connections;
 use crate::dial::{Resolve, dial};
 use crate::grants::{Grants, Message, Protocol, Verdict};
 use crate::hello::{self, server_name};
@@ -32,8 +32,6 @@ use crate::wire::{Outcome, Report};
 pub const FIRST_BYTES: Duration = Duration::from_secs(5);
 /// A tunnel on which nothing moves for so long is closed.
 pub const IDLE: Duration = Duration::from_secs(300);
-/// Connections of one address, also of those that have shown no token yet.
-const MOST_OF_ONE: u32 = 512;
 /// hyper's own least.
 const HEAD_BYTES: usize = 8 << 10;
 const MOST_HEADERS: usize = 32;
@@ -44,7 +42,7 @@ pub struct Gateway {
     live: Arc<Live>,
     resolver: Box<dyn Resolve>,
     reports: mpsc::Sender<Report>,
-    connections: Mutex<HashMap<IpAddr, u32>>,
+    connections: Mutex<Connections>,
 }
 
 /// What is granted, and by which connection of the operator it was told.
@@ -76,9 +74,10 @@ struct Granted {
 }
 
 impl Gateway {
-    /// Reports that nobody takes are dropped, and counted by whoever made the channel.
-    pub fn new(resolver: Box<dyn Resolve>, reports: mpsc::Sender<Report>) -> Self {
-        Self { told: Mutex::default(), live: Arc::default(), resolver, reports, connections: Mutex::default() }
+    /// With at most so many connections. Reports that nobody takes are dropped.
+    pub fn new(resolver: Box<dyn Resolve>, reports: mpsc::Sender<Report>, most: usize) -> Self {
+        let connections = Mutex::new(Connections::new(most));
+        Self { told: Mutex::default(), live: Arc::default(), resolver, reports, connections }
     }
 
     /// The operator has connected. Until it has told all grants, nothing is granted.
@@ -95,13 +94,11 @@ impl Gateway {
         if told.connection != from {
             return;
         }
-        let ended = if let Message::Remove(run) = &message { Some(run.clone()) } else { None };
+        // Whoever is not there any more has ended; whose grant is another goes on with what it has used.
+        let have_ended = matches!(message, Message::Remove(_) | Message::End);
         // Under the same lock as a tunnel is opened: none is opened by what does not count any more.
         for run in told.grants.hear(message, Instant::now()) {
-            self.live.cut(&run);
-        }
-        if let Some(run) = ended {
-            self.live.forget(&run);
+            if have_ended { self.live.forget(&run) } else { self.live.cut(&run) }
         }
     }
 
@@ -129,15 +126,9 @@ impl Gateway {
         self.live.count()
     }
 
-    /// Counts a connection, before anything of it is read. `None`: this address has too many.
+    /// Counts a connection, before anything of it is read. `None`: this address has too many, or all have.
     pub fn count(self: &Arc<Self>, peer: IpAddr) -> Option<Counted> {
-        let mut connections = lock(&self.connections);
-        let count = connections.entry(peer).or_default();
-        if *count >= MOST_OF_ONE {
-            return None;
-        }
-        *count += 1;
-        Some(Counted { gateway: self.clone(), peer })
+        lock(&self.connections).admit(peer).then(|| Counted { gateway: self.clone(), peer })
     }
 
     /// Answers the one request of a connection, on which TLS has been spoken already, and carries what follows.
@@ -232,13 +223,7 @@ impl Report {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut connections = lock(&self.gateway.connections);
-        if let Some(count) = connections.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                connections.remove(&self.peer);
-            }
-        }
+        lock(&self.gateway.connections).ended(self.peer);
     }
 }
 

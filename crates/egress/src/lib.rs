@@ -6,6 +6,7 @@
 
 pub mod ask;
 pub mod carry;
+pub mod connections;
 pub mod dial;
 pub mod feed;
 pub mod gateway;

@@ -35,6 +35,9 @@ struct Config {
     /// Where nobody may connect to from a sandbox: what network policies allow is seen by what they forbid
     #[arg(long, default_value = "[::]:8445")]
     forbidden_listen: SocketAddr,
+    /// Connections of sandboxes at once, also of those that have shown no token yet
+    #[arg(long, default_value = "2048", value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
+    connections: u32,
     /// Folder with tls.crt, tls.key and ca.crt
     #[arg(long)]
     certificates: PathBuf,
@@ -65,7 +68,7 @@ async fn run(config: Config) -> Result<()> {
     let resolver =
         TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build).context("cannot read how names are looked up")?;
     let (sender, reports) = mpsc::channel(REPORTS);
-    let gateway = Arc::new(Gateway::new(Box::new(resolver), sender));
+    let gateway = Arc::new(Gateway::new(Box::new(resolver), sender, config.connections as usize));
     let bind = |address: SocketAddr| async move { TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}")) };
     let (for_sandboxes, for_the_operator) = (bind(config.listen).await?, bind(config.operator_listen).await?);
     tracing::info!(sandboxes = %config.listen, operator = %config.operator_listen, "listening");

@@ -97,7 +97,12 @@ async fn listen(read: impl tokio::io::AsyncRead + Unpin, connection: Connection,
     loop {
         line.clear();
         let one = (&mut read).take(LONGEST_LINE as u64).read_until(b'\n', &mut line).await.is_ok_and(|count| count > 0);
-        let Some((b'\n', text)) = line.split_last().filter(|_| one) else { return };
+        let Some((b'\n', text)) = line.split_last().filter(|_| one) else {
+            if line.len() >= LONGEST_LINE {
+                tracing::error!("the operator said something that is too long");
+            }
+            return;
+        };
         match wire::read(text, Instant::now()) {
             Ok(message) => {
                 gateway.hear(connection, message);

@@ -67,7 +67,7 @@ async fn world() -> World {
         ("deaf.example.com", vec![ip("127.0.0.2")]),
     ]);
     let (sender, reports) = mpsc::channel(64);
-    let gateway = Arc::new(Gateway::new(Box::new(Names(names)), sender));
+    let gateway = Arc::new(Gateway::new(Box::new(Names(names)), sender, 4096));
     let operator = gateway.connected();
     let world = World { gateway, operator, reports, port };
     for line in [json!({ "say": "begin" }), world.grant(), json!({ "say": "end" })] {
@@ -372,7 +372,7 @@ async fn a_token_counts_for_its_pod_its_run_and_a_gateway_that_knows_it() {
     world.gateway.disconnected(world.operator);
     assert_eq!(asked(POD, TOKEN).await, "NotReady", "a replica that nobody tells anything");
     let (sender, _reports) = mpsc::channel(1);
-    let started = Arc::new(Gateway::new(Box::new(Names(HashMap::new())), sender));
+    let started = Arc::new(Gateway::new(Box::new(Names(HashMap::new())), sender, 4096));
     let fresh = World { operator: world.operator, gateway: started, reports: mpsc::channel(1).1, port: 1 };
     assert_eq!(reason(&fresh.say(&request("a.example.com:443", TOKEN)).await.0), "NotReady", "a replica that has just started");
 }
@@ -451,7 +451,7 @@ async fn one_address_has_so_many_connections() {
     let world = world().await;
     let peer: IpAddr = POD.parse().unwrap();
     let all: Vec<_> = std::iter::from_fn(|| world.gateway.count(peer)).collect();
-    assert_eq!(all.len(), 512);
+    assert_eq!(all.len(), 128);
     assert!(world.gateway.count("10.9.0.8".parse().unwrap()).is_some());
     drop(all);
     assert!(world.gateway.count(peer).is_some());

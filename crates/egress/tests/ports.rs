@@ -65,7 +65,7 @@ async fn ports() -> Ports {
     let (chain, key) = authority.issue("paddock-egress");
     let files = Files { chain: chain.into(), key: key.into(), authority: authority.pem.clone().into() };
     let (sender, reports) = mpsc::channel(16);
-    let gateway = Arc::new(Gateway::new(Box::new(Nowhere), sender));
+    let gateway = Arc::new(Gateway::new(Box::new(Nowhere), sender, 4096));
     let (one, other) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
     let ports = Ports { authority, sandboxes: one.local_addr().unwrap(), operator: other.local_addr().unwrap() };
     tokio::spawn(serve_sandboxes(one, Served::new(files.for_sandboxes().unwrap()), gateway.clone()));

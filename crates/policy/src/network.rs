@@ -1,5 +1,7 @@
 //! Where a run may connect to: each destination that it asks for must be covered, as a whole, by every policy that says something of networks.
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use paddock_crds::{Capabilities, Effect, NetworkGrant, PolicyRules, Problem, Reason, Suspend};
 use paddock_destination::{BadDestination, ByName, Destination, HostPattern, Reach};
@@ -48,12 +50,17 @@ struct Entry {
     addresses: Option<Vec<IpNet>>,
 }
 
+/// Hosts and nets of one policy.
+const MOST_PLACES: usize = 512;
+/// Different nets in `addresses` of one policy.
+const MOST_ADDRESSES: usize = 64;
 /// Where hosts are granted without ports.
 const TLS_PORT: u16 = 443;
 
 /// Reads what a policy says. What cannot be read is a problem of the policy.
 pub(crate) fn compile(rules: &PolicyRules, problems: &mut Vec<Problem>) -> Said {
     let grants = rules.capabilities.as_ref().and_then(|rules| rules.network.as_ref());
+    check_size(grants.map(Vec::as_slice).unwrap_or_default(), problems);
     let grants = grants.map(|grants| {
         let each = grants.iter().enumerate();
         each.flat_map(|(index, grant)| entries(grant, &format!("capabilities.network[{index}]"), problems)).collect()
@@ -63,6 +70,19 @@ pub(crate) fn compile(rules: &PolicyRules, problems: &mut Vec<Problem>) -> Said 
         take(HostPattern::parse_denied(text).map_err(Into::into), &format!("deny.hosts[{index}]"), text, problems)
     });
     Said { grants, denied: denied.collect() }
+}
+
+/// The gateway is told for each run what each policy names: what one policy can make of that is bounded.
+fn check_size(grants: &[NetworkGrant], problems: &mut Vec<Problem>) {
+    let places: usize = grants.iter().map(|grant| grant.hosts.iter().chain(&grant.cidrs).map(Vec::len).sum::<usize>()).sum();
+    let addresses: BTreeSet<&String> = grants.iter().flat_map(|grant| grant.addresses.iter().flatten()).collect();
+    let mut problem = |message: String| problems.push(Problem { field: "capabilities.network".into(), message });
+    if places > MOST_PLACES {
+        problem(format!("{places} hosts and nets are more than the {MOST_PLACES} that a policy may have"));
+    }
+    if addresses.len() > MOST_ADDRESSES {
+        problem(format!("{} different addresses are more than the {MOST_ADDRESSES} that a policy may have", addresses.len()));
+    }
 }
 
 fn take<T>(read: Result<T, BadDestination>, field: &str, text: &str, problems: &mut Vec<Problem>) -> Option<T> {
@@ -169,7 +189,8 @@ fn addresses_of(policy: &Policy, covering: &[&Entry]) -> Option<Vec<IpNet>> {
         Reach::Hosts(_) => entry.addresses.clone(),
     });
     let all: Vec<Vec<IpNet>> = named.collect();
-    (!all.is_empty() || policy.effect == Effect::Allow).then(|| all.concat())
+    let each_once: BTreeSet<IpNet> = all.iter().flatten().copied().collect();
+    (!all.is_empty() || policy.effect == Effect::Allow).then(|| each_once.into_iter().collect())
 }
 
 /// What is granted now of the destinations that a run was granted when it was admitted, and what is denied within it. Fail closed: under a policy
@@ -189,7 +210,7 @@ pub const PERMISSION: &str = "network:";
 
 /// Destinations that a run asks for, each once.
 pub(crate) fn asked(asked: &Capabilities) -> Vec<&str> {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     asked.network.iter().map(String::as_str).filter(|text| seen.insert(permission(text))).collect()
 }
 

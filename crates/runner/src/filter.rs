@@ -1,4 +1,5 @@
-//! What a script may not ask of the kernel: namespaces of its own, in which it would be root, and mounts.
+//! What a script may not ask of the kernel: namespaces of its own, in which it would be root, mounts, and sockets for ICMP, which some network
+//! policies let through whatever they say.
 //!
 //! gVisor grants both to anybody. They reach neither the node nor the runner, but they open parts of gVisor that no script needs, and with a
 //! mount a script gets around the size of its scratch directory.
@@ -34,6 +35,14 @@ const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWNET,
 ];
 
+/// A socket for one of these carries data in echoes.
+const ECHOES: [(libc::c_int, libc::c_int); 4] = [
+    (libc::AF_INET, libc::IPPROTO_ICMP),
+    (libc::AF_INET, libc::IPPROTO_ICMPV6),
+    (libc::AF_INET6, libc::IPPROTO_ICMP),
+    (libc::AF_INET6, libc::IPPROTO_ICMPV6),
+];
+
 /// The filters, to be applied one after the other.
 pub(crate) fn programs() -> Result<[BpfProgram; 2], BackendError> {
     let mut refused: Vec<(i64, Vec<SeccompRule>)> = REFUSED.into_iter().map(|number| (number, Vec::new())).collect();
@@ -42,6 +51,13 @@ pub(crate) fn programs() -> Result<[BpfProgram; 2], BackendError> {
         SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(bit), bit)?])
     });
     refused.push((libc::SYS_clone, of_a_namespace.collect::<Result<_, _>>()?));
+    let of_echoes = ECHOES.into_iter().map(|(family, protocol)| {
+        let is = |argument, value: libc::c_int| {
+            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::try_from(value).unwrap_or_default())
+        };
+        SeccompRule::new(vec![is(0, family)?, is(2, protocol)?])
+    });
+    refused.push((libc::SYS_socket, of_echoes.collect::<Result<_, _>>()?));
     // The flags of clone3 are in memory, where a filter cannot look. Without it, C libraries use clone.
     let unknown = vec![(libc::SYS_clone3, Vec::new())];
     Ok([program(refused, libc::EPERM)?, program(unknown, libc::ENOSYS)?])

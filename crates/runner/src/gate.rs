@@ -15,6 +15,8 @@ use crate::report::Refusal;
 const LIMIT: Duration = Duration::from_secs(15);
 /// How long a port may take to answer, and how long one is listened for that must not.
 const ANSWER: Duration = Duration::from_secs(1);
+/// So many looks in a row must see the same: rules that are being written anew may be there for a moment only.
+const LOOKS: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What was seen from inside.
@@ -37,10 +39,13 @@ fn pass_within(egress: &Egress, limit: Duration) -> Result<(), Refusal> {
     let unusable = |error: io::Error| Refusal::new(RefusedReason::GatewayUnreachable, format!("the gateway cannot be asked: {error}"));
     let gateway = Gateway::new(egress.address, &egress.name, &egress.authority).map_err(unusable)?;
     let deadline = Instant::now() + limit;
+    let mut confined = 0;
     loop {
         let seen = look(&gateway, egress.forbidden);
+        confined = if seen == Seen::Confined { confined + 1 } else { 0 };
         match seen {
-            Seen::Confined => return Ok(()),
+            Seen::Confined if confined == LOOKS => return Ok(()),
+            Seen::Confined => {}
             _ if Instant::now() < deadline => std::thread::sleep(PAUSE),
             Seen::Open => return Err(Refusal::new(RefusedReason::NetworkNotConfined, format!("{} answers", egress.forbidden))),
             Seen::Deaf => return Err(Refusal::new(RefusedReason::GatewayUnreachable, format!("{} does not answer", egress.address))),

@@ -17,6 +17,9 @@ use crate::script_run::validate::PoliciesSeen;
 const TUNNELS: u32 = 64;
 /// Bytes of a run in both directions together, at each replica.
 const BYTES: u64 = 1 << 30;
+/// Nets and denied hosts together that are told of one run: with more it is granted nothing. One policy cannot bring so many about; a line to the
+/// gateway is longer.
+const MOST: usize = 40_000;
 /// Seconds beyond its time after which a run that was forgotten by everybody has no network any more.
 const BEYOND: u64 = 60;
 
@@ -85,6 +88,8 @@ pub(crate) fn told(uid: &str, live: &Live, policies: &PoliciesSeen, token: &str,
     let taking_part: Vec<&Policy> = policies.taking_part.iter().map(AsRef::as_ref).collect();
     let are_known = policies.unusable.is_none() && policies.gone.is_empty();
     let (granted, denied) = if are_known { still_granted(&taking_part, &live.permissions) } else { (Vec::new(), Vec::new()) };
+    let nets: usize = granted.iter().map(|granted| granted.addresses.0.iter().map(Vec::len).sum::<usize>()).sum();
+    let (granted, denied) = if nets + denied.len() > MOST { (Vec::new(), Vec::new()) } else { (granted, denied) };
     let rules = granted.into_iter().map(|granted| ToldRule { name: granted.rule, to: granted.to.to_string(), allowed: granted.addresses });
     Told {
         run: uid.to_owned(),

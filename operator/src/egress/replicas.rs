@@ -1,6 +1,7 @@
 //! One conversation with each replica of the gateway, wherever the Service has one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -166,9 +167,17 @@ async fn talk_once(
 
 /// What became of requests: a line of the log for each, and the sums of each tenant.
 async fn take(context: &Context, mut reports: mpsc::Receiver<Report>) {
+    let mut lines = Lines::default();
     while let Some(report) = reports.recv().await {
         let (namespace, run) = report.name.split_once('/').unwrap_or_default();
         context.metrics.connected(namespace, &format!("{:?}", report.outcome), report.sent, report.received);
+        match lines.of(&report.run) {
+            Line::Told => {}
+            Line::Last => {
+                tracing::info!(run, namespace, uid = report.run, "more connections of this run are counted and not told one by one")
+            }
+            Line::Counted => continue,
+        }
         tracing::info!(
             run,
             namespace,
@@ -185,11 +194,57 @@ async fn take(context: &Context, mut reports: mpsc::Receiver<Report>) {
     }
 }
 
+/// Which reports are lines of the log: a run may ask thousands of times in a second.
+#[derive(Default)]
+struct Lines {
+    by_run: HashMap<String, u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    Told,
+    /// The last one that is told.
+    Last,
+    Counted,
+}
+
+/// Lines of one run.
+const LINES: u32 = 200;
+/// Runs whose lines are remembered.
+const REMEMBERED: usize = 4096;
+
+impl Lines {
+    fn of(&mut self, run: &str) -> Line {
+        if self.by_run.len() >= REMEMBERED && !self.by_run.contains_key(run) {
+            self.by_run.clear();
+        }
+        let lines = self.by_run.entry(run.to_owned()).or_default();
+        *lines = lines.saturating_add(1);
+        match (*lines).cmp(&LINES) {
+            Ordering::Less => Line::Told,
+            Ordering::Equal => Line::Last,
+            Ordering::Greater => Line::Counted,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_run_that_asks_without_end_has_so_many_lines() {
+        let mut lines = Lines::default();
+        let told: Vec<Line> = (0..1000).map(|_| lines.of("a")).filter(|line| *line != Line::Counted).collect();
+        assert_eq!((told.len(), told.last()), (200, Some(&Line::Last)));
+        assert_eq!(lines.of("b"), Line::Told);
+        for run in 0..10_000 {
+            lines.of(&run.to_string());
+        }
+        assert!(lines.by_run.len() <= REMEMBERED);
+    }
 
     #[test]
     fn replicas_are_where_endpoints_are_and_do_not_end() {

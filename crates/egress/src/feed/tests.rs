@@ -125,7 +125,7 @@ async fn what_is_known_follows_what_was_heard_and_ends_with_the_conversation() {
     replica.wanted.send_replace(all(&[]));
     while words(&[replica.line().await]) != ["remove a"] {}
     replica
-        .tell("{\"tell\":\"report\",\"run\":\"a\",\"to\":\"x\",\"rule\":\"r\",\"outcome\":\"Cut\",\"sent\":1,\"received\":2,\"milliseconds\":3}\n")
+        .tell("{\"tell\":\"report\",\"run\":\"a\",\"name\":\"n/a\",\"to\":\"x\",\"rule\":\"r\",\"outcome\":\"Cut\",\"sent\":1,\"received\":2,\"milliseconds\":3}\n")
         .await;
     assert_eq!(replica.reports.recv().await.unwrap().run, "a");
     let Replica { stream, known, conversation, .. } = replica;

@@ -156,3 +156,17 @@ fn what_was_granted_ends_with_what_grants_it() {
     let killed = policy(Effect::Restrict, json!({ "suspend": "Kill" }));
     assert_eq!(of(&[policy(Effect::Allow, grants()), killed]), (vec![], 0));
 }
+
+#[test]
+fn what_is_told_for_one_policy_is_bounded_however_often_it_says_the_same() {
+    let nets: Vec<String> = (0..64).map(|number| format!("10.{number}.0.0/16")).collect();
+    let same = json!({ "hosts": vec!["*.example.com"; 64], "addresses": nets });
+    let often = policy(Effect::Allow, network(json!([same, same, same])));
+    assert_eq!(often.problems, []);
+    assert_eq!(decided(&[often], "api.example.com").unwrap().addresses.0[0].len(), 64);
+    let problems = policy(Effect::Allow, network(json!(vec![same.clone(); 9]))).problems;
+    assert_eq!(problems[0].to_string(), "capabilities.network: 576 hosts and nets are more than the 512 that a policy may have");
+    let more = json!({ "hosts": ["a.example.com"], "addresses": ["192.168.0.0/16"] });
+    let problems = policy(Effect::Allow, network(json!([same, more]))).problems;
+    assert_eq!(problems[0].to_string(), "capabilities.network: 65 different addresses are more than the 64 that a policy may have");
+}

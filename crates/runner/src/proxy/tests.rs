@@ -59,7 +59,7 @@ pub(crate) fn served(certified_name: &str) -> Served {
     let files = Files { chain: chain.into(), key: key.into(), authority: authority.clone().into() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (sender, _) = tokio::sync::mpsc::channel(1);
-    let egress = Arc::new(Egress::new(Box::new(Nowhere), sender));
+    let egress = Arc::new(Egress::new(Box::new(Nowhere), sender, 4096));
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     runtime.spawn(serve_sandboxes(listener, Serving::new(files.for_sandboxes().unwrap()), egress.clone()));
