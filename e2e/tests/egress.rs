@@ -18,7 +18,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::{Signal, kill};
 use paddock_crds::{Phase, Reason, ScriptRun};
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Global unicast by IANA's registries, and here on an interface of the cluster.
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 14);
@@ -31,7 +31,7 @@ const LEADER: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 18);
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 1);
 
 fn grants(network: &Value) -> Value {
-    json!({ "capabilities": { "network": network } })
+    json!({ "capabilities": { "network": network }, "limits": { "maxTimeoutSeconds": 120 } })
 }
 
 fn asking(tenant: &Tenant, text: &str, network: &[&str], input: &Value) -> Script {
@@ -59,6 +59,13 @@ where
 /// Tests stop what the others need.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
+async fn alone() -> MutexGuard<'static, ()> {
+    let guard = ONE_AT_A_TIME.lock().await;
+    // What a test before this one may have left when it failed.
+    begin_what_has_ended().await;
+    guard
+}
+
 const CLIENT: &str = r#"
 import json, os, socket, ssl, sys, urllib.error, urllib.request
 context = ssl.create_default_context(cadata=json.load(sys.stdin)["authority"])
@@ -79,7 +86,7 @@ def connect(*to):
 
 #[tokio::test]
 async fn a_script_reaches_what_it_was_granted_and_nothing_else() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _alone = alone().await;
     let host = https("api.example.com", PUBLIC);
     names(&[("api.example.com", PUBLIC), ("other.example.com", PUBLIC), ("inside.example.com", SERVICE)]);
     granting("egress", |tenant| async move {
@@ -153,7 +160,7 @@ const CUT: Duration = Duration::from_millis(550);
 
 #[tokio::test]
 async fn what_is_not_granted_any_more_is_cut() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _alone = alone().await;
     let host = https("live.example.com", LIVE);
     names(&[("live.example.com", LIVE)]);
     granting("cut", |tenant| async move {
@@ -184,7 +191,7 @@ async fn what_is_not_granted_any_more_is_cut() {
 /// Node.js looks for a proxy because its environment says so.
 #[tokio::test]
 async fn node_reaches_it_too() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _alone = alone().await;
     let host = https("node.example.com", NODE);
     names(&[("node.example.com", NODE)]);
     granting("node", |tenant| async move {
@@ -206,18 +213,26 @@ https.get("https://node.example.com/", (answer) => answer.on("data", (data) => c
     .await;
 }
 
-/// Where nothing enforces the network policy of a new sandbox, it is open: that is seen from inside, and nothing starts. Where it comes late, it
-/// is waited for.
+/// Where nothing lets a new sandbox through to the gateway, or something lets it through to everywhere, that is seen from inside, and nothing starts.
+/// What comes late is waited for.
 #[tokio::test]
 async fn nothing_starts_while_the_network_policy_is_not_enforced() {
-    let _alone = ONE_AT_A_TIME.lock().await;
-    begin_what_has_ended().await;
+    let _alone = alone().await;
     granting("gate", |tenant| async move {
         let asking = || asking(&tenant, "print('ran')", &["api.example.com"], &json!(1));
+        let not_started = |run: &ScriptRun, reason: &Reason| {
+            assert_end(run, &Phase::PolicyNotEnforced, reason);
+            assert_eq!(status(run).clocks.and_then(|clocks| clocks.started), None);
+        };
+        assert_end(&tenant.run(asking()).await, &Phase::Succeeded, &Reason::Succeeded);
+        let policies: Api<NetworkPolicy> = Api::namespaced(tenant.client.clone(), &tenant.sandbox());
+        let open = json!({ "metadata": { "name": "open" }, "spec": { "podSelector": {}, "policyTypes": ["Egress"], "egress": [{}] } });
+        policies.create(&PostParams::default(), &serde_json::from_value(open).unwrap()).await.unwrap();
+        not_started(&tenant.run(asking()).await, &Reason::NetworkNotConfined);
+        policies.delete("open", &DeleteParams::default()).await.unwrap();
         end("kube-router").await;
-        let run = tenant.run(asking()).await;
-        assert_end(&run, &Phase::PolicyNotEnforced, &Reason::NetworkNotConfined);
-        assert_eq!(status(&run).clocks.and_then(|clocks| clocks.started), None);
+        // Its rules around the gateway stay, and do not know this sandbox.
+        not_started(&tenant.run(asking()).await, &Reason::GatewayUnreachable);
         let late = tenant.create(asking()).await;
         let pod = tenant.pod_of(&late).await;
         eventually("the sandbox runs", || async {
@@ -266,7 +281,7 @@ print(get("https://{name}/"))
 
 #[tokio::test]
 async fn a_replica_that_dies_takes_only_its_own_tunnels_along() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _alone = alone().await;
     let host = https("replica.example.com", REPLICA);
     names(&[("replica.example.com", REPLICA)]);
     granting("replica", |tenant| async move {
@@ -297,7 +312,7 @@ async fn a_replica_that_dies_takes_only_its_own_tunnels_along() {
 /// Nobody tells the gateway anything while no operator leads: after 5 s nothing counts, and a new leader tells everything anew.
 #[tokio::test]
 async fn without_an_operator_nothing_is_granted_after_five_seconds() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _alone = alone().await;
     let host = https("leader.example.com", LEADER);
     names(&[("leader.example.com", LEADER)]);
     granting("leader", |tenant| async move {
@@ -325,7 +340,7 @@ async fn without_an_operator_nothing_is_granted_after_five_seconds() {
 /// Whoever takes a network policy away under running sandboxes finds it back.
 #[tokio::test]
 async fn a_network_policy_that_is_taken_away_comes_back_while_sandboxes_run() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _alone = alone().await;
     granting("guard", |tenant| async move {
         let run = tenant.create(asking(&tenant, "import time; time.sleep(25)", &["api.example.com"], &json!(1))).await;
         tenant.until(&run, "the script runs", |status| status.phase == Some(Phase::Running)).await;
@@ -346,8 +361,7 @@ async fn a_network_policy_that_is_taken_away_comes_back_while_sandboxes_run() {
 /// As on GKE, where the only handler gives every sandbox the network of its pod.
 #[tokio::test]
 async fn a_sandbox_with_an_interface_and_without_a_grant_reaches_nothing() {
-    let _alone = ONE_AT_A_TIME.lock().await;
-    begin_what_has_ended().await;
+    let _alone = alone().await;
     upgrade(&["sandbox.runtimeClass=gvisor".into(), "sandbox.hasInterface=true".into()]);
     granting("interface", |tenant| async move {
         let gateway: Api<Service> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
@@ -362,18 +376,17 @@ async fn a_sandbox_with_an_interface_and_without_a_grant_reaches_nothing() {
         assert_eq!(stdout(&run), "not connected not connected not connected\n[] True\n");
         end("kube-router").await;
         let run = tenant.run(by_policy(&tenant, Script::python("print('ran')"))).await;
-        assert_end(&run, &Phase::PolicyNotEnforced, &Reason::NetworkNotConfined);
+        assert_end(&run, &Phase::PolicyNotEnforced, &Reason::GatewayUnreachable);
         begin("kube-router");
     })
     .await;
-    begin_what_has_ended().await;
     upgrade(&["sandbox.runtimeClass=gvisor-nonet".into(), "sandbox.hasInterface=false".into()]);
 }
 
 /// A Service could otherwise have the gateway's address, which sandboxes trust to be a port that is listened at, lead elsewhere.
 #[tokio::test]
 async fn nobody_takes_the_address_of_the_gateway() {
-    let _alone = ONE_AT_A_TIME.lock().await;
+    let _alone = alone().await;
     granting("external", |tenant| async move {
         let services: Api<Service> = Api::namespaced(tenant.bind("external-mallory", "edit").await, &tenant.name);
         let service = |external: Value| -> Service {
