@@ -306,7 +306,7 @@ pub struct Deny {
     #[schemars(schema_with = "images_schema")]
     pub images: Vec<String>,
     /// Hosts that no run connects to, whatever is granted, written as in `capabilities.network`. A run that asks for nothing else there is not
-    /// granted it; what runs loses its connections to them and goes on.
+    /// granted it; what runs loses its connections, may make those anew that are still granted, and goes on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "host_patterns_schema")]
     pub hosts: Vec<String>,

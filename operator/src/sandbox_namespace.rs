@@ -174,7 +174,7 @@ fn render_egress_policy(namespace: &str, settings: &Settings) -> Option<NetworkP
                 "egress": [{
                     "to": [{
                         "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": settings.operator_namespace } },
-                        "podSelector": { "matchLabels": { "app.kubernetes.io/component": "egress" } },
+                        "podSelector": { "matchLabels": { "app.kubernetes.io/name": "paddock-egress", "app.kubernetes.io/component": "egress" } },
                     }],
                     "ports": [{ "protocol": "TCP", "port": egress::PORT }],
                 }],

@@ -117,6 +117,8 @@ impl Addresses {
         }
         match class(address) {
             Class::Global => Ok(()),
+            // What is within it is what would have to be named.
+            Class::Embedded => Err(format!("{address} is {}", Class::Embedded)),
             own if self.allowed.iter().any(|allowed| allowed.allows(address, |named| lies_in(named, own))) => Ok(()),
             other => Err(format!("{address} is {other}")),
         }
@@ -224,6 +226,8 @@ mod tests {
     #[case::loopback("127.0.0.0/8", "127.0.0.1", true)]
     #[case::six("::/0", "fd00::1", false)]
     #[case::private_six("fd00::/8", "fd00::1", true)]
+    #[case::hidden_by_name("::ffff:0:0/96", "::ffff:10.244.1.1", false)]
+    #[case::translated_by_name("64:ff9b::/96", "64:ff9b::af4:101", false)]
     #[case::hidden("0.0.0.0/0", "::ffff:10.1.2.3", false)]
     fn a_net_allows_what_it_names(#[case] allowed: &str, #[case] address: &str, #[case] expected: bool) {
         let denied = ["10.244.0.0/16", "34.1.0.0/16"].map(|net| net.parse().unwrap()).into();

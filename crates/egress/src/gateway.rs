@@ -278,6 +278,8 @@ fn outcome(refusal: &Refusal) -> Outcome {
 fn refused(refusal: &Refusal) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(refusal.body())));
     *response.status_mut() = refusal.status();
+    // Most clients show the first line of an answer to CONNECT, and no body.
+    response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(refusal.reason().as_bytes()));
     let headers = response.headers_mut();
     headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     if refusal.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED {

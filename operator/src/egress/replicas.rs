@@ -174,7 +174,7 @@ async fn take(context: &Context, mut reports: mpsc::Receiver<Report>) {
         match lines.of(&report.run) {
             Line::Told => {}
             Line::Last => {
-                tracing::info!(run, namespace, uid = report.run, "more connections of this run are counted and not told one by one")
+                tracing::info!(run, namespace, uid = report.run, "more connections of this run are counted and not told one by one");
             }
             Line::Counted => continue,
         }

@@ -100,7 +100,7 @@ impl Tunnel {
     fn connect(&mut self, gateway: &Gateway, token: &str) -> io::Result<()> {
         match head::read(&self.head) {
             Head::Part => return Ok(()),
-            Head::Other => self.answer("405 Method Not Allowed", "NotConnect", "only CONNECT is answered"),
+            Head::Other => self.answer("405 NotConnect", "NotConnect", "only CONNECT is answered"),
             Head::Connect { target, rest } => {
                 let mut tls = ClientConnection::new(gateway.tls.clone(), gateway.name.clone()).map_err(io::Error::other)?;
                 // More than one read of the script is never in it.
@@ -124,7 +124,7 @@ impl Tunnel {
     }
 
     fn unreachable(&mut self) {
-        self.answer("502 Bad Gateway", "GatewayUnreachable", "the egress gateway does not answer");
+        self.answer("502 GatewayUnreachable", "GatewayUnreachable", "the egress gateway does not answer");
     }
 
     /// To and from the gateway.
