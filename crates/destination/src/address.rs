@@ -125,10 +125,12 @@ impl Addresses {
     }
 }
 
-/// Whether a net lies wholly among the addresses of a class that it touches and that is not global: all the blocks of a class are apart from each other, so that both
-/// ends of a net that is wider than a block are not of its class, or the net has another class in its middle.
+/// Whether a net lies wholly among the addresses of a class that it touches and that is not global: all the blocks of a class are apart from each
+/// other, so that the ends of a net that is wider than a block, or the beginning of its upper half, are not of its class.
 fn lies_in(net: &IpNet, own: Class) -> bool {
-    class(net.network()) == own && class(net.broadcast()) == own
+    let upper_half = net.subnets(net.prefix_len() + 1).ok().and_then(|mut halves| halves.nth(1));
+    let is_own = |address| class(address) == own;
+    is_own(net.network()) && is_own(net.broadcast()) && upper_half.is_none_or(|half| is_own(half.network()))
 }
 
 #[cfg(test)]
@@ -224,6 +226,8 @@ mod tests {
     #[case::beside_nodes("34.0.0.0/8", "34.2.2.3", true)]
     #[case::metadata("169.254.169.254/32", "169.254.169.254", true)]
     #[case::loopback("127.0.0.0/8", "127.0.0.1", true)]
+    #[case::multicast_and_the_future("224.0.0.0/3", "224.0.0.1", false)]
+    #[case::multicast("224.0.0.0/4", "224.0.0.1", true)]
     #[case::six("::/0", "fd00::1", false)]
     #[case::private_six("fd00::/8", "fd00::1", true)]
     #[case::hidden_by_name("::ffff:0:0/96", "::ffff:10.244.1.1", false)]
