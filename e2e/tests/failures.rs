@@ -40,9 +40,15 @@ async fn the_sandbox_namespace_is_confined_and_goes_with_its_tenant() {
         assert_eq!(sandbox.labels().get("pod-security.kubernetes.io/enforce").map(String::as_str), Some("restricted"));
         let policies: Api<k8s_openapi::api::networking::v1::NetworkPolicy> = Api::namespaced(tenant.client.clone(), &tenant.sandbox());
         let policies = policies.list(&ListParams::default()).await.unwrap().items;
-        assert_eq!(policies.len(), 1);
-        let spec = policies[0].spec.clone().unwrap();
+        let [gateway, all] = &policies[..] else { panic!("{policies:?}") };
+        let spec = all.spec.clone().unwrap();
         assert!(spec.ingress.is_none() && spec.egress.is_none() && spec.policy_types == Some(vec!["Ingress".into(), "Egress".into()]));
+        assert_eq!(serde_json::to_value(spec.pod_selector).unwrap(), json!({}));
+        // Beside it only this: those with the label reach the gateway, at its one port for them.
+        let spec = serde_json::to_value(gateway.spec.clone()).unwrap();
+        assert_eq!(spec["podSelector"], json!({ "matchLabels": { "paddock.dev/network": "egress" } }));
+        assert_eq!((spec["policyTypes"].clone(), spec["egress"].as_array().unwrap().len()), (json!(["Egress"]), 1));
+        assert_eq!(spec["egress"][0]["ports"], json!([{ "port": 8443, "protocol": "TCP" }]));
         let quotas: Api<ResourceQuota> = Api::namespaced(tenant.client.clone(), &tenant.sandbox());
         let quota = quotas.get("paddock-sandbox").await.unwrap().spec.unwrap().hard.unwrap();
         assert_eq!(quota["pods"].0, "10");
