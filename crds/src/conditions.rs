@@ -114,7 +114,8 @@ open_enum! {
         CapabilityRefused,
         /// Accepted=False: the requester, the author of a policy that grants it, or the operator may not read a Secret or ConfigMap that the run asks for.
         CapabilityForbidden,
-        /// Accepted=False: a Secret or ConfigMap that the run asks for does not exist, cannot be read, or is too large with the others.
+        /// Accepted=False: a Secret or ConfigMap that the run asks for does not exist, cannot be read, or is too large with the others; or a host, and the
+        /// egress gateway is not installed.
         CapabilityUnusable,
         /// Accepted=False: an expression of a policy is false for the run. The message is that of its rule.
         RuleNotSatisfied,

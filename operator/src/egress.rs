@@ -119,7 +119,7 @@ impl Egress {
                 shown.remove(&uid)
             };
         }
-        let now = match to_tell(run, pod, &context.settings) {
+        let now = match to_tell(run, pod, &context.settings, Instant::now()) {
             ToTell::This(live) => live,
             other => {
                 self.withdraw(&uid);

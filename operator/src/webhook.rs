@@ -328,9 +328,8 @@ fn metadata() -> ObjectMeta {
     ObjectMeta { name: Some(SECRET.into()), labels: Some([(MANAGED_BY.to_owned(), MANAGER.to_owned())].into()), ..ObjectMeta::default() }
 }
 
-fn make(namespace: &str, lifetime: SignedDuration, now: Timestamp) -> Result<Certificate> {
-    let mut parameters = rcgen::CertificateParams::new(vec![format!("{SERVICE}.{namespace}.svc")])?;
-    // Clocks differ, and the next one may be late: it is valid for some days more on both sides.
+/// Clocks differ, and the next certificate may be late: each is valid for some days more on both sides.
+pub(crate) fn set_validity(parameters: &mut rcgen::CertificateParams, lifetime: SignedDuration, now: Timestamp) -> Result<()> {
     let days = SignedDuration::from_hours(48);
     let date = |time: Timestamp| {
         let date = time.to_zoned(jiff::tz::TimeZone::UTC).date();
@@ -338,6 +337,12 @@ fn make(namespace: &str, lifetime: SignedDuration, now: Timestamp) -> Result<Cer
     };
     parameters.not_before = date(now.checked_sub(days)?);
     parameters.not_after = date(now.checked_add(lifetime + days)?);
+    Ok(())
+}
+
+fn make(namespace: &str, lifetime: SignedDuration, now: Timestamp) -> Result<Certificate> {
+    let mut parameters = rcgen::CertificateParams::new(vec![format!("{SERVICE}.{namespace}.svc")])?;
+    set_validity(&mut parameters, lifetime, now)?;
     parameters.distinguished_name.push(rcgen::DnType::CommonName, SERVICE);
     let key = rcgen::KeyPair::generate()?;
     let certificate = parameters.self_signed(&key)?;

@@ -18,6 +18,7 @@ use crate::error::{Error, within};
 use crate::names::{MANAGED_BY, MANAGER};
 use crate::script_run::job::hash;
 use crate::webhook::rotation::{Act, Certificate, Certificates, act_after};
+use crate::webhook::set_validity;
 
 /// The authority, with its key. Only the operator reads it.
 pub(crate) const AUTHORITY: &str = "paddock-egress-authority";
@@ -29,8 +30,6 @@ const ISSUED_BY: &str = "paddock.dev/issued-by";
 const LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 90);
 /// Longer than any run may take.
 const ANNOUNCEMENT: SignedDuration = SignedDuration::from_hours(24 * 8);
-/// Clocks differ, and whoever is next may be late.
-const MARGIN: SignedDuration = SignedDuration::from_hours(48);
 const WHAT: &str = "the certificates of the egress gateway";
 
 /// What the operator and sandboxes go by.
@@ -132,7 +131,7 @@ fn authority(now: Timestamp) -> Result<CertificateParams> {
     let mut parameters = CertificateParams::new(Vec::new())?;
     parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     parameters.distinguished_name.push(DnType::CommonName, "paddock-egress-authority");
-    set_validity(&mut parameters, now)?;
+    set_validity(&mut parameters, LIFETIME, now)?;
     Ok(parameters)
 }
 
@@ -150,18 +149,8 @@ fn issuer(of: &Certificate) -> Result<Issuer<'static, KeyPair>> {
 fn issue(name: &str, by: &Certificate, now: Timestamp) -> Result<(String, String)> {
     let key = KeyPair::generate()?;
     let mut parameters = CertificateParams::new(vec![name.to_owned()])?;
-    set_validity(&mut parameters, now)?;
+    set_validity(&mut parameters, LIFETIME, now)?;
     Ok((parameters.signed_by(&key, &issuer(by)?)?.pem(), key.serialize_pem()))
-}
-
-fn set_validity(parameters: &mut CertificateParams, now: Timestamp) -> Result<()> {
-    let date = |time: Timestamp| {
-        let date = time.to_zoned(jiff::tz::TimeZone::UTC).date();
-        rcgen::date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
-    };
-    parameters.not_before = date(now.checked_sub(MARGIN)?);
-    parameters.not_after = date(now.checked_add(LIFETIME + MARGIN)?);
-    Ok(())
 }
 
 #[cfg(test)]

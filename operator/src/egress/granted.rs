@@ -1,10 +1,10 @@
-//! What a run that lives is granted of the network. Pure, but for the clock by which its end is told.
+//! What a run that lives is granted of the network. Pure.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use paddock_crds::{ConditionType, PolicyRef, ScriptRun, Verdict};
+use paddock_crds::{ConditionType, PolicyRef, ScriptRun, ScriptRunStatus, Verdict};
 use paddock_egress::ask::hash;
 use paddock_egress::wire::{Told, ToldRule, token_text};
 use paddock_policy::{NETWORK_PERMISSION, Policy, still_granted};
@@ -53,8 +53,14 @@ pub(crate) enum ToTell {
     This(Live),
 }
 
+/// What a run was granted of the network when it was admitted.
+pub(crate) fn permissions(status: &ScriptRunStatus) -> impl Iterator<Item = &str> {
+    let granted = status.decisions.iter().filter(|decision| decision.verdict == Verdict::Granted);
+    granted.map(|decision| decision.permission.as_str()).filter(|permission| permission.starts_with(NETWORK_PERMISSION))
+}
+
 /// Decides what there is to be told.
-pub(crate) fn to_tell(run: &ScriptRun, pod: &PodSeen, settings: &Settings) -> ToTell {
+pub(crate) fn to_tell(run: &ScriptRun, pod: &PodSeen, settings: &Settings, now: Instant) -> ToTell {
     let (Some(status), PodSeen::Present(pod)) = (run.status.as_ref(), pod) else { return ToTell::Nothing };
     let is_over = status.is_true(&ConditionType::Finished)
         || status.is_true(&ConditionType::ResultReady)
@@ -62,9 +68,7 @@ pub(crate) fn to_tell(run: &ScriptRun, pod: &PodSeen, settings: &Settings) -> To
         || run.metadata.deletion_timestamp.is_some()
         || pod.deleting
         || pod.ended().is_some();
-    let granted = status.decisions.iter().filter(|decision| decision.verdict == Verdict::Granted);
-    let permissions: Vec<String> =
-        granted.map(|decision| decision.permission.clone()).filter(|permission| permission.starts_with(NETWORK_PERMISSION)).collect();
+    let permissions: Vec<String> = permissions(status).map(ToOwned::to_owned).collect();
     if is_over || !status.is_true(&ConditionType::Admitted) || permissions.is_empty() {
         return ToTell::Nothing;
     }
@@ -79,7 +83,7 @@ pub(crate) fn to_tell(run: &ScriptRun, pod: &PodSeen, settings: &Settings) -> To
         policy: run.spec.policy_ref.clone(),
         permissions,
         pod: pod.addresses.clone(),
-        expires: Instant::now() + Duration::from_secs(lifetime),
+        expires: now + Duration::from_secs(lifetime),
     })
 }
 
@@ -131,7 +135,7 @@ mod tests {
     fn of(run: &ScriptRun, change: impl FnOnce(&mut PodFacts)) -> ToTell {
         let mut pod = a_pod(run);
         change(&mut pod);
-        to_tell(run, &PodSeen::Present(Box::new(pod)), &settings())
+        to_tell(run, &PodSeen::Present(Box::new(pod)), &settings(), Instant::now())
     }
 
     fn micro() -> k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime {
@@ -146,7 +150,7 @@ mod tests {
         assert_eq!(of(&run, |pod| pod.addresses.clear()), ToTell::NothingYet);
         assert_eq!(of(&run, |pod| pod.deleting = true), ToTell::Nothing);
         assert_eq!(of(&admitted(0), |_| ()), ToTell::Nothing);
-        assert_eq!(to_tell(&run, &PodSeen::Absent, &settings()), ToTell::Nothing);
+        assert_eq!(to_tell(&run, &PodSeen::Absent, &settings(), Instant::now()), ToTell::Nothing);
     }
 
     #[rstest]

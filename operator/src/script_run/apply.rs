@@ -9,8 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ConditionType, Decision, Phase, PolicyRef, Reason, RunResult, ScriptRun, ScriptRunStatus, StoredResult, Verdict};
-use paddock_policy::NETWORK_PERMISSION;
+use paddock_crds::{ConditionType, Phase, PolicyRef, Reason, RunResult, ScriptRun, ScriptRunStatus, StoredResult};
 use paddock_protocol::ControlMessage;
 use serde_json::json;
 
@@ -26,6 +25,7 @@ use super::step::{Seen, Step, Stop};
 use super::validate::ValidRun;
 use super::{Guarded, Watched, copies, events, observe, telling};
 use crate::context::{Context, entry};
+use crate::egress::granted::permissions;
 use crate::error::{Error, code, response, within};
 use crate::metrics::Clock;
 use crate::names::{FINALIZER, pod_name, sandbox_namespace};
@@ -107,9 +107,8 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
 
 /// What the runner shows the egress gateway. A run that was granted nothing there gets none.
 fn token(run: &ScriptRun, context: &Context) -> Option<String> {
-    let status = run.status.as_ref()?;
-    let is_granted = |decision: &Decision| decision.verdict == Verdict::Granted && decision.permission.starts_with(NETWORK_PERMISSION);
-    status.decisions.iter().any(is_granted).then(|| context.results.sealing_key.token_of_run(&run.uid().unwrap_or_default()))
+    permissions(run.status.as_ref()?).next()?;
+    Some(context.results.sealing_key.token_of_run(&run.uid().unwrap_or_default()))
 }
 
 fn valid(seen: &Seen) -> Option<&ValidRun> {
