@@ -9,12 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use harness::cert_manager::CertManager;
 use harness::disturb::{kill_operator, upgrade};
 use harness::{
-    OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, eventually_within, kubectl, member, status, tenant, user,
+    OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, eventually_within, kubectl, member, operators, status, tenant, user,
 };
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{DynamicObject, LogParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{Phase, Reason, SandboxPolicy, ScriptApproval, ScriptRun};
@@ -156,6 +159,79 @@ async fn nobody_notices_a_change(tenant: &Tenant) {
     assert!(troubles.is_empty() && count > 500, "{count}: {troubles:#?}");
 }
 
+/// The Secret with the certificate that is served, and what API servers trust for each of the three webhooks.
+async fn certificate_and_trust(client: &Client) -> (Secret, Vec<String>) {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    let configurations: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let webhooks = configurations.get("paddock-stamp").await.unwrap().webhooks.unwrap();
+    let trusted = webhooks.into_iter().map(|webhook| text(webhook.client_config.ca_bundle.unwrap_or_default()));
+    (secrets.get("paddock-webhook").await.unwrap(), trusted.collect())
+}
+
+fn text(bytes: ByteString) -> String {
+    String::from_utf8(bytes.0).unwrap()
+}
+
+/// How many certificates each replica has served, by its log.
+async fn certificates_served(client: &Client) -> Vec<(String, usize)> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    let mut all = Vec::new();
+    for name in operators(client).await.iter().map(kube::ResourceExt::name_any) {
+        let log = pods.logs(&name, &LogParams::default()).await.unwrap();
+        all.push((name, log.matches("the webhook serves another certificate").count()));
+    }
+    all
+}
+
+/// cert-manager makes a certificate in place of the operator's own, and then another, which nobody notices.
+async fn cert_manager_keeps_the_certificate(tenant: &Tenant) {
+    let client = admin().await;
+    upgrade(&["admission.certManager.issuer.name=cluster-ca".into(), "admission.certManager.issuer.kind=ClusterIssuer".into()]);
+    its_authority_is_trusted(&client).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let creator = tokio::spawn(create_again_and_again(tenant.clone(), stop.clone()));
+    another_certificate(&client).await;
+    stop.store(true, Ordering::Relaxed);
+    let (count, troubles) = creator.await.unwrap();
+    assert!(troubles.is_empty() && count > 20, "{count}: {troubles:#?}");
+}
+
+/// Of the Secret that cert-manager keeps, by all three webhooks.
+async fn its_authority_is_trusted(client: &Client) {
+    eventually("the authority is trusted", || async {
+        let (secret, trusted) = certificate_and_trust(client).await;
+        let issuer = secret.annotations().get("cert-manager.io/issuer-name").cloned();
+        let authority = text(secret.data.unwrap_or_default().remove("ca.crt").unwrap_or_default());
+        // It goes on trusting what was trusted before.
+        let all = trusted.len() == 3 && trusted.iter().all(|bundle| bundle.contains(authority.trim()));
+        if issuer.as_deref() == Some("cluster-ca") && !authority.is_empty() && all { Ok(()) } else { Err((issuer, authority, trusted)) }
+    })
+    .await;
+}
+
+/// Asks for one as cert-manager's own command line does, until each replica serves it.
+async fn another_certificate(client: &Client) {
+    let served = certificates_served(client).await;
+    let before = certificate_and_trust(client).await.0.data.unwrap()["tls.crt"].clone();
+    let renew = json!({"status": {"conditions": [{
+        "type": "Issuing", "status": "True", "reason": "ManuallyTriggered", "message": "by a test", "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }]}})
+    .to_string();
+    let certificate = ["--namespace", OPERATOR_NAMESPACE, "certificate.cert-manager.io/paddock-webhook", "--subresource=status"];
+    let patch = [&["patch"], &certificate[..], &["--type=merge", "--patch", &renew]].concat();
+    eventually("it may be asked for", || async { kubectl(&patch, "") }).await;
+    eventually("there is another certificate", || async {
+        let now = certificate_and_trust(client).await.0.data.unwrap()["tls.crt"].clone();
+        if now == before { Err("the same") } else { Ok(()) }
+    })
+    .await;
+    eventually("each replica serves it", || async {
+        let now = certificates_served(client).await;
+        if now.iter().zip(&served).all(|(now, before)| now.0 == before.0 && now.1 > before.1) { Ok(()) } else { Err((served.clone(), now)) }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_stamps_where_the_cluster_has_no_policies_for_it() {
     tenant("webhook", |tenant| async move {
@@ -180,7 +256,15 @@ async fn a_webhook_stamps_where_the_cluster_has_no_policies_for_it() {
             tenant.runs().create(&PostParams { dry_run: true, ..PostParams::default() }, &a_run()).await
         })
         .await;
-        upgrade(&["admission.stamps=Policy".into(), "replicas=1".into(), "podAnnotations.begun=null".into()]);
+        let cert_manager = CertManager::begin();
+        Box::pin(cert_manager_keeps_the_certificate(&tenant)).await;
+        upgrade(&[
+            "admission.stamps=Policy".into(),
+            "admission.certManager.issuer.name=".into(),
+            "replicas=1".into(),
+            "podAnnotations.begun=null".into(),
+        ]);
+        drop(cert_manager);
         assert!(paddocks_of(&client, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations").await.is_empty());
         assert_end(&tenant.run(Script::shell("true")).await, &Phase::Succeeded, &Reason::Succeeded);
     })

@@ -73,7 +73,8 @@ pub const COMPONENTS: [Component; 8] = [
 ];
 
 /// Programs that no cluster needs: [`build_one`] builds them for the tests that do.
-const TOOLS: [Component; 3] = [
+const TOOLS: [Component; 4] = [
+    plain("cert-manager", &[("cert-manager", ".")]),
     plain("kind", &[("kind", "sigs.k8s.io/kind")]),
     plain("krew", &[("krew", "sigs.k8s.io/krew/cmd/krew")]),
     Component {
@@ -149,6 +150,11 @@ impl Component {
         for file in ["go.mod", "go.sum"] {
             let path = self.source(layout).join(file);
             hash.update(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+        }
+        // A program that is written here and not only named.
+        let main = self.source(layout).join("main.go");
+        if main.exists() {
+            hash.update(fs::read(main)?);
         }
         for part in self.programs.iter().flat_map(|(name, package)| [*name, *package]) {
             hash.update(part);

@@ -2,6 +2,7 @@
 //! the operator's log.
 #![allow(dead_code)]
 
+pub mod cert_manager;
 pub mod disturb;
 pub mod internet;
 
