@@ -141,22 +141,27 @@ async fn made(client: &Client) -> String {
     String::from_utf8(data["tls.made"].0.clone()).unwrap()
 }
 
-/// Two certificates follow each other, the operators are begun anew one by one, and a leader is killed: nobody who creates a run notices.
-async fn nobody_notices_a_change(tenant: &Tenant) {
+/// So many runs at least are created while `change` goes on, and nobody who creates one notices.
+async fn nobody_notices(tenant: &Tenant, at_least: usize, change: impl Future<Output = ()>) {
     let stop = Arc::new(AtomicBool::new(false));
     let creator = tokio::spawn(create_again_and_again(tenant.clone(), stop.clone()));
+    change.await;
+    stop.store(true, Ordering::Relaxed);
+    let (count, troubles) = creator.await.unwrap();
+    assert!(troubles.is_empty() && count > at_least, "{count}: {troubles:#?}");
+}
+
+/// Two certificates follow each other, and the operators are begun anew one by one.
+async fn certificates_and_operators_change(client: &Client) {
     for _ in 0..2 {
-        let before = made(&tenant.client).await;
+        let before = made(client).await;
         eventually_within(Duration::from_secs(150), "another certificate is served", || async {
-            let now = made(&tenant.client).await;
+            let now = made(client).await;
             if now == before { Err(now) } else { Ok(()) }
         })
         .await;
     }
     upgrade(&["podAnnotations.begun=anew".into()]);
-    stop.store(true, Ordering::Relaxed);
-    let (count, troubles) = creator.await.unwrap();
-    assert!(troubles.is_empty() && count > 500, "{count}: {troubles:#?}");
 }
 
 /// The Secret with the certificate that is served, and what API servers trust for each of the three webhooks.
@@ -186,46 +191,39 @@ async fn certificates_served(client: &Client) -> Vec<(String, usize)> {
 /// cert-manager makes a certificate in place of the operator's own, and then another, which nobody notices.
 async fn cert_manager_keeps_the_certificate(tenant: &Tenant) {
     let client = admin().await;
+    let own = authority(&certificate_and_trust(&client).await.0);
     upgrade(&["admission.certManager.issuer.name=cluster-ca".into(), "admission.certManager.issuer.kind=ClusterIssuer".into()]);
-    its_authority_is_trusted(&client).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let creator = tokio::spawn(create_again_and_again(tenant.clone(), stop.clone()));
-    another_certificate(&client).await;
-    stop.store(true, Ordering::Relaxed);
-    let (count, troubles) = creator.await.unwrap();
-    assert!(troubles.is_empty() && count > 20, "{count}: {troubles:#?}");
-}
-
-/// Of the Secret that cert-manager keeps, by all three webhooks.
-async fn its_authority_is_trusted(client: &Client) {
-    eventually("the authority is trusted", || async {
-        let (secret, trusted) = certificate_and_trust(client).await;
-        let issuer = secret.annotations().get("cert-manager.io/issuer-name").cloned();
-        let authority = text(secret.data.unwrap_or_default().remove("ca.crt").unwrap_or_default());
-        // It goes on trusting what was trusted before.
-        let all = trusted.len() == 3 && trusted.iter().all(|bundle| bundle.contains(authority.trim()));
-        if issuer.as_deref() == Some("cluster-ca") && !authority.is_empty() && all { Ok(()) } else { Err((issuer, authority, trusted)) }
+    eventually("cert-manager's authority is trusted", || async {
+        let (secret, trusted) = certificate_and_trust(&client).await;
+        let its = authority(&secret);
+        // What was trusted before still is.
+        let all = trusted.len() == 3 && trusted.iter().all(|bundle| bundle.contains(its.trim()));
+        if !its.is_empty() && its != own && all { Ok(()) } else { Err((its, trusted)) }
     })
     .await;
+    // So that each replica has begun with its certificate.
+    upgrade(&["podAnnotations.begun=again".into()]);
+    nobody_notices(tenant, 20, another_certificate(&client)).await;
+}
+
+fn authority(secret: &Secret) -> String {
+    secret.data.as_ref().and_then(|data| data.get("ca.crt")).cloned().map(text).unwrap_or_default()
 }
 
 /// Asks for one as cert-manager's own command line does, until each replica serves it.
 async fn another_certificate(client: &Client) {
-    let served = certificates_served(client).await;
-    let before = certificate_and_trust(client).await.0.data.unwrap()["tls.crt"].clone();
+    let served = eventually("each replica serves one", || async {
+        let served = certificates_served(client).await;
+        if served.len() == 2 && served.iter().all(|(_, count)| *count > 0) { Ok(served) } else { Err(served) }
+    })
+    .await;
     let renew = json!({"status": {"conditions": [{
         "type": "Issuing", "status": "True", "reason": "ManuallyTriggered", "message": "by a test", "lastTransitionTime": "2026-01-01T00:00:00Z",
     }]}})
     .to_string();
     let certificate = ["--namespace", OPERATOR_NAMESPACE, "certificate.cert-manager.io/paddock-webhook", "--subresource=status"];
-    let patch = [&["patch"], &certificate[..], &["--type=merge", "--patch", &renew]].concat();
-    eventually("it may be asked for", || async { kubectl(&patch, "") }).await;
-    eventually("there is another certificate", || async {
-        let now = certificate_and_trust(client).await.0.data.unwrap()["tls.crt"].clone();
-        if now == before { Err("the same") } else { Ok(()) }
-    })
-    .await;
-    eventually("each replica serves it", || async {
+    kubectl(&[&["patch"], &certificate[..], &["--type=merge", "--patch", &renew]].concat(), "").unwrap();
+    eventually("each replica serves another", || async {
         let now = certificates_served(client).await;
         if now.iter().zip(&served).all(|(now, before)| now.0 == before.0 && now.1 > before.1) { Ok(()) } else { Err((served.clone(), now)) }
     })
@@ -249,7 +247,7 @@ async fn a_webhook_stamps_where_the_cluster_has_no_policies_for_it() {
             "creations in policy {by_policy:.1?}, by webhook {by_webhook:.1?} (median, p99, longest); {quick} of {calls} calls within 5 ms"
         );
         assert!(calls >= 300.0 && quick >= 0.99 * calls, "{quick} of {calls}");
-        nobody_notices_a_change(&tenant).await;
+        nobody_notices(&tenant, 500, certificates_and_operators_change(&client)).await;
         // The process of the leader: the other replica stamps meanwhile, and requests on a connection that broke are the API server's to repeat.
         kill_operator(&client).await;
         eventually("runs are stamped", || async {

@@ -13,18 +13,22 @@ use super::{kubectl, layout};
 const NAMESPACE: &str = "cert-manager";
 
 /// Makes certificates for as long as this is there. Then it is gone, with its kinds and all objects of them.
-pub struct CertManager(Child);
+pub struct CertManager {
+    process: Child,
+    kinds: String,
+}
 
 impl CertManager {
     /// With the ClusterIssuer `cluster-ca`, whose authority signed itself.
     pub fn begin() -> Self {
         let program = component::build_one(&layout(), "cert-manager").unwrap();
         kubectl(&["create", "namespace", NAMESPACE], "").unwrap();
-        kubectl(&["apply", "--server-side", "--filename", &kinds()], "").unwrap();
-        kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "--filename", &kinds()], "").unwrap();
+        let kinds = kinds();
+        kubectl(&["apply", "--server-side", "--filename", &kinds], "").unwrap();
+        kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "--filename", &kinds], "").unwrap();
         let log = File::create(layout().clone.join("target/cert-manager.log")).unwrap();
         let process = Command::new(program).arg(layout().kubeconfig()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        let begun = Self(process);
+        let begun = Self { process, kinds };
         kubectl(&["create", "--filename", "-"], ISSUERS).unwrap();
         kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", "clusterissuer/cluster-ca"], "").unwrap();
         begun
@@ -33,9 +37,9 @@ impl CertManager {
 
 impl Drop for CertManager {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        let _ = kubectl(&["delete", "--ignore-not-found", "--filename", &kinds()], "");
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = kubectl(&["delete", "--ignore-not-found", "--filename", &self.kinds], "");
         let _ = kubectl(&["delete", "--ignore-not-found", "namespace", NAMESPACE], "");
     }
 }
