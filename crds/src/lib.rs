@@ -9,6 +9,7 @@ pub mod json_schema;
 mod open_enum;
 pub mod policy_status;
 pub mod reference;
+pub mod risk;
 pub mod sandbox_policy;
 pub mod schema;
 pub mod script_approval;
@@ -17,6 +18,7 @@ pub mod script_run;
 pub use approval_status::{ApprovalDemanded, ApprovalGiven, ApprovalStatus};
 pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
 pub use policy_status::{PolicyCondition, PolicyConditionType, PolicyReason, PolicyStatus, Problem};
+pub use risk::{Risk, RiskLevel, RiskPart, RiskReason};
 pub use sandbox_policy::{
     ApprovalDemand, Binding, CapabilityRules, ClusterSandboxPolicy, ClusterSandboxPolicySpec, DeniedSubject, Deny, Detector, Effect,
     InputRules, LargeResult, Limits, MaskRule, MaskRules, NetworkGrant, ObjectGrant, OutputRules, PolicyRule, PolicyRules, ResourceAmounts,

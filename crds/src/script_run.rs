@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::approval_status::ApprovalStatus;
 use crate::conditions::{Condition, ConditionType, Phase, Reason};
 use crate::open_enum::open_enum;
+use crate::risk::Risk;
 use crate::sandbox_policy::ResourceAmounts;
 use crate::schema::{any_json, list_atomic, list_map, list_of_strings};
 
@@ -49,6 +50,7 @@ pub const SHOWN_GROUP_LENGTH: usize = 256;
     printcolumn(name = "Exit", type_ = "integer", json_path = ".status.result.exitCode"),
     printcolumn(name = "Runtime", type_ = "string", json_path = ".spec.script.runtime"),
     printcolumn(name = "Policy", type_ = "string", json_path = ".spec.policyRef.name", priority = 1),
+    printcolumn(name = "Risk", type_ = "integer", json_path = ".status.risk.score", priority = 1),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.pod.node", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -276,6 +278,9 @@ pub struct ScriptRunStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "decisions_schema")]
     pub decisions: Vec<Decision>,
+    /// How much the run could do that nobody wants, by what it was granted. Absent where nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub risk: Option<Risk>,
     /// Where `input` does not satisfy its schemas: the first 64 places.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "violations_schema")]

@@ -375,9 +375,30 @@ async fn a_script_is_read_from_a_config_map_only_for_those_who_may_read_it() {
         let client = user("blind").await;
         harness::eventually("the role is in force", || async { runs(&client, &tenant.name).list(&kube::api::ListParams::default()).await })
             .await;
-        runs(&client, &tenant.name).create(&PostParams::default(), &object("ScriptRun", "blind", script("main.sh").0)).await.unwrap();
+        let theirs = runs(&client, &tenant.name);
+        let limited = json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } });
+        let run = object("ScriptRun", "blind", script("main.sh").with(limited).0);
+        let told = theirs.create(&PostParams::default(), &run).await.unwrap_err().to_string();
+        assert!(told.contains("whoever creates a run must be allowed to get the ConfigMap with its script"), "{told}");
+        // One who may, and loses the right while the run waits.
+        tenant.policy_with(json!({ "suspend": "Queue" })).await;
+        tenant.bind("blind", "view").await;
+        harness::eventually("the run is taken", || async { theirs.create(&PostParams::default(), &run).await }).await;
         let blind = tenant.runs().get("blind").await.unwrap();
-        assert_refused(&tenant.finished(&blind).await, &Reason::SourceForbidden);
+        tenant.until(&blind, "Queued", |status| status.phase == Some(Phase::Queued)).await;
+        let bindings: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        let all = bindings.list(&kube::api::ListParams::default()).await.unwrap();
+        let view = all.iter().find(|binding| binding.role_ref.name == "view").unwrap();
+        bindings.delete(&view.name_any(), &DeleteParams::default()).await.unwrap();
+        let theirs: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::namespaced(client.clone(), &tenant.name);
+        harness::eventually("they may not any more", || async {
+            if theirs.get("code").await.is_err() { Ok(()) } else { Err("they may") }
+        })
+        .await;
+        tenant.policy_with(json!({})).await;
+        let blind = tenant.finished(&blind).await;
+        assert_refused(&blind, &Reason::SourceForbidden);
+        assert_eq!(status(&blind).message.unwrap(), "the requester may not read the ConfigMap code");
     })
     .await;
 }

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeCl
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
-use paddock_crds::{ConditionType, Phase, Reason, SandboxPolicy, ScriptApproval, ScriptRun, Verdict};
+use paddock_crds::{ConditionType, Decision, Phase, Reason, SandboxPolicy, ScriptApproval, ScriptRun, Verdict};
 use serde_json::{Value, json};
 
 /// No detector knows it.
@@ -298,6 +298,21 @@ async fn a_secret_is_granted_by_label_and_a_run_may_take_what_it_gets() {
     .await;
 }
 
+#[tokio::test]
+async fn the_risk_of_what_a_run_gets_is_told_and_rules_see_it() {
+    granting("risk", |tenant| async move {
+        secret(&tenant, "smtp", json!({}), VALUE).await;
+        tenant.policy_with(json!({ "rules": [{ "name": "low", "expression": "risk.score < 25 || risk.level == 'Low'" }] })).await;
+        let run = tenant.run(asking("true", &json!({ "secrets": ["smtp"] }))).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(status(&run).risk.unwrap().to_string(), "20 Low: ReadsSecrets 20");
+        let run = tenant.run(asking("true", &json!({ "secrets": ["smtp"], "subprocess": true }))).await;
+        assert_refused(&run, &Reason::RuleNotSatisfied);
+        assert_eq!(status(&run).risk.unwrap().to_string(), "25 Medium: ReadsSecrets 20, StartsPrograms 5");
+    })
+    .await;
+}
+
 /// Runs as somebody who may create runs, and whatever else the test gives them.
 async fn run_as(client: &Client, tenant: &Tenant, script: Script) -> ScriptRun {
     let api: Api<ScriptRun> = Api::namespaced(client.clone(), &tenant.name);
@@ -305,6 +320,16 @@ async fn run_as(client: &Client, tenant: &Tenant, script: Script) -> ScriptRun {
     (run.metadata.name, run.metadata.generate_name) = (None, Some("asked-".into()));
     let run = api.create(&PostParams::default(), &run).await.unwrap();
     tenant.finished(&run).await
+}
+
+/// What the API server tells somebody whose run it does not store.
+async fn not_created(client: &Client, tenant: &Tenant, script: Script) -> String {
+    let api: Api<ScriptRun> = Api::namespaced(client.clone(), &tenant.name);
+    let run = ScriptRun::new("not-stored", serde_json::from_value(script.0).unwrap());
+    match api.create(&PostParams::default(), &run).await {
+        Err(kube::Error::Api(answer)) if answer.code == 403 => answer.message,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
@@ -320,10 +345,17 @@ async fn nobody_is_given_what_they_may_not_read_themselves() {
         assert_eq!(stdout(&run), "smtp\n");
         // Whether there is such a Secret is not told either.
         for name in ["other", "missing"] {
-            let refused = run_as(&jane, &tenant, asking("true", &json!({ "secrets": [name] }))).await;
-            assert_refused(&refused, &Reason::CapabilityForbidden);
-            assert_eq!(status(&refused).message.unwrap(), format!("the requester may not read the Secret {name}"));
+            let told = not_created(&jane, &tenant, asking("true", &json!({ "secrets": ["smtp", name] }))).await;
+            assert!(told.contains(&format!("the requester may not read the Secret {name}")), "{told}");
         }
+        let told = not_created(&jane, &tenant, asking("true", &json!({ "data": ["a", "b", "c", "d", "e", "f", "g", "prices"] }))).await;
+        assert!(told.contains("the requester may not read the ConfigMap a"), "{told}");
+        // Who takes what there is, is asked for when it is decided.
+        let partial = json!({ "secrets": ["other", "smtp"], "partial": true });
+        let run = run_as(&jane, &tenant, asking("ls /paddock/secrets", &partial)).await;
+        assert_eq!(stdout(&run), "smtp\n");
+        let refused = Decision { permission: "secrets:other".into(), verdict: Verdict::Refused, rule: "access of the requester".into() };
+        assert!(status(&run).decisions.contains(&refused), "{:?}", status(&run).decisions);
 
         // Who writes a policy grants no more than they have. Here it is somebody who may read one of two.
         tenant.role("own-anna", "sandboxpolicies", &["get", "create", "update", "patch"]).await;
@@ -334,6 +366,10 @@ async fn nobody_is_given_what_they_may_not_read_themselves() {
             "spec": { "capabilities": { "secrets": [{ "selector": {} }] } },
         });
         eventually("she may", || async { annas.patch("hers", &PatchParams::apply("e2e"), &Patch::Apply(&policy)).await }).await;
+        let mut by_name = policy.clone();
+        by_name["spec"]["capabilities"]["secrets"] = json!([{ "name": "other" }, { "name": "smtp" }]);
+        let told = annas.patch("hers", &PatchParams::apply("e2e"), &Patch::Apply(&by_name)).await.unwrap_err().to_string();
+        assert!(told.contains("whoever writes this policy may not read the Secret smtp, which it grants"), "{told}");
         let hers = json!({ "policyRef": { "kind": "SandboxPolicy", "name": "hers" } });
         let ask = |name: &str| asking("ls /paddock/secrets", &json!({ "secrets": [name] })).with(hers.clone());
         let refused = eventually("her policy is there", || async {

@@ -37,7 +37,7 @@ pub(crate) async fn pending(cluster: &Cluster, all_namespaces: bool) -> Result<E
     if rows.is_empty() {
         println!("nothing waits for an approval");
     } else {
-        print!("{}", table(&["NAMESPACE", "NAME", "REQUESTER", "APPROVALS", "UNTIL", "DEMANDED BY"], &rows, has_colours()));
+        print!("{}", table(&["NAMESPACE", "NAME", "REQUESTER", "RISK", "APPROVALS", "UNTIL", "DEMANDED BY"], &rows, has_colours()));
     }
     Ok(Exit::Done)
 }
@@ -46,6 +46,7 @@ pub(crate) async fn pending(cluster: &Cluster, all_namespaces: bool) -> Result<E
 fn rows(run: &ScriptRun) -> Vec<Vec<Cell>> {
     let status = run.status.clone().unwrap_or_default();
     let requester = status.requester.map(|requester| requester.username).unwrap_or_default();
+    let risk = status.risk.map_or_else(String::new, |risk| format!("{} {}", risk.score, risk.level));
     let approval = status.approval.unwrap_or_default();
     let until = approval.expires_at.as_ref().map(|time| time.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default();
     let open = approval.demanded.iter().filter(|demanded| !demanded.is_answered());
@@ -54,6 +55,7 @@ fn rows(run: &ScriptRun) -> Vec<Vec<Cell>> {
             plain(run.namespace().unwrap_or_default()),
             plain(run.name_any()),
             plain(printable(&requester)),
+            plain(risk.clone()),
             (format!("{} of {}", demanded.given.len(), demanded.count), Tone::Bad),
             plain(until.clone()),
             plain(&demanded.rule),
@@ -159,6 +161,9 @@ fn shown(run: &ScriptRun, status: &ScriptRunStatus, needed: &ApprovalStatus) -> 
     text += &format!("image:      {}\ndigest:     {}\n", printable(status.image.as_deref().unwrap_or_default()), needed.digest);
     if let Some(seconds) = status.timeout_seconds {
         text += &format!("seconds:    {seconds}\n");
+    }
+    if let Some(risk) = &status.risk {
+        text += &format!("risk:       {risk}\n");
     }
     for decision in status.decisions.iter().filter(|decision| decision.verdict == Verdict::Granted) {
         text += &format!("granted:    {}\n", printable(&decision.permission));

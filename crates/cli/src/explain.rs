@@ -11,12 +11,12 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{
-    ClusterSandboxPolicy, Decision, Effect, PolicyKind, PolicyRef, PolicyRules, Reason, Requester, SandboxPolicy, ScriptRun, TakenPolicy,
+    ClusterSandboxPolicy, Decision, Effect, PolicyKind, PolicyRef, PolicyRules, Reason, Requester, Risk, SandboxPolicy, ScriptRun, TakenPolicy,
     Verdict,
 };
 use paddock_policy::{
     Ask, Containment, Digests, Facts, Gateway, Hashes, ObjectKind, Policy, Refusal, Subject, TenantFacts, containment, demanded, digests,
-    hash_of, input_demand, judge, judge_denied, judge_input, judge_rules, script_hash, selects,
+    hash_of, input_demand, judge, judge_denied, judge_input, judge_rules, risk, script_hash, selects,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -111,6 +111,9 @@ pub(crate) struct Explanation {
     pub(crate) message: Option<String>,
     pub(crate) policies: Vec<TakenPolicy>,
     pub(crate) decisions: Vec<Decision>,
+    /// Of what is granted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) risk: Option<Risk>,
     /// What approvals are bound to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) digest: Option<String>,
@@ -148,6 +151,7 @@ pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> R
         message: None,
         policies: taken,
         decisions: outcome.decisions,
+        risk: None,
         digest: None,
         schema_digest: None,
     };
@@ -155,6 +159,7 @@ pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> R
         Ok(grant) => grant,
         Err(refusal) => return Ok(explanation.refused(refusal)),
     };
+    explanation.risk = Some(risk(&grant.capabilities));
     let hash = run.spec.script.source.inline.as_ref().map(|text| script_hash(text.as_bytes()));
     let facts = Facts {
         script_hash: hash.as_deref(),
@@ -333,6 +338,7 @@ async fn of_run(cluster: &Cluster, name: &Path) -> Result<Explanation> {
         message: (!allowed).then_some(accepted.message),
         policies: status.policies,
         decisions: status.decisions,
+        risk: status.risk,
         digest: status.approval.as_ref().map(|approval| approval.digest.clone()),
         schema_digest: status.approval.and_then(|approval| approval.schema_digest),
     })
@@ -371,7 +377,8 @@ fn told(explanation: &Explanation, colours: bool) -> String {
         _ => "allowed".to_owned(),
     };
     let decisions = if rows.is_empty() { String::new() } else { table(&["PERMISSION", "VERDICT", "RULE"], &rows, colours) + "\n" };
-    format!("{decisions}policies: {names}\n{end}\n")
+    let risk = explanation.risk.as_ref().map_or_else(String::new, |risk| format!("risk: {risk}\n"));
+    format!("{decisions}policies: {names}\n{risk}{end}\n")
 }
 
 /// What a case may expect.
@@ -422,6 +429,7 @@ spec: {limits: {max: {memory: 64Mi}}, suspend: Queue}
         timeoutSeconds:20   Granted   built-in: timeoutSeconds
 
         policies: ClusterSandboxPolicy/base
+        risk: 0 Low
         allowed
         ");
         assert!(told_of(spec, "tier=lead").contains("policies: none\nrefused: NoClusterPolicy"));

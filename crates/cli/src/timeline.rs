@@ -55,6 +55,9 @@ fn head(run: &ScriptRun, status: &ScriptRunStatus, colours: bool) -> String {
         let node = pod.node.as_ref().map_or_else(String::new, |node| format!(" on {node}"));
         lines.push(("Sandbox", format!("{}/{}{node}", pod.namespace, pod.name)));
     }
+    if let Some(risk) = &status.risk {
+        lines.push(("Risk", risk.to_string()));
+    }
     if let Some(seconds) = status.timeout_seconds {
         lines.push(("Time limit", format!("{seconds}s")));
     }

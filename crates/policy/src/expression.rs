@@ -189,7 +189,7 @@ impl Checking {
         if fields_of(name).is_some() || self.bound.iter().any(|bound| bound == name) {
             return Ok(());
         }
-        Err(format!("{name} is not known: there are run, tenant, requester, endUser and now"))
+        Err(format!("{name} is not known: there are run, tenant, requester, endUser, risk and now"))
     }
 
     fn select(&mut self, select: &SelectExpr) -> Result<(), String> {

@@ -14,6 +14,7 @@ mod network;
 mod output;
 mod quantity;
 mod queue;
+mod risk;
 mod rules;
 mod selector;
 mod subject;
@@ -30,6 +31,7 @@ pub use network::{Denied as DeniedHosts, Gateway, Granted as GrantedDestination,
 pub use output::{OutputGrant, SecretValues, output_grant};
 pub use quantity::{Quantity, QuantityError};
 pub use queue::{QueueLimits, queue_limits};
+pub use risk::risk;
 pub use rules::{FailedRule, RulesJudged, judge_rules};
 pub use selector::selects;
-pub use subject::{RunFacts, Subject, TenantFacts, UserFacts};
+pub use subject::{RiskFacts, RunFacts, Subject, TenantFacts, UserFacts};

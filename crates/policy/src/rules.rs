@@ -107,6 +107,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::capabilities::CapabilityGrant;
+    use crate::risk::risk;
     use crate::subject::{RunFacts, TenantFacts, UserFacts};
 
     fn policy(name: &str, expressions: &[&str]) -> Policy {
@@ -139,7 +141,8 @@ mod tests {
         };
         let tenant = TenantFacts { name: "team", labels: &labels };
         let requester = UserFacts { username: "jane", groups: &[] };
-        judge_rules(policies, &Subject { run, tenant, requester, end_user: None, now: Timestamp::UNIX_EPOCH })
+        let risk = (&risk(&CapabilityGrant::default())).into();
+        judge_rules(policies, &Subject { run, tenant, requester, end_user: None, risk, now: Timestamp::UNIX_EPOCH })
     }
 
     #[test]

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use cel::{SerializationError, Value, to_value};
 use jiff::Timestamp;
-use paddock_crds::{EndUser, Requester, ScriptRun};
+use paddock_crds::{EndUser, Requester, Risk, ScriptRun};
 use serde::Serialize;
 
 use crate::capabilities::ObjectKind;
 use crate::decide::Grant;
+use crate::risk::risk;
 
 /// A run that was granted what it asked for, and what is known about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +22,8 @@ pub struct Subject<'a> {
     pub requester: UserFacts<'a>,
     /// For whom.
     pub end_user: Option<UserFacts<'a>>,
+    /// How much it could do that nobody wants.
+    pub risk: RiskFacts,
     /// When it is decided on.
     pub now: Timestamp,
 }
@@ -61,6 +64,24 @@ pub struct RunFacts<'a> {
     pub dynamic_code: bool,
     /// It may start other programs.
     pub subprocess: bool,
+}
+
+/// [`Risk`] as expressions see it.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+pub struct RiskFacts {
+    /// 0 to 100.
+    pub score: i64,
+    /// In one word.
+    pub level: String,
+    /// The words of its reasons.
+    pub reasons: Vec<String>,
+}
+
+impl From<&Risk> for RiskFacts {
+    fn from(risk: &Risk) -> Self {
+        let reasons = risk.reasons.iter().map(|part| part.reason.to_string()).collect();
+        Self { score: risk.score, level: risk.level.to_string(), reasons }
+    }
 }
 
 /// The namespace of a run.
@@ -121,7 +142,8 @@ impl<'a> Subject<'a> {
             dynamic_code: grant.capabilities.dynamic_code,
             subprocess: grant.capabilities.subprocess,
         };
-        Self { run: run_facts, tenant, requester: requester.into(), end_user: run.spec.end_user.as_ref().map(Into::into), now }
+        let risk = (&risk(&grant.capabilities)).into();
+        Self { run: run_facts, tenant, requester: requester.into(), end_user: run.spec.end_user.as_ref().map(Into::into), risk, now }
     }
 
     /// Its longest list or map, by its name, with its length.
@@ -139,13 +161,14 @@ impl<'a> Subject<'a> {
         lengths.into_iter().max_by_key(|(_, length)| *length)
     }
 
-    pub(crate) fn values(&self) -> Result<[(&'static str, Value); 5], SerializationError> {
+    pub(crate) fn values(&self) -> Result<[(&'static str, Value); 6], SerializationError> {
         let now = chrono::DateTime::from_timestamp_micros(self.now.as_microsecond()).unwrap_or_default();
         Ok([
             ("run", to_value(&self.run)?),
             ("tenant", to_value(&self.tenant)?),
             ("requester", to_value(&self.requester)?),
             ("endUser", to_value(&self.end_user)?),
+            ("risk", to_value(&self.risk)?),
             ("now", Value::Timestamp(now.fixed_offset())),
         ])
     }
@@ -178,6 +201,7 @@ pub(crate) fn fields_of(variable: &str) -> Option<&'static [&'static str]> {
         ]),
         "tenant" => Some(&["name", "labels"]),
         "requester" | "endUser" => Some(&["username", "groups"]),
+        "risk" => Some(&["score", "level", "reasons"]),
         "now" => Some(&[]),
         _ => None,
     }

@@ -183,6 +183,7 @@ impl Report {
         self.received();
         self.status.policies.clone_from(&valid.policies);
         self.status.decisions = bounded(&valid.decisions);
+        self.status.risk = Some(valid.risk.clone());
         self.status.requester = Some(shown(&valid.requester));
         self.status.script_hash = Some(valid.script_hash.clone());
         self.status.image = Some(valid.grant.runtime.image.clone());
@@ -196,6 +197,7 @@ impl Report {
         if let Some(Err(refused)) = &seen.decision {
             self.status.policies.clone_from(&refused.policies);
             self.status.decisions = bounded(&refused.decisions);
+            self.status.risk.clone_from(&refused.risk);
             self.status.violations.clone_from(&refused.violations);
         }
         self.condition(ConditionType::Accepted, false, refusal.reason.clone(), &refusal.message);

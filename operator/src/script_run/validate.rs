@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use paddock_crds::{Decision, PolicyRef, Reason, Requester, ScriptRun, TakenPolicy, Violation};
+use paddock_crds::{Decision, PolicyRef, Reason, Requester, Risk, ScriptRun, TakenPolicy, Violation};
 use paddock_policy::{
     Ask, Facts, FailedRule, Gateway, Grant, Hashes, InputDemand, Object, ObjectKind, Policy, Refusal, RulesJudged, Subject, TenantFacts,
-    ToApprove, data_hash, demanded, digests, input_demand, judge, judge_denied, judge_input, judge_rules, output_grant,
+    ToApprove, data_hash, demanded, digests, input_demand, judge, judge_denied, judge_input, judge_rules, output_grant, risk,
 };
 use paddock_protocol::JobFiles;
 
@@ -80,6 +80,7 @@ pub(crate) struct ValidRun {
     pub(crate) script_hash: String,
     pub(crate) policies: Vec<TakenPolicy>,
     pub(crate) decisions: Vec<Decision>,
+    pub(crate) risk: Risk,
     /// What it is given, in the order of its kinds and names.
     pub(crate) given: Vec<(Object, Content)>,
     /// What has to be approved first.
@@ -92,6 +93,8 @@ pub(crate) struct Refused {
     pub(crate) refusal: Refusal,
     pub(crate) policies: Vec<TakenPolicy>,
     pub(crate) decisions: Vec<Decision>,
+    /// Of what it would have been granted.
+    pub(crate) risk: Option<Risk>,
     /// Where the input does not satisfy its schemas.
     pub(crate) violations: Vec<Violation>,
     /// Expressions of policies that could not be evaluated.
@@ -104,7 +107,7 @@ impl Refused {
     }
 
     fn of(refusal: Refusal) -> Self {
-        Self { refusal, policies: Vec::new(), decisions: Vec::new(), violations: Vec::new(), failed: Vec::new() }
+        Self { refusal, policies: Vec::new(), decisions: Vec::new(), risk: None, violations: Vec::new(), failed: Vec::new() }
     }
 }
 
@@ -136,6 +139,8 @@ pub(crate) fn validate(
     let outcome = judge(&policies.taking_part, &run.spec.policy_ref, &Ask::of(&run.spec, policies.given.found.clone(), gateway));
     let refused = |refusal| Refused { policies: taken.clone(), decisions: outcome.decisions.clone(), ..Refused::of(refusal) };
     let grant = outcome.result.clone().map_err(refused)?;
+    let risk = risk(&grant.capabilities);
+    let refused = |refusal| Refused { risk: Some(risk.clone()), ..refused(refusal) };
     let script = match source {
         SourceSeen::Text(bytes) => bytes.clone(),
         SourceSeen::Refused(reason, message) => {
@@ -197,6 +202,7 @@ pub(crate) fn validate(
         grant,
         policies: taken,
         decisions,
+        risk,
         given,
         to_approve,
     })

@@ -7,7 +7,7 @@ use proptest::sample::select;
 use rstest::rstest;
 
 use super::*;
-use crate::subject::{RunFacts, TenantFacts, UserFacts};
+use crate::subject::{RiskFacts, RunFacts, TenantFacts, UserFacts};
 
 fn with_subject<T>(then: impl FnOnce(Subject<'_>) -> T) -> T {
     with_groups(&["system:authenticated".to_owned(), "team-data".to_owned()], then)
@@ -37,6 +37,7 @@ fn with_groups<T>(groups: &[String], then: impl FnOnce(Subject<'_>) -> T) -> T {
         tenant: TenantFacts { name: "team-a", labels: &labels },
         requester: UserFacts { username: "jane", groups },
         end_user: None,
+        risk: RiskFacts { score: 55, level: "High".into(), reasons: vec!["ReadsSecrets".into(), "CanSendSecrets".into()] },
         // A Wednesday, half past eight in Berlin, half past seven in London.
         now: "2026-11-25T07:30:00Z".parse::<Timestamp>().unwrap(),
     })
@@ -66,6 +67,8 @@ fn holds(source: &str) -> Result<bool, String> {
 #[case::network("run.network == ['api.example.com:443'] && run.network.all(to, to.endsWith(':443'))", true)]
 #[case::volumes("run.volumes == ['corpus']", true)]
 #[case::words("run.subprocess && !run.dynamicCode && size(run.data) == 0", true)]
+#[case::risk("risk.score < 60 && risk.level == 'High' && 'CanSendSecrets' in risk.reasons", true)]
+#[case::reasons("risk.reasons.exists(reason, reason.startsWith('Reaches'))", false)]
 #[case::sum("('team-' + run.labels.team) in requester.groups", true)]
 #[case::sums("run.name + '-' + run.runtime == 'run-python'", true)]
 #[case::loop_over_literals("['a', 'data'].exists(team, team == run.labels.team)", true)]
