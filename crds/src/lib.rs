@@ -26,7 +26,7 @@ pub use sandbox_policy::{
 };
 pub use script_approval::{ApprovalDecision, ScriptApproval, ScriptApprovalSpec};
 pub use script_run::{
-    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, OutputStream, PodRef, PolicyKind, PolicyRef, Redaction,
+    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, NetworkUsage, OutputStream, PodRef, PolicyKind, PolicyRef, Redaction, RefusedDestination,
     Requester, RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, StoredResult, TakenPolicy, Usage, Verdict,
     Violation,
 };

@@ -529,6 +529,20 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub weight: Option<i64>,
+    /// Connections of a run to the network at once, at each replica of the egress gateway: of several policies the smallest. Built-in: 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub max_connections: Option<i64>,
+    /// Bytes that a run may send and receive together, at each replica of the egress gateway: of several policies the smallest. Built-in:
+    /// 1073741824.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_099_511_627_776_i64))]
+    pub max_network_bytes: Option<i64>,
+    /// Connections of a run that the egress gateway may refuse for where they would lead; one more ends the run, without grace. Of several policies
+    /// the smallest. Without it none ends a run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10000))]
+    pub max_refused_connections: Option<i64>,
 }
 
 /// Amounts of what a sandbox uses.

@@ -19,6 +19,7 @@ list_atomic!(policies_schema, TakenPolicy, 64);
 list_atomic!(decisions_schema, Decision, 128);
 list_atomic!(audit_schema, AuditEvent, 16);
 list_atomic!(redactions_schema, Redaction, 64);
+list_atomic!(refusals_schema, RefusedDestination, 16);
 list_atomic!(violations_schema, Violation, 64);
 list_of_strings!(args_schema, 64, 4096);
 list_of_strings!(hosts_schema, 32, 253, "pattern": "^\\S+$");
@@ -318,6 +319,9 @@ pub struct ScriptRunStatus {
     /// What the run used, as the runner measured it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// What the run used of the network, as the egress gateway counted it. Absent where it asked for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkUsage>,
     /// The last events of the run's life, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "audit_schema")]
@@ -572,6 +576,47 @@ pub struct Usage {
     /// Milliseconds from the start of the interpreter to its end.
     #[schemars(range(min = 0))]
     pub wall_milliseconds: i64,
+}
+
+/// What a run used of the network, when the status was written. Where the operator was replaced while the script ran, only what came after
+/// that is counted; where connections are more than can be told, there were more.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkUsage {
+    /// Connections that were asked for and are over, the refused ones among them.
+    #[schemars(range(min = 0))]
+    pub connections: i64,
+    /// Those that were refused for where they would have led.
+    #[schemars(range(min = 0))]
+    pub refused: i64,
+    /// Bytes from the script.
+    #[schemars(range(min = 0))]
+    pub sent_bytes: i64,
+    /// Bytes to the script.
+    #[schemars(range(min = 0))]
+    pub received_bytes: i64,
+    /// Where the refused ones would have led: the first 16 that differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "refusals_schema")]
+    pub refusals: Vec<RefusedDestination>,
+}
+
+/// A destination to which a run was refused a connection.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedDestination {
+    /// Host and port, as they were asked for, masked as what the script puts out.
+    #[schemars(length(max = 320))]
+    pub to: String,
+    /// Why, as the gateway told the script: `NotGranted`, `AddressRefused` or `NotItsHost`.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// What refused it, or granted what was not held to.
+    #[schemars(length(max = 512))]
+    pub rule: String,
+    /// How often.
+    #[schemars(range(min = 1))]
+    pub count: i64,
 }
 
 /// One event of a run's life.

@@ -119,6 +119,11 @@ print(sorted(name for name in os.environ if "PROXY" in name.upper()))
         assert!(lines[7].contains("HTTPS_PROXY") && lines[7].contains("NODE_USE_ENV_PROXY"), "{told}");
         let granted: Vec<String> = status(&run).decisions.iter().map(|decision| decision.permission.clone()).collect();
         assert!(granted.contains(&"network:api.example.com:443".to_owned()), "{granted:?}");
+        let used = status(&run).network.unwrap();
+        let refusals: Vec<_> = used.refusals.iter().map(|refusal| (refusal.to.as_str(), refusal.reason.as_str(), refusal.count)).collect();
+        assert_eq!(refusals, [("other.example.com:443", "NotGranted", 1), ("inside.example.com:443", "AddressRefused", 1)]);
+        assert!((used.connections, used.refused) == (3, 2) && used.sent_bytes > 100 && used.received_bytes > 100, "{used:?}");
+        assert_eq!(status(&run).risk.unwrap().to_string(), "10 Low: ReachesNetwork 10");
 
         // What is not granted is refused before anything runs.
         let refused = tenant.run(asking(&tenant, "pass", &["api.example.org"], &input)).await;
@@ -127,6 +132,37 @@ print(sorted(name for name in os.environ if "PROXY" in name.upper()))
         let script = "import os; print([name for name in os.environ if 'PROXY' in name.upper()])";
         let bare = tenant.run(by_policy(&tenant, Script::python(script))).await;
         assert_eq!(stdout(&bare), "[]\n");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_script_that_is_refused_too_often_is_ended() {
+    let _alone = alone().await;
+    names(&[("api.example.com", PUBLIC)]);
+    namespace("refused", json!({}), |tenant| async move {
+        let mut rules = grants(&json!([{ "hosts": ["*.example.com"] }]));
+        rules["limits"]["maxRefusedConnections"] = json!(3);
+        tenant.cluster_policy(rules).await;
+        let script = r#"
+import time
+for number in range(4):
+    print(get(f"https://{number}.example.org/"), flush=True)
+time.sleep(60)
+"#;
+        let input = json!({ "authority": "" });
+        let text = CLIENT.replace("ssl.create_default_context(cadata=json.load(sys.stdin)[\"authority\"])", "None") + script;
+        let run = tenant.create(asking(&tenant, &text, &["api.example.com"], &input)).await;
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Killed, &Reason::TooManyRefusedConnections);
+        let used = status(&run).network.unwrap();
+        assert_eq!((used.connections, used.refused, used.refusals.len()), (4, 4, 4), "{used:?}");
+        let took = |status: &ScriptRunStatus| {
+            let clocks = status.clocks.clone().unwrap();
+            clocks.finished.unwrap().0.as_second() - clocks.started.unwrap().0.as_second()
+        };
+        assert!(took(&status(&run)) < 20, "{:?}", status(&run).clocks);
+        tenant.no_cluster_policy().await;
     })
     .await;
 }

@@ -311,7 +311,8 @@ impl Context {
         self.wake_next(namespace, None);
     }
 
-    fn wake_run(&self, namespace: &str, name: &str) {
+    /// Has a pass look at a run.
+    pub(crate) fn wake_run(&self, namespace: &str, name: &str) {
         let _ = self.wake.unbounded_send(RunRef::new(name).within(namespace));
     }
 

@@ -4,6 +4,7 @@
 pub(crate) mod authority;
 pub(crate) mod granted;
 pub(crate) mod replicas;
+pub(crate) mod used;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +27,7 @@ use crate::script_run::pod_facts::PodSeen;
 use authority::Trusted;
 use granted::{Live, ToTell, to_tell, told};
 use replicas::Replicas;
+use used::{Used, UsedByRuns};
 
 /// The name in the gateway's certificate.
 pub(crate) const NAME: &str = "paddock-egress";
@@ -64,6 +66,8 @@ pub(crate) struct Egress {
     shown: Mutex<HashSet<String>>,
     wanted: watch::Sender<Arc<All>>,
     replicas: Replicas,
+    /// What runs have used, until they are over.
+    used: Mutex<UsedByRuns>,
 }
 
 /// Where the gateway is, and how it is known.
@@ -92,6 +96,7 @@ impl Egress {
             changed: Notify::new(),
             wanted: watch::Sender::new(Arc::default()),
             replicas: Replicas::default(),
+            used: Mutex::default(),
         }
     }
 
@@ -116,6 +121,7 @@ impl Egress {
             if is_active(run) {
                 shown.insert(uid.clone())
             } else {
+                lock(&self.used).forget(&uid);
                 shown.remove(&uid)
             };
         }
@@ -140,7 +146,13 @@ impl Egress {
     /// The run is gone.
     pub(crate) fn hide(&self, uid: &str) {
         lock(&self.shown).remove(uid);
+        lock(&self.used).forget(uid);
         self.withdraw(uid);
+    }
+
+    /// What a run has used so far.
+    pub(crate) fn used(&self, uid: &str) -> Option<Used> {
+        lock(&self.used).of(uid).cloned()
     }
 
     fn withdraw(&self, uid: &str) {

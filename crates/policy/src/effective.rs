@@ -10,6 +10,7 @@ use crate::decide::{
     DEFAULT_CPU_MILLI, DEFAULT_GRACE, DEFAULT_MEMORY, DEFAULT_SCRATCH, DEFAULT_TIMEOUT, Field, Policy, in_order, milli, most_priority,
     named, seconds_said, shown,
 };
+use crate::network_limits::network_limits;
 use crate::output::output_grant;
 use crate::quantity::Quantity;
 use crate::queue::queue_limits;
@@ -100,6 +101,12 @@ fn whose(policies: &[&Policy], field: &str, value: u32, of: impl Fn(&PolicyRules
     policies.iter().find(is_it).map_or_else(|| format!("built-in: {field}"), |policy| named(policy, &format!("limits.{field}")))
 }
 
+/// The same of a field that every policy may bound.
+fn whose_of_all(policies: &[&Policy], field: &str, value: i64, of: impl Fn(&PolicyRules) -> Option<i64>) -> String {
+    let is_it = |policy: &&&Policy| of(&policy.rules) == Some(value);
+    policies.iter().find(is_it).map_or_else(|| format!("built-in: {field}"), |policy| named(policy, &format!("limits.{field}")))
+}
+
 fn queue(policies: &[&Policy], lines: &mut Vec<Line>) {
     let limits = queue_limits(policies);
     let both = |of_all: u32, of_policy: Option<u32>| match of_policy {
@@ -113,6 +120,15 @@ fn queue(policies: &[&Policy], lines: &mut Vec<Line>) {
     lines.push(line("maxQueued", both(queued, limits.policy_queued), &rule));
     let (priority, rule) = most_priority(policies);
     lines.push(line("maxPriority", priority.to_string(), &rule));
+    let network = network_limits(&policies.to_vec());
+    let rule = whose_of_all(policies, "maxConnections", i64::from(network.connections), |rules| rules.limits.max_connections);
+    lines.push(line("maxConnections", network.connections.to_string(), &rule));
+    let bytes = i64::try_from(network.bytes).unwrap_or(i64::MAX);
+    let rule = whose_of_all(policies, "maxNetworkBytes", bytes, |rules| rules.limits.max_network_bytes);
+    lines.push(line("maxNetworkBytes", bytes.to_string(), &rule));
+    if let Some((most, rule)) = network.refused {
+        lines.push(line("maxRefusedConnections", most.to_string(), &rule));
+    }
     lines.push(line("weight", weight.to_string(), &whose(policies, "weight", weight, |rules| rules.limits.weight)));
 }
 
@@ -282,6 +298,7 @@ mod tests {
             ("capabilities.subprocess", "true", "ClusterSandboxPolicy/base: capabilities.subprocess"),
             ("capabilities.dynamicCode", "false", "ClusterSandboxPolicy/base: capabilities.dynamicCode"),
             ("weight", "100", "built-in: weight"),
+            ("maxConnections", "64", "built-in: maxConnections"),
             ("maxPriority", "0", "built-in: limits.maxPriority"),
             ("rules", "true", "SandboxPolicy/own: rules[a]"),
             ("approvals", "2 of ops, ends what runs", "SandboxPolicy/own: approvals[b]"),

@@ -7,16 +7,12 @@ use ipnet::IpNet;
 use paddock_crds::{ConditionType, PolicyRef, ScriptRun, ScriptRunStatus, Verdict};
 use paddock_egress::ask::hash;
 use paddock_egress::wire::{Told, ToldRule, token_text};
-use paddock_policy::{NETWORK_PERMISSION, Policy, still_granted};
+use paddock_policy::{NETWORK_PERMISSION, Policy, network_limits, still_granted};
 
 use crate::config::Settings;
 use crate::script_run::pod_facts::PodSeen;
 use crate::script_run::validate::PoliciesSeen;
 
-/// Tunnels of a run at once, at each replica: as many as its proxy opens.
-const TUNNELS: u32 = 64;
-/// Bytes of a run in both directions together, at each replica.
-const BYTES: u64 = 1 << 30;
 /// Nets and denied hosts together that are told of one run: with more it is granted nothing. One policy cannot bring so many about; a line to the
 /// gateway is longer.
 const MOST: usize = 40_000;
@@ -95,6 +91,7 @@ pub(crate) fn told(uid: &str, live: &Live, policies: &PoliciesSeen, token: &str,
     let nets: usize = granted.iter().map(|granted| granted.addresses.0.iter().map(Vec::len).sum::<usize>()).sum();
     let (granted, denied) = if nets + denied.len() > MOST { (Vec::new(), Vec::new()) } else { (granted, denied) };
     let rules = granted.into_iter().map(|granted| ToldRule { name: granted.rule, to: granted.to.to_string(), allowed: granted.addresses });
+    let limits = network_limits(&taking_part);
     Told {
         run: uid.to_owned(),
         name: format!("{}/{}", live.namespace, live.name),
@@ -104,8 +101,8 @@ pub(crate) fn told(uid: &str, live: &Live, policies: &PoliciesSeen, token: &str,
         denied: denied.into_iter().map(|(hosts, rule)| (hosts.to_string(), rule)).collect(),
         cluster: cluster.to_vec(),
         expires_in: 0,
-        tunnels: TUNNELS,
-        bytes: BYTES,
+        tunnels: limits.connections,
+        bytes: limits.bytes,
     }
 }
 
@@ -185,6 +182,11 @@ mod tests {
         assert_eq!((one.rules.len(), one.rules[0].to.as_str()), (1, "api.example.com:443"));
         assert_eq!((one.denied.len(), one.cluster.as_slice()), (1, nets.as_slice()));
         assert!(!one.token.contains("token"), "only the hash is told");
+        assert_eq!((one.tunnels, one.bytes), (64, 1 << 30));
+        let mut bounded = grants("*.example.com");
+        bounded["limits"] = json!({ "maxConnections": 2, "maxNetworkBytes": 1000 });
+        let bounded = told(&policies(bounded));
+        assert_eq!((bounded.tunnels, bounded.bytes), (2, 1000));
         for nothing in [
             policies(grants("*.example.org")),
             PoliciesSeen { unusable: Some("x".into()), ..policies(grants("*.example.com")) },

@@ -13,6 +13,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use paddock_egress::feed::{All, Granted, converse};
 use paddock_egress::wire::Report;
+use paddock_policy::network_limits;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -21,6 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{NAME, OPERATOR_PORT, lock};
 use crate::context::Context;
+use crate::script_run::observe::policies_of;
 
 /// How long a replica may take to answer.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -170,6 +172,7 @@ async fn take(context: &Context, mut reports: mpsc::Receiver<Report>) {
     let mut lines = Lines::default();
     while let Some(report) = reports.recv().await {
         let (namespace, run) = report.name.split_once('/').unwrap_or_default();
+        count(&report, (namespace, run), context);
         context.metrics.connected(namespace, &format!("{:?}", report.outcome), report.sent, report.received);
         match lines.of(&report.run) {
             Line::Told => {}
@@ -191,6 +194,19 @@ async fn take(context: &Context, mut reports: mpsc::Receiver<Report>) {
             milliseconds = report.milliseconds,
             "a run has connected to something, or tried to"
         );
+    }
+}
+
+/// Counts what a run has used. Its next pass ends a run that has more refusals than its policies put up with; one that goes on asking is not looked
+/// at each time.
+fn count(report: &Report, (namespace, run): (&str, &str), context: &Context) {
+    let refused = lock(&context.egress.used).take(report);
+    let live = lock(&context.egress.live).get(&report.run).map(|live| live.policy.clone());
+    let (Some(refused), Some(policy)) = (refused, live) else { return };
+    let limits = network_limits(&policies_of(namespace, &policy, context).taking_part);
+    let is_time = |most: u64| refused == most + 1 || (refused > most && refused.is_power_of_two());
+    if limits.refused.is_some_and(|(most, _)| is_time(most)) {
+        context.wake_run(namespace, run);
     }
 }
 

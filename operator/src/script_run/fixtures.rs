@@ -137,6 +137,8 @@ pub(crate) fn seen(run: &ScriptRun) -> Seen {
         pod: PodSeen::Absent,
         stream: StreamSeen::default(),
         containment: Containment::None,
+        network: None,
+        is_refused_too_often: false,
         approving: Approving::NotNeeded,
         awaiting: 0,
         has_lost_approval: false,

@@ -8,7 +8,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::{ConditionType, PolicyKind, PolicyRef, Reason, ScriptRun, ScriptRunStatus, TakenPolicy};
 use paddock_policy::{
-    Containment, Facts, Object, ObjectKind, OutputGrant, approving, containment, input_demand, is_revoked, output_grant, selects,
+    Containment, Facts, Object, ObjectKind, OutputGrant, approving, containment, input_demand, is_revoked, network_limits, output_grant, selects,
 };
 use paddock_protocol::{Opener, Transcript};
 
@@ -134,8 +134,25 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let has_lost_approval = has_lost_approval(run, &approvals, now);
     let awaiting = if to_approve.is_some() { context.ledger.awaiting(&run.namespace().unwrap_or_default(), &uid) } else { 0 };
     let leading_since = context.fence.up_since();
+    let network = context.egress.used(&uid);
+    let most_refused = network_limits(&policies.taking_part).refused;
+    let is_refused_too_often = network.as_ref().zip(most_refused).is_some_and(|(used, (most, _))| used.refused > most);
     let bound = context.egress.show(run, &pod, context);
-    Ok(Seen { decision, sandbox, pod, stream, containment, approving, awaiting, has_lost_approval, output, bound, leading_since })
+    Ok(Seen {
+        decision,
+        sandbox,
+        pod,
+        stream,
+        containment,
+        approving,
+        awaiting,
+        has_lost_approval,
+        output,
+        network,
+        is_refused_too_often,
+        bound,
+        leading_since,
+    })
 }
 
 fn is_running(status: &ScriptRunStatus) -> bool {

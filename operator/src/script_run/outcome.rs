@@ -95,6 +95,11 @@ fn stopped(reason: &Reason) -> Outcome {
             Reason::ApprovalRevoked,
             "an approval that the run needs was revoked or is over, or what it does was denied; it was ended",
         ),
+        Reason::TooManyRefusedConnections => Outcome::plain(
+            Phase::Killed,
+            Reason::TooManyRefusedConnections,
+            "the script asked for more connections that it was not granted than the policies put up with; it was ended",
+        ),
         Reason::Lost => Outcome::plain(
             Phase::Lost,
             Reason::Lost,

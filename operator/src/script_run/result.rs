@@ -1,6 +1,6 @@
 //! What a script produced, from what the runner said of it: bounded, masked, and without anything invisible. Pure.
 
-use paddock_crds::{LargeResult, OutputStream, Redaction, RunResult, StoredResult};
+use paddock_crds::{LargeResult, NetworkUsage, OutputStream, Redaction, RefusedDestination, RunResult, StoredResult};
 use paddock_mask::{Counts, Cut, Masker, Part};
 use paddock_policy::OutputGrant;
 use paddock_protocol::{Captured, Output, Report, Transcript};
@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::job::{RESULT_DEPTH, STORED_BYTES};
 use super::text::{cut, visible, visible_json};
+use crate::egress::used::Used;
 
 /// Entries of the list of redactions.
 const REDACTIONS: usize = 64;
@@ -79,6 +80,29 @@ fn redactions(counts: &Counts) -> Vec<Redaction> {
 
 fn shown(why: &str) -> String {
     cut(&visible(why.as_bytes()), 256).to_owned()
+}
+
+/// What a run has used of the network. The names of hosts are the script's: it can write into them what it was given, so they are masked as what it
+/// puts out, and left out where that cannot be done.
+pub(crate) fn network_usage(used: &Used, rules: &Result<OutputGrant, String>) -> NetworkUsage {
+    let masker = if used.refusals.is_empty() { None } else { with_masker(rules).ok().map(|(_, masker)| masker) };
+    let masked = |to: &str| {
+        let masker = masker.as_ref()?;
+        Some(visible(masker.mask(to.as_bytes(), Cut { start: false, end: false }).whole().text))
+    };
+    let refusals = used.refusals.iter().map(|refusal| RefusedDestination {
+        to: masked(&refusal.to).map_or_else(|| "withheld".to_owned(), |to| cut(&to, 320).to_owned()),
+        reason: format!("{:?}", refusal.outcome),
+        rule: cut(&refusal.rule, 512).to_owned(),
+        count: signed(refusal.count),
+    });
+    NetworkUsage {
+        connections: signed(used.connections),
+        refused: signed(used.refused),
+        sent_bytes: signed(used.sent),
+        received_bytes: signed(used.received),
+        refusals: refusals.collect(),
+    }
 }
 
 struct Covering<'a> {

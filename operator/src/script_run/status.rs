@@ -14,7 +14,7 @@ use super::apply::Done;
 use super::outcome::Outcome;
 use super::pod_facts::{PodLife, PodSeen, WaitsFor};
 use super::queue::{Admission, Full};
-use super::result::signed;
+use super::result::{network_usage, signed};
 use super::step::{Seen, Step, is_suspended};
 use super::text::{cut, visible};
 use super::validate::{ValidRun, requester};
@@ -49,6 +49,13 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
         (Step::RecordResult, Done::Told(result)) => report.result(seen, result),
         (Step::Finish(outcome), done) => report.finished(outcome, seen, done),
         _ => return None,
+    }
+    if let Some(used) = &seen.network {
+        let usage = network_usage(used, &seen.output);
+        // Who leads since a while knows less than what the one before has stored.
+        if report.status.network.as_ref().is_none_or(|stored| stored.connections <= usage.connections) {
+            report.status.network = Some(usage);
+        }
     }
     let mut status = report.status;
     status.observed_generation = run.metadata.generation;

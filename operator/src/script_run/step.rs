@@ -15,6 +15,7 @@ use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen, WaitsFor};
 use super::validate::{self, ValidRun};
 use crate::config::Settings;
 use crate::egress::Bound;
+use crate::egress::used::Used;
 use crate::names::{FINALIZER, GIT_ANNOTATIONS, GIT_LABELS, sandbox_namespace};
 
 /// Everything that a pass has read.
@@ -38,6 +39,10 @@ pub(crate) struct Seen {
     pub(crate) has_lost_approval: bool,
     /// What becomes of what the script puts out, or why that cannot be told.
     pub(crate) output: Result<OutputGrant, String>,
+    /// What it has used of the network, if it has asked for anything.
+    pub(crate) network: Option<Used>,
+    /// More of its connections were refused than the policies put up with.
+    pub(crate) is_refused_too_often: bool,
     /// How far the egress gateway knows what the run is granted.
     pub(crate) bound: Bound,
     /// Since when this replica may write without a gap.
@@ -84,7 +89,7 @@ pub(crate) enum Stop {
 impl Stop {
     /// What a policy ends gets no time to do more of it.
     fn of(reason: &Reason) -> Self {
-        if matches!(reason, Reason::Denied | Reason::Suspended | Reason::ApprovalRevoked) { Self::AtOnce } else { Self::Gracefully }
+        if matches!(reason, Reason::Denied | Reason::Suspended | Reason::ApprovalRevoked | Reason::TooManyRefusedConnections) { Self::AtOnce } else { Self::Gracefully }
     }
 }
 
@@ -434,6 +439,9 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     }
     if seen.has_lost_approval {
         return Step::RecordStop(Reason::ApprovalRevoked);
+    }
+    if seen.is_refused_too_often {
+        return Step::RecordStop(Reason::TooManyRefusedConnections);
     }
     if run.spec.cancel == Some(true) {
         return Step::RecordStop(Reason::Cancelled);

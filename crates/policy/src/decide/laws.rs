@@ -39,6 +39,7 @@ fn limits() -> impl Strategy<Value = Limits> {
                 max_queued,
                 max_priority,
                 weight,
+                ..Limits::default()
             }
         },
     )

@@ -1,8 +1,12 @@
 use paddock_protocol::{Captured, Output, RefusedReason, Report};
 
+use paddock_egress::wire::Outcome as EgressOutcome;
+use paddock_policy::OutputGrant;
+
 use super::super::fixtures::*;
 use super::super::outcome::outcome_of_refusal;
 use super::*;
+use crate::egress::used::{Refusal, Used};
 
 fn holds(run: &ScriptRun, type_: &ConditionType) -> Option<(ConditionStatus, Reason)> {
     status(run).condition(type_).map(|condition| (condition.status, condition.reason.clone()))
@@ -26,6 +30,32 @@ fn many_rules_leave_room_for_what_was_granted_by_name() {
         assert!(kept.iter().any(|decision| decision.permission == permission), "{permission}");
     }
     assert_eq!(bounded(&all[..128]), all[..128]);
+}
+
+#[test]
+fn what_was_used_of_the_network_is_told_masked_and_never_becomes_less() {
+    let refusal = |to: &str| Refusal { to: to.into(), outcome: EgressOutcome::NotGranted, rule: "built-in: network".into(), count: 3 };
+    let used = Used { connections: 4, refused: 3, sent: 5, received: 6, refusals: vec![refusal("hunter2-hunter2.example.com:443")] };
+    let secrets = paddock_policy::SecretValues(vec![("smtp".to_owned(), b"hunter2-hunter2".to_vec())]);
+    let grant = OutputGrant { secrets, ..paddock_policy::output_grant(&Vec::<paddock_policy::Policy>::new()) };
+    let run = started(0);
+    let told = |run: &ScriptRun, used: &Used, output: Result<OutputGrant, String>| {
+        let seen = Seen { network: Some(used.clone()), output, ..seen(run) };
+        after(run, &seen, &Step::RecordStop(Reason::Cancelled), &Done::Yes, 1)
+    };
+    let stopped = told(&run, &used, Ok(grant));
+    let network = status(&stopped).network.unwrap();
+    assert_eq!((network.connections, network.refused, network.sent_bytes, network.received_bytes), (4, 3, 5, 6));
+    let shown = &network.refusals[0];
+    assert_eq!((shown.reason.as_str(), shown.count), ("NotGranted", 3));
+    assert!(!shown.to.contains("hunter2") && shown.to.ends_with(".example.com:443"), "{}", shown.to);
+    let withheld = status(&told(&run, &used, Err("the rules are gone".into()))).network.unwrap();
+    assert_eq!(withheld.refusals[0].to, "withheld");
+    // Another leader, which has heard of one connection alone.
+    let fewer = Used { connections: 1, ..Used::default() };
+    let seen = Seen { network: Some(fewer), ..seen(&stopped) };
+    let outcome = Outcome::plain(Phase::Cancelled, Reason::Cancelled, "told");
+    assert_eq!(status(&after(&stopped, &seen, &Step::Finish(outcome), &Done::Yes, 2)).network.unwrap(), network);
 }
 
 #[test]

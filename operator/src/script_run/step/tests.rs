@@ -409,6 +409,20 @@ fn an_approval_that_is_lost_stops_what_was_admitted_and_puts_back_what_waits() {
 }
 
 #[test]
+fn a_script_that_is_refused_more_connections_than_its_policies_put_up_with_is_ended_without_grace() {
+    let run = started(0);
+    let running = with_pod(&run, a_stream(|_| ()), |pod| pod.life = PodLife::Running);
+    let seen = Seen { is_refused_too_often: true, ..running.clone() };
+    assert_eq!(step(&run, &seen, 1), Step::RecordStop(Reason::TooManyRefusedConnections));
+    let stopping = after(&run, &seen, &Step::RecordStop(Reason::TooManyRefusedConnections), &Done::Yes, 1);
+    // A leader that has not counted them itself goes on with it.
+    assert_eq!(step(&stopping, &running, 1), Step::StopPod(Stop::AtOnce));
+    let ended = with_pod(&stopping, StreamSeen { complete: true, ..a_stream(|_| ()) }, |pod| pod.life = ended(137, "Error"));
+    let Step::Finish(outcome) = step(&stopping, &ended, 2) else { panic!() };
+    assert_eq!((outcome.phase, outcome.reason), (Phase::Killed, Reason::TooManyRefusedConnections));
+}
+
+#[test]
 fn a_runner_that_was_started_after_the_script_had_ended_is_stopped() {
     let run = started(0);
     let told = with_pod(&run, a_stream(|transcript| transcript.report = Some(a_report(0))), |pod| pod.life = PodLife::Running);
