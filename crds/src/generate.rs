@@ -32,7 +32,11 @@ pub fn crds() -> [(&'static str, CustomResourceDefinition); 4] {
 
 fn finished(crd: &CustomResourceDefinition) -> CustomResourceDefinition {
     let mut crd = without_null(crd);
-    crd.metadata.annotations.get_or_insert_default().insert(CRD_VERSION.into(), env!("CARGO_PKG_VERSION").into());
+    let annotations = crd.metadata.annotations.get_or_insert_default();
+    annotations.insert(CRD_VERSION.into(), env!("CARGO_PKG_VERSION").into());
+    // With a CRD goes every object of its kind: whoever takes the installation away, by whatever tool, does not mean that.
+    annotations.insert("helm.sh/resource-policy".into(), "keep".into());
+    annotations.insert("argocd.argoproj.io/sync-options".into(), "Delete=false,Prune=false".into());
     crd
 }
 

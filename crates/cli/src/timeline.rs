@@ -2,10 +2,10 @@
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use paddock_crds::{AuditEvent, ConditionType, Phase, ScriptRun, ScriptRunStatus, Verdict};
+use paddock_crds::{AuditEvent, ConditionType, Phase, RefusedDestination, ScriptRun, ScriptRunStatus, Verdict};
 
 use crate::table::{plain, table};
-use crate::terminal::{Tone, toned};
+use crate::terminal::{Tone, printable, toned};
 
 /// A length of time as short as it can be told: `340ms`, `2.1s`, `5m3s`, `4h20m`, `3d`.
 pub(crate) fn span(from: Timestamp, to: Timestamp) -> String {
@@ -119,6 +119,14 @@ fn decisions(status: &ScriptRunStatus, colours: bool) -> String {
 
 fn results(status: &ScriptRunStatus) -> String {
     let mut lines = Vec::new();
+    if let Some(used) = &status.network {
+        let (connections, refused, sent, received) = (used.connections, used.refused, used.sent_bytes, used.received_bytes);
+        lines.push(("Network", format!("{connections} connections, {refused} of them refused, {sent} bytes sent, {received} received")));
+        let told = |refusal: &RefusedDestination| {
+            ("Refused", format!("{} x {}: {} ({})", refusal.count, printable(&refusal.to), refusal.reason, refusal.rule))
+        };
+        lines.extend(used.refusals.iter().map(told));
+    }
     if let Some(result) = &status.result {
         let ending = result.exit_code.map(|code| format!("exit code {code}")).or(result.signal.map(|signal| format!("signal {signal}")));
         lines.extend(ending.map(|ending| ("Ended with", ending)));
@@ -184,6 +192,8 @@ mod tests {
                 "violations": [{ "path": "/rows/0", "message": "is not a number" }],
                 "audit": [event("00.400000", "received"), event("00.410000", "admitted"), event("01.100000", "started"), event("01.900000", "result-ready"), finished],
                 "result": { "exitCode": 3, "stdout": { "text": "x", "bytes": 1 }, "redactions": [{ "rule": "Email", "count": 2 }] },
+                "network": { "connections": 3, "refused": 2, "sentBytes": 700, "receivedBytes": 9000, "refusals": [{ "to": "x.example:443", "reason": "NotGranted", "rule": "built-in: network", "count": 2 }] },
+                "risk": { "score": 10, "level": "Low", "reasons": [{ "reason": "ReachesNetwork", "points": 10 }] },
                 "usage": { "cpuMilliseconds": 120, "peakMemoryBytes": 20_000_000, "wallMilliseconds": 400 },
             },
         }))
