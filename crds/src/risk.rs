@@ -29,7 +29,7 @@ open_enum! {
     pub enum RiskReason {
         /// It may connect to something.
         ReachesNetwork,
-        /// It may connect to more than hosts and addresses that are each named: every name below one, or a net.
+        /// It may connect to more than a few hosts and addresses that are each named: every name below one, a net, or more than 4 destinations.
         ReachesManyHosts,
         /// It may connect to addresses that are not public: a company's network, or the cluster's.
         ReachesInside,

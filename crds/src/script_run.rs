@@ -605,7 +605,7 @@ pub struct NetworkUsage {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedDestination {
-    /// Host and port, as they were asked for, masked as what the script puts out.
+    /// Host and port, as they were asked for; `withheld` where a value of a Secret of the run stands in them.
     #[schemars(length(max = 320))]
     pub to: String,
     /// Why, as the gateway told the script: `NotGranted`, `AddressRefused` or `NotItsHost`.

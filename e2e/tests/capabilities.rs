@@ -369,6 +369,14 @@ async fn nobody_is_given_what_they_may_not_read_themselves() {
         by_name["spec"]["capabilities"]["secrets"] = json!([{ "name": "other" }, { "name": "smtp" }]);
         let told = annas.patch("hers", &PatchParams::apply("e2e"), &Patch::Apply(&by_name)).await.unwrap_err().to_string();
         assert!(told.contains("whoever writes this policy may not read the Secret smtp, which it grants"), "{told}");
+        // What it granted before keeps nobody from stopping it.
+        let wide = json!({ "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPolicy", "metadata": { "name": "wide" },
+            "spec": { "capabilities": { "secrets": [{ "name": "smtp" }, { "name": "other" }] } } });
+        let all: Api<SandboxPolicy> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        all.create(&PostParams::default(), &serde_json::from_value(wide).unwrap()).await.unwrap();
+        for spec in [json!({ "suspend": "Kill" }), json!({ "capabilities": { "secrets": [{ "name": "smtp" }] } })] {
+            annas.patch("wide", &PatchParams::default(), &Patch::Merge(&json!({ "spec": spec }))).await.unwrap();
+        }
         let hers = json!({ "policyRef": { "kind": "SandboxPolicy", "name": "hers" } });
         let ask = |name: &str| asking("ls /paddock/secrets", &json!({ "secrets": [name] })).with(hers.clone());
         let refused = eventually("her policy is there", || async {

@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use paddock_crds::ScriptRun;
 use paddock_egress::feed::{All, Granted};
+use paddock_egress::wire::Report;
 use paddock_protocol::Egress as JobEgress;
 use tokio::sync::{Notify, watch};
 
@@ -145,9 +146,19 @@ impl Egress {
 
     /// The run is gone.
     pub(crate) fn hide(&self, uid: &str) {
-        lock(&self.shown).remove(uid);
+        let mut shown = lock(&self.shown);
+        shown.remove(uid);
         lock(&self.used).forget(uid);
+        drop(shown);
         self.withdraw(uid);
+    }
+
+    /// Counts what a run has used. Of one that is over, or of which nothing is known, a report comes too late. Returns how many refusals the run has
+    /// by now, if this is another.
+    fn count(&self, report: &Report) -> Option<u64> {
+        let shown = lock(&self.shown);
+        // Under the lock by which runs go, so that none comes back.
+        shown.contains(&report.run).then(|| lock(&self.used).take(report)).flatten()
     }
 
     /// What a run has used so far.
@@ -280,4 +291,33 @@ async fn look(context: &Context, installed: &Installed) -> anyhow::Result<Option
     let service = within(WHAT, api.get_opt(&installed.service)).await?.map_err(Error::read(WHAT))?;
     let address = service.and_then(|service| service.spec?.cluster_ip?.parse().ok());
     Ok(address.map(|address| Place { address, trusted }))
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_egress::wire::Outcome;
+
+    use super::*;
+
+    #[test]
+    fn a_report_of_a_run_that_is_over_leaves_nothing_behind() {
+        let egress = Egress::new(None);
+        let report = Report {
+            run: "uid".into(),
+            name: "team/run".into(),
+            to: "x.example.com:443".into(),
+            rule: "rule".into(),
+            outcome: Outcome::NotGranted,
+            address: None,
+            sent: 0,
+            received: 0,
+            milliseconds: 0,
+        };
+        assert_eq!((egress.count(&report), egress.used("uid")), (None, None));
+        lock(&egress.shown).insert("uid".into());
+        assert_eq!(egress.count(&report), Some(1));
+        assert!(egress.used("uid").is_some());
+        egress.hide("uid");
+        assert_eq!((egress.count(&report), egress.used("uid")), (None, None));
+    }
 }

@@ -173,7 +173,12 @@ impl Gateway {
 
     async fn connect(&self, request: Request<Incoming>, peer: IpAddr, began: Instant) -> Result<(Granted, TcpStream, IpAddr), Refusal> {
         let granted = self.granted(&request.into_parts().0, peer, began)?;
-        match dial(&granted.to, &granted.addresses, self.resolver.as_ref()).await {
+        // hyper drops this future when the client goes away meanwhile: names were looked up all the same.
+        let mut dialling = Dialling { gateway: self, granted: Some(granted), began };
+        let Some(granted) = &dialling.granted else { return Err(Refusal::NotConnected) };
+        let dialled = dial(&granted.to, &granted.addresses, self.resolver.as_ref()).await;
+        let Some(granted) = dialling.granted.take() else { return Err(Refusal::NotConnected) };
+        match dialled {
             Ok((there, address)) => Ok((granted, there, address)),
             Err(refusal) => {
                 self.report(&granted, began, None, outcome(&refusal), Carried::default());
@@ -210,6 +215,21 @@ impl Gateway {
         let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let of = Report::refused((&granted.run, &granted.name), &granted.to, &granted.rule, outcome);
         let _ = self.reports.try_send(Report { address, sent: carried.sent, received: carried.received, milliseconds, ..of });
+    }
+}
+
+/// What was granted and is being dialled. Where nobody waits for that any more, it is told as closed.
+struct Dialling<'a> {
+    gateway: &'a Gateway,
+    granted: Option<Granted>,
+    began: Instant,
+}
+
+impl Drop for Dialling<'_> {
+    fn drop(&mut self) {
+        if let Some(granted) = self.granted.take() {
+            self.gateway.report(&granted, self.began, None, Outcome::Closed, Carried::default());
+        }
     }
 }
 

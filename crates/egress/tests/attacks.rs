@@ -19,18 +19,27 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
 
 const POD: &str = "10.9.0.7";
 const TOKEN: &str = "the-token-of-the-run";
 
-/// Names and what they lead to.
-struct Names(HashMap<&'static str, Vec<IpAddr>>);
+/// Names and what they lead to. Who asks for the silent one is told of, and waits for ever.
+struct Names(HashMap<&'static str, Vec<IpAddr>>, Arc<Notify>);
+
+const SILENT: &str = "silent.example.com";
 
 impl Resolve for Names {
     fn resolve<'a>(&'a self, name: &'a HostName) -> BoxFuture<'a, Option<Vec<IpAddr>>> {
-        async move { self.0.get(name.as_str()).cloned() }.boxed()
+        async move {
+            if name.as_str() == SILENT {
+                self.1.notify_one();
+                return std::future::pending().await;
+            }
+            self.0.get(name.as_str()).cloned()
+        }
+        .boxed()
     }
 }
 
@@ -40,6 +49,8 @@ struct World {
     reports: mpsc::Receiver<Report>,
     /// Of a server that sends back what it gets.
     port: u16,
+    /// The silent name was asked for.
+    asked: Arc<Notify>,
 }
 
 /// A gateway whose one run is granted some names, all of which lead to a server on this machine, which the administrator allows by name.
@@ -67,9 +78,10 @@ async fn world() -> World {
         ("deaf.example.com", vec![ip("127.0.0.2")]),
     ]);
     let (sender, reports) = mpsc::channel(64);
-    let gateway = Arc::new(Gateway::new(Box::new(Names(names)), sender, 4096));
+    let asked = Arc::new(Notify::new());
+    let gateway = Arc::new(Gateway::new(Box::new(Names(names, asked.clone())), sender, 4096));
     let operator = gateway.connected();
-    let world = World { gateway, operator, reports, port };
+    let world = World { gateway, operator, reports, port, asked };
     for line in [json!({ "say": "begin" }), world.grant(), json!({ "say": "end" })] {
         world.tell(&line);
     }
@@ -182,6 +194,19 @@ async fn what_is_granted_goes_through_and_is_reported() {
     let bytes = hello.len() as u64 + 4;
     assert_eq!((report.rule.as_str(), report.outcome, report.sent, report.received), ("example", Outcome::Closed, bytes, bytes));
     assert_eq!((report.to, report.address), (format!("api.example.com:{}", world.port), Some("127.0.0.1".parse().unwrap())));
+    assert_eq!(world.gateway.tunnels(), 0);
+}
+
+/// By then a name server has been told what the script wrote into the name.
+#[tokio::test]
+async fn who_goes_away_before_there_is_an_answer_is_reported_all_the_same() {
+    let mut world = world().await;
+    let mut stream = world.connect(POD);
+    stream.write_all(&world.request(SILENT)).await.unwrap();
+    world.asked.notified().await;
+    drop(stream);
+    let report = world.report().await;
+    assert_eq!((report.to, report.outcome, report.address), (format!("{SILENT}:{}", world.port), Outcome::Closed, None));
     assert_eq!(world.gateway.tunnels(), 0);
 }
 
@@ -372,8 +397,8 @@ async fn a_token_counts_for_its_pod_its_run_and_a_gateway_that_knows_it() {
     world.gateway.disconnected(world.operator);
     assert_eq!(asked(POD, TOKEN).await, "NotReady", "a replica that nobody tells anything");
     let (sender, _reports) = mpsc::channel(1);
-    let started = Arc::new(Gateway::new(Box::new(Names(HashMap::new())), sender, 4096));
-    let fresh = World { operator: world.operator, gateway: started, reports: mpsc::channel(1).1, port: 1 };
+    let started = Arc::new(Gateway::new(Box::new(Names(HashMap::new(), Arc::default())), sender, 4096));
+    let fresh = World { operator: world.operator, gateway: started, reports: mpsc::channel(1).1, port: 1, asked: Arc::default() };
     assert_eq!(reason(&fresh.say(&request("a.example.com:443", TOKEN)).await.0), "NotReady", "a replica that has just started");
 }
 

@@ -7,6 +7,8 @@ use crate::capabilities::{CapabilityGrant, ObjectKind};
 use crate::network::Granted;
 
 const MOST: i64 = 100;
+/// Destinations that are few.
+const FEW: usize = 4;
 
 /// The risk of a run that is granted this.
 pub fn risk(grant: &CapabilityGrant) -> Risk {
@@ -15,7 +17,7 @@ pub fn risk(grant: &CapabilityGrant) -> Risk {
     let connects = !grant.network.is_empty();
     let judged = [
         (connects, RiskReason::ReachesNetwork, 10),
-        (grant.network.iter().any(is_of_many_hosts), RiskReason::ReachesManyHosts, 15),
+        (grant.network.len() > FEW || grant.network.iter().any(is_of_many_hosts), RiskReason::ReachesManyHosts, 15),
         (grant.network.iter().any(leads_inside), RiskReason::ReachesInside, 20),
         (secrets, RiskReason::ReadsSecrets, 20),
         (data, RiskReason::ReadsData, 5),
@@ -94,6 +96,15 @@ mod tests {
     fn networks(#[case] to: Granted, #[case] reasons: &[&str], #[case] score: i64) {
         let judged = risk(&CapabilityGrant { network: vec![to], ..CapabilityGrant::default() });
         assert_eq!((words(&judged).as_slice(), judged.score), (reasons, score));
+    }
+
+    #[test]
+    fn a_net_that_is_asked_for_address_by_address_is_many_hosts_too() {
+        let of = |count: usize| {
+            let network = (0..count).map(|number| to(&format!("tcp://10.0.0.{number}:53"), &[])).collect();
+            risk(&CapabilityGrant { network, ..CapabilityGrant::default() }).score
+        };
+        assert_eq!((of(4), of(5)), (30, 45));
     }
 
     #[rstest]

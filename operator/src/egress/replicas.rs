@@ -200,7 +200,7 @@ async fn take(context: &Context, mut reports: mpsc::Receiver<Report>) {
 /// Counts what a run has used. Its next pass ends a run that has more refusals than its policies put up with; one that goes on asking is not looked
 /// at each time.
 fn count(report: &Report, (namespace, run): (&str, &str), context: &Context) {
-    let refused = lock(&context.egress.used).take(report);
+    let refused = context.egress.count(report);
     let live = lock(&context.egress.live).get(&report.run).map(|live| live.policy.clone());
     let (Some(refused), Some(policy)) = (refused, live) else { return };
     let limits = network_limits(&policies_of(namespace, &policy, context).taking_part);
