@@ -26,9 +26,9 @@ pub use sandbox_policy::{
 };
 pub use script_approval::{ApprovalDecision, ScriptApproval, ScriptApprovalSpec};
 pub use script_run::{
-    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, NetworkUsage, OutputStream, PodRef, PolicyKind, PolicyRef, Redaction, RefusedDestination,
-    Requester, RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, StoredResult, TakenPolicy, Usage, Verdict,
-    Violation,
+    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, NetworkUsage, OutputStream, PodRef, PolicyKind, PolicyRef,
+    Redaction, RefusedDestination, Requester, RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, StoredResult,
+    TakenPolicy, Usage, Verdict, Violation,
 };
 
 /// API group of every kind here.

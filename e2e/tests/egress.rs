@@ -16,7 +16,7 @@ use kube::Api;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::{Signal, kill};
-use paddock_crds::{Phase, Reason, ScriptRun};
+use paddock_crds::{Phase, Reason, ScriptRun, ScriptRunStatus};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 

@@ -11,8 +11,8 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{
-    ClusterSandboxPolicy, Decision, Effect, PolicyKind, PolicyRef, PolicyRules, Reason, Requester, Risk, SandboxPolicy, ScriptRun, TakenPolicy,
-    Verdict,
+    ClusterSandboxPolicy, Decision, Effect, PolicyKind, PolicyRef, PolicyRules, Reason, Requester, Risk, SandboxPolicy, ScriptRun,
+    TakenPolicy, Verdict,
 };
 use paddock_policy::{
     Ask, Containment, Digests, Facts, Gateway, Hashes, ObjectKind, Policy, Refusal, Subject, TenantFacts, containment, demanded, digests,

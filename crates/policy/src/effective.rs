@@ -120,7 +120,7 @@ fn queue(policies: &[&Policy], lines: &mut Vec<Line>) {
     lines.push(line("maxQueued", both(queued, limits.policy_queued), &rule));
     let (priority, rule) = most_priority(policies);
     lines.push(line("maxPriority", priority.to_string(), &rule));
-    let network = network_limits(&policies.to_vec());
+    let network = network_limits(policies);
     let rule = whose_of_all(policies, "maxConnections", i64::from(network.connections), |rules| rules.limits.max_connections);
     lines.push(line("maxConnections", network.connections.to_string(), &rule));
     let bytes = i64::try_from(network.bytes).unwrap_or(i64::MAX);

@@ -41,7 +41,7 @@ mod tests {
 
     use super::*;
 
-    fn policy(name: &str, effect: Effect, limits: Value) -> Policy {
+    fn policy(name: &str, effect: Effect, limits: &Value) -> Policy {
         let kind = PolicyKind::ClusterSandboxPolicy;
         let taken = TakenPolicy { kind, name: name.into(), uid: name.into(), author: None, generation: 1, hash: String::new() };
         Policy::new(taken, effect, serde_json::from_value(json!({ "limits": limits })).unwrap())
@@ -53,12 +53,12 @@ mod tests {
         assert_eq!(network_limits(&none), NetworkLimits { connections: 64, bytes: 1 << 30, refused: None });
         let wide = json!({ "maxConnections": 64, "maxNetworkBytes": 1_i64 << 40, "maxRefusedConnections": 100 });
         let narrow = json!({ "maxConnections": 2, "maxRefusedConnections": 3 });
-        let allows = policy("allows", Effect::Allow, wide);
+        let allows = policy("allows", Effect::Allow, &wide);
         assert_eq!(network_limits(&[&allows]).bytes, 1 << 40);
         // Of two that allow, one is silent: it says the built-in value.
-        let silent = policy("silent", Effect::Allow, json!({}));
+        let silent = policy("silent", Effect::Allow, &json!({}));
         assert_eq!(network_limits(&[&allows, &silent]).bytes, 1 << 30);
-        let restricts = policy("restricts", Effect::Restrict, narrow);
+        let restricts = policy("restricts", Effect::Restrict, &narrow);
         let both = network_limits(&[&allows, &restricts]);
         assert_eq!((both.connections, both.bytes), (2, 1 << 40));
         assert_eq!(both.refused, Some((3, "ClusterSandboxPolicy/restricts: limits.maxRefusedConnections".into())));

@@ -122,8 +122,7 @@ mod tests {
     fn everything_is_a_hundred() {
         let all = ObjectKind::ALL.map(|kind| Object { kind, name: "one".into() });
         let network = vec![to("tcp://10.0.0.0/8:53", &[])];
-        let grant =
-            CapabilityGrant { network, objects: all.to_vec(), dynamic_code: true, subprocess: true, ..CapabilityGrant::default() };
+        let grant = CapabilityGrant { network, objects: all.to_vec(), dynamic_code: true, subprocess: true, ..CapabilityGrant::default() };
         let judged = risk(&grant);
         assert_eq!((judged.score, judged.level, judged.reasons.len()), (100, RiskLevel::Critical, RiskReason::ALL.len()));
     }
@@ -133,8 +132,7 @@ mod tests {
     fn the_policy_guide_has_every_reason_with_its_points() {
         let all = ObjectKind::ALL.map(|kind| Object { kind, name: "one".into() });
         let network = vec![to("tcp://10.0.0.0/8:53", &[])];
-        let grant =
-            CapabilityGrant { network, objects: all.to_vec(), dynamic_code: true, subprocess: true, ..CapabilityGrant::default() };
+        let grant = CapabilityGrant { network, objects: all.to_vec(), dynamic_code: true, subprocess: true, ..CapabilityGrant::default() };
         let guide = include_str!("../../../docs/policies.md");
         for part in risk(&grant).reasons {
             let row = format!("| `{}` | {} |", part.reason, part.points);

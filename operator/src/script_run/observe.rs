@@ -8,7 +8,8 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::{ConditionType, PolicyKind, PolicyRef, Reason, ScriptRun, ScriptRunStatus, TakenPolicy};
 use paddock_policy::{
-    Containment, Facts, Object, ObjectKind, OutputGrant, approving, containment, input_demand, is_revoked, network_limits, output_grant, selects,
+    Containment, Facts, Object, ObjectKind, OutputGrant, approving, containment, input_demand, is_revoked, network_limits, output_grant,
+    selects,
 };
 use paddock_protocol::{Opener, Transcript};
 

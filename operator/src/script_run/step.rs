@@ -89,7 +89,11 @@ pub(crate) enum Stop {
 impl Stop {
     /// What a policy ends gets no time to do more of it.
     fn of(reason: &Reason) -> Self {
-        if matches!(reason, Reason::Denied | Reason::Suspended | Reason::ApprovalRevoked | Reason::TooManyRefusedConnections) { Self::AtOnce } else { Self::Gracefully }
+        if matches!(reason, Reason::Denied | Reason::Suspended | Reason::ApprovalRevoked | Reason::TooManyRefusedConnections) {
+            Self::AtOnce
+        } else {
+            Self::Gracefully
+        }
     }
 }
 

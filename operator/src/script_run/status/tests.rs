@@ -35,7 +35,13 @@ fn many_rules_leave_room_for_what_was_granted_by_name() {
 #[test]
 fn what_was_used_of_the_network_is_told_without_secrets_and_never_becomes_less() {
     let refusal = |to: &str| Refusal { to: to.into(), outcome: EgressOutcome::NotGranted, rule: "built-in: network".into(), count: 3 };
-    let used = Used { connections: 4, refused: 3, sent: 5, received: 6, refusals: vec![refusal("x.hunter2-hunter2.example.com:443"), refusal("www.example.com:443")] };
+    let used = Used {
+        connections: 4,
+        refused: 3,
+        sent: 5,
+        received: 6,
+        refusals: vec![refusal("x.hunter2-hunter2.example.com:443"), refusal("www.example.com:443")],
+    };
     let secrets = paddock_policy::SecretValues(vec![("smtp".to_owned(), b"Hunter2-hunter2".to_vec())]);
     let grant = OutputGrant { secrets, ..paddock_policy::output_grant(&Vec::<paddock_policy::Policy>::new()) };
     let run = started(0);
