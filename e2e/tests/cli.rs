@@ -248,6 +248,27 @@ async fn every_starter_kit_passes_its_own_test() {
 }
 
 #[tokio::test]
+async fn a_cluster_is_looked_at_by_who_may_only_run_scripts() {
+    tenant("cli-doctor", |tenant| async move {
+        let desk = Desk::of(&tenant);
+        tenant.bind("doctor", "paddock-edit").await;
+        tenant.bind("doctor", "paddock-view").await;
+        let seen: Value = serde_json::from_str(&desk.type_("kubectl paddock doctor -n $N --as doctor -o json").expect(0).out).unwrap();
+        let checks = seen["checks"].as_array().unwrap();
+        assert!(checks.len() == 11 && checks.iter().all(|check| check["verdict"] == "Holds"), "{seen:#}");
+        assert_eq!((&checks[0]["seen"], &checks[2]["name"]), (&"created by doctor".into(), &"kernel is gVisor's".into()));
+        // What could not be looked at is not called good.
+        desk.type_("kubectl paddock doctor -n $N --runtime missing").expect(1).shows("Unknown   Refused");
+        eventually("the runs are deleted", || async {
+            let left = desk.type_("kubectl paddock get -n $N").expect(0).out;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn versions_and_completions_are_there() {
     tenant("cli-version", |tenant| async move {
         let desk = Desk::of(&tenant);

@@ -119,6 +119,11 @@ pub(crate) enum Command {
     /// Work on policies
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Look whether this cluster keeps what Paddock promises: scripts try what must not be possible
+    #[command(
+        after_help = "Runs three scripts in the namespace, with the rights of whoever calls, and deletes them. Exits with 0 if every check holds, and with 1 if one fails or could not be looked at."
+    )]
+    Doctor(Doctor),
     /// Write a starter kit into a new folder: a policy, a script, a run and a test
     Init(Kit),
     /// Tell the versions of this program and of Paddock, and what the cluster has for it
@@ -270,6 +275,19 @@ pub(crate) struct Kept {
     /// Namespace of Paddock, which keeps the revisions of ClusterSandboxPolicies
     #[arg(long, default_value = "paddock-system")]
     pub(crate) paddock_namespace: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    /// Policy to run under: NAME of a SandboxPolicy in the namespace, or cluster/NAME
+    #[arg(short, long, default_value = "cluster/baseline")]
+    pub(crate) policy: String,
+    /// Runtime that the policy offers, with a POSIX shell
+    #[arg(short, long, default_value = "shell")]
+    pub(crate) runtime: String,
+    /// Format
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Output,
 }
 
 #[derive(Args, Debug)]

@@ -3,6 +3,7 @@
 mod approve;
 mod arguments;
 mod cluster;
+mod doctor;
 mod exit;
 mod explain;
 mod follow;
@@ -68,6 +69,7 @@ async fn dispatch(arguments: Arguments) -> Result<Exit> {
             PolicyCommand::Diff { kept, from, to } => revisions::diff(&cluster().await?, &kept, from, to).await,
             PolicyCommand::Rollback { kept, to } => revisions::rollback(&cluster().await?, &kept, to).await,
         },
+        Command::Doctor(arguments) => doctor::doctor(&cluster().await?, &arguments).await,
         Command::Init(kit) => starter::init(&kit),
         Command::Version { client, output } => version::version(if client { None } else { Some(cluster().await) }, output).await,
         Command::Completion { shell } => {

@@ -15,7 +15,7 @@ use crate::exit::Exit;
 use crate::show::document;
 
 /// Oldest minor version of Kubernetes that Paddock runs on.
-const OLDEST_MINOR: u32 = 36;
+const OLDEST_MINOR: u32 = 33;
 
 #[derive(Serialize, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn what_one_may_not_read_is_not_called_missing() {
         let server = Server {
-            kubernetes: "v1.35.0".into(),
+            kubernetes: "v1.32.0".into(),
             new_enough: false,
             paddock: Known::Not { unknown: FORBIDDEN },
             runtime_classes: KnownList::Are(Vec::new()),
