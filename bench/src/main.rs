@@ -8,7 +8,7 @@ use std::time::Instant;
 use cedar_policy::{Authorizer, Context, Decision, Entities, PolicySet, Request};
 use jiff::Timestamp;
 use paddock_crds::{Effect, PolicyKind, Requester, ScriptRun, TakenPolicy};
-use paddock_policy::{Ask, Gateway, Objects, Policy, Subject, TenantFacts, decide, judge_rules};
+use paddock_policy::{Ask, Gateway, Objects, Policy, Subject, TenantFacts, decide, judge_rules, risk};
 use serde_json::{Value, json};
 
 /// What the run asks for, which every rule allows.
@@ -101,7 +101,8 @@ fn expressions(rules: usize) -> impl FnMut() -> bool {
     move || {
         let Ok(grant) = decide(&policies, &Ask::of(&run.spec, Objects::new(), Gateway::Installed)).result else { return false };
         let tenant = TenantFacts { name: "team", labels: &labels };
-        let subject = Subject::of(&run, (&grant, "aa", 0), tenant, &requester, Timestamp::UNIX_EPOCH);
+        let risk = risk(&grant.capabilities);
+        let subject = Subject::of(&run, (&grant, "aa", 0), &risk, tenant, &requester, Timestamp::UNIX_EPOCH);
         judge_rules(&policies, &subject).refusal.is_none()
     }
 }

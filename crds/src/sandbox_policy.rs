@@ -227,7 +227,7 @@ pub struct PolicyRule {
     /// The name by which decisions and problems speak of it.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// CEL over `run`, `tenant`, `requester`, `endUser` and `now`. A run for which it is false, or cannot be evaluated, is refused.
+    /// CEL over `run`, `tenant`, `requester`, `endUser`, `risk` and `now`. A run for which it is false, or cannot be evaluated, is refused.
     #[schemars(length(min = 1, max = 1024))]
     pub expression: String,
     /// What the author of a script is told where it does not hold.

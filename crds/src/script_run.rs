@@ -279,7 +279,7 @@ pub struct ScriptRunStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "decisions_schema")]
     pub decisions: Vec<Decision>,
-    /// How much the run could do that nobody wants, by what it was granted. Absent where nothing was.
+    /// How much the run could do that nobody wants, by what it was granted. Absent where a capability or a limit refused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub risk: Option<Risk>,
     /// Where `input` does not satisfy its schemas: the first 64 places.
@@ -608,7 +608,7 @@ pub struct RefusedDestination {
     /// Host and port, as they were asked for; `withheld` where a value of a Secret of the run stands in them.
     #[schemars(length(max = 320))]
     pub to: String,
-    /// Why, as the gateway told the script: `NotGranted`, `AddressRefused` or `NotItsHost`.
+    /// Why: `NotGranted`, `AddressRefused` or `NotItsHost`.
     #[schemars(length(max = 64))]
     pub reason: String,
     /// What refused it, or granted what was not held to.

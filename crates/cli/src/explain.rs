@@ -159,7 +159,8 @@ pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> R
         Ok(grant) => grant,
         Err(refusal) => return Ok(explanation.refused(refusal)),
     };
-    explanation.risk = Some(risk(&grant.capabilities));
+    let risk = risk(&grant.capabilities);
+    explanation.risk = Some(risk.clone());
     let hash = run.spec.script.source.inline.as_ref().map(|text| script_hash(text.as_bytes()));
     let facts = Facts {
         script_hash: hash.as_deref(),
@@ -172,7 +173,7 @@ pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> R
         return Ok(explanation.refused(refusal));
     }
     let bytes = run.spec.script.input.as_ref().map_or(0, |input| input.to_string().len()) as u64;
-    let subject = Subject::of(run, (&grant, hash.as_deref().unwrap_or_default(), bytes), namespace, requester, now);
+    let subject = Subject::of(run, (&grant, hash.as_deref().unwrap_or_default(), bytes), &risk, namespace, requester, now);
     let is_data_known = grant.capabilities.names(ObjectKind::ConfigMap).all(|name| data.contains_key(name));
     if let Some(hash) = hash.as_ref().filter(|_| is_data_known) {
         let of = |value: &Option<Value>| value.as_ref().map(|value| script_hash(as_stored(value).as_bytes()));

@@ -174,10 +174,12 @@ impl Gateway {
     async fn connect(&self, request: Request<Incoming>, peer: IpAddr, began: Instant) -> Result<(Granted, TcpStream, IpAddr), Refusal> {
         let granted = self.granted(&request.into_parts().0, peer, began)?;
         // hyper drops this future when the client goes away meanwhile: names were looked up all the same.
-        let mut dialling = Dialling { gateway: self, granted: Some(granted), began };
-        let Some(granted) = &dialling.granted else { return Err(Refusal::NotConnected) };
-        let dialled = dial(&granted.to, &granted.addresses, self.resolver.as_ref()).await;
-        let Some(granted) = dialling.granted.take() else { return Err(Refusal::NotConnected) };
+        let dialled = {
+            let mut dialling = Dialling { gateway: self, granted: &granted, began, is_over: false };
+            let dialled = dial(&granted.to, &granted.addresses, self.resolver.as_ref()).await;
+            dialling.is_over = true;
+            dialled
+        };
         match dialled {
             Ok((there, address)) => Ok((granted, there, address)),
             Err(refusal) => {
@@ -221,14 +223,15 @@ impl Gateway {
 /// What was granted and is being dialled. Where nobody waits for that any more, it is told as closed.
 struct Dialling<'a> {
     gateway: &'a Gateway,
-    granted: Option<Granted>,
+    granted: &'a Granted,
     began: Instant,
+    is_over: bool,
 }
 
 impl Drop for Dialling<'_> {
     fn drop(&mut self) {
-        if let Some(granted) = self.granted.take() {
-            self.gateway.report(&granted, self.began, None, Outcome::Closed, Carried::default());
+        if !self.is_over {
+            self.gateway.report(self.granted, self.began, None, Outcome::Closed, Carried::default());
         }
     }
 }

@@ -97,8 +97,8 @@ fn all_that(policies: &[&Policy], field: &str, says: impl Fn(&PolicyRules) -> bo
 
 /// The policy that says `value` of a field, where the smallest holds.
 fn whose(policies: &[&Policy], field: &str, value: u32, of: impl Fn(&PolicyRules) -> Option<i64>) -> String {
-    let is_it = |policy: &&&Policy| of(&policy.rules) == Some(i64::from(value)) && policy.taken.kind == PolicyKind::ClusterSandboxPolicy;
-    policies.iter().find(is_it).map_or_else(|| format!("built-in: {field}"), |policy| named(policy, &format!("limits.{field}")))
+    let cluster_tier = policies.iter().copied().filter(|policy| policy.taken.kind == PolicyKind::ClusterSandboxPolicy);
+    whose_of_all(&cluster_tier.collect::<Vec<_>>(), field, i64::from(value), of)
 }
 
 /// The same of a field that every policy may bound.

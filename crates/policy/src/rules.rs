@@ -141,8 +141,8 @@ mod tests {
         };
         let tenant = TenantFacts { name: "team", labels: &labels };
         let requester = UserFacts { username: "jane", groups: &[] };
-        let risk = (&risk(&CapabilityGrant::default())).into();
-        judge_rules(policies, &Subject { run, tenant, requester, end_user: None, risk, now: Timestamp::UNIX_EPOCH })
+        let risk = risk(&CapabilityGrant::default());
+        judge_rules(policies, &Subject { run, tenant, requester, end_user: None, risk: (&risk).into(), now: Timestamp::UNIX_EPOCH })
     }
 
     #[test]

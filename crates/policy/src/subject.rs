@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use crate::capabilities::ObjectKind;
 use crate::decide::Grant;
-use crate::risk::risk;
 
 /// A run that was granted what it asked for, and what is known about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +22,7 @@ pub struct Subject<'a> {
     /// For whom.
     pub end_user: Option<UserFacts<'a>>,
     /// How much it could do that nobody wants.
-    pub risk: RiskFacts,
+    pub risk: RiskFacts<'a>,
     /// When it is decided on.
     pub now: Timestamp,
 }
@@ -68,19 +67,19 @@ pub struct RunFacts<'a> {
 
 /// [`Risk`] as expressions see it.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
-pub struct RiskFacts {
+pub struct RiskFacts<'a> {
     /// 0 to 100.
     pub score: i64,
     /// In one word.
-    pub level: String,
+    pub level: &'a str,
     /// The words of its reasons.
-    pub reasons: Vec<String>,
+    pub reasons: Vec<&'a str>,
 }
 
-impl From<&Risk> for RiskFacts {
-    fn from(risk: &Risk) -> Self {
-        let reasons = risk.reasons.iter().map(|part| part.reason.to_string()).collect();
-        Self { score: risk.score, level: risk.level.to_string(), reasons }
+impl<'a> From<&'a Risk> for RiskFacts<'a> {
+    fn from(risk: &'a Risk) -> Self {
+        let reasons = risk.reasons.iter().map(|part| part.reason.as_str()).collect();
+        Self { score: risk.score, level: risk.level.as_str(), reasons }
     }
 }
 
@@ -119,6 +118,7 @@ impl<'a> Subject<'a> {
     pub fn of(
         run: &'a ScriptRun,
         (grant, script_hash, input_bytes): (&'a Grant, &'a str, u64),
+        risk: &'a Risk,
         tenant: TenantFacts<'a>,
         requester: &'a Requester,
         now: Timestamp,
@@ -142,8 +142,8 @@ impl<'a> Subject<'a> {
             dynamic_code: grant.capabilities.dynamic_code,
             subprocess: grant.capabilities.subprocess,
         };
-        let risk = (&risk(&grant.capabilities)).into();
-        Self { run: run_facts, tenant, requester: requester.into(), end_user: run.spec.end_user.as_ref().map(Into::into), risk, now }
+        let end_user = run.spec.end_user.as_ref().map(Into::into);
+        Self { run: run_facts, tenant, requester: requester.into(), end_user, risk: risk.into(), now }
     }
 
     /// Its longest list or map, by its name, with its length.

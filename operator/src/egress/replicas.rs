@@ -200,9 +200,8 @@ async fn take(context: &Context, mut reports: mpsc::Receiver<Report>) {
 /// Counts what a run has used. Its next pass ends a run that has more refusals than its policies put up with; one that goes on asking is not looked
 /// at each time.
 fn count(report: &Report, (namespace, run): (&str, &str), context: &Context) {
-    let refused = context.egress.count(report);
-    let live = lock(&context.egress.live).get(&report.run).map(|live| live.policy.clone());
-    let (Some(refused), Some(policy)) = (refused, live) else { return };
+    let Some(refused) = context.egress.count(report) else { return };
+    let Some(policy) = lock(&context.egress.live).get(&report.run).map(|live| live.policy.clone()) else { return };
     let limits = network_limits(&policies_of(namespace, &policy, context).taking_part);
     let is_time = |most: u64| refused == most + 1 || (refused > most && refused.is_power_of_two());
     if limits.refused.is_some_and(|(most, _)| is_time(most)) {

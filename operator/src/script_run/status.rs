@@ -52,7 +52,7 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
     }
     if let Some(used) = &seen.network {
         let usage = network_usage(used, &seen.output);
-        // Who leads since a while knows less than what the one before has stored.
+        // A leader that has just begun has counted less than the one before it has stored.
         if report.status.network.as_ref().is_none_or(|stored| stored.connections <= usage.connections) {
             report.status.network = Some(usage);
         }

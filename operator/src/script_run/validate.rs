@@ -162,7 +162,7 @@ pub(crate) fn validate(
     }
     let namespace = run.namespace().unwrap_or_default();
     let facts = TenantFacts { name: &namespace, labels: &policies.labels };
-    let subject = Subject::of(run, (&grant, &script_hash, input.map_or(0, str::len) as u64), facts, &requester, now);
+    let subject = Subject::of(run, (&grant, &script_hash, input.map_or(0, str::len) as u64), &risk, facts, &requester, now);
     let judged = judge_rules(&policies.taking_part, &subject);
     let decisions = [outcome.decisions.clone(), judged.decisions.clone()].concat();
     if let RulesJudged { refusal: Some(refusal), failed, .. } = judged {

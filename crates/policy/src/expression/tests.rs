@@ -37,7 +37,7 @@ fn with_groups<T>(groups: &[String], then: impl FnOnce(Subject<'_>) -> T) -> T {
         tenant: TenantFacts { name: "team-a", labels: &labels },
         requester: UserFacts { username: "jane", groups },
         end_user: None,
-        risk: RiskFacts { score: 55, level: "High".into(), reasons: vec!["ReadsSecrets".into(), "CanSendSecrets".into()] },
+        risk: RiskFacts { score: 55, level: "High", reasons: vec!["ReadsSecrets", "CanSendSecrets"] },
         // A Wednesday, half past eight in Berlin, half past seven in London.
         now: "2026-11-25T07:30:00Z".parse::<Timestamp>().unwrap(),
     })
