@@ -47,17 +47,19 @@ unit: ## Tests that need nothing but Rust
 SUITES := api approvals attacks chart cli confinement contract documents economy examples failures gitops images languages leftovers monitoring observed policies refusals scripts tutorial
 DISTURBING := capabilities egress queue store traces webhook disruption lifecycle
 
+SUITE := cargo test --quiet -p paddock-e2e --test suite --
+
 .PHONY: e2e
 e2e: export RUST_BACKTRACE = 0
 e2e: cluster ## Tests on the local cluster
 	cargo test --quiet -p paddock-e2e --lib --bins --test devcluster
 	@$(MAKE) --no-print-directory install
 	cargo build --quiet -p paddock-cli
-	cargo test --quiet --no-fail-fast -p paddock-e2e $(SUITES:%=--test %) -- --test-threads=4
+	$(SUITE) --test-threads=6 $(SUITES:%=%::)
 	@./hack/previous
-	cargo test --quiet -p paddock-e2e $(DISTURBING:%=--test %) -- --test-threads=4
-	cargo test --quiet -p paddock-e2e --test chaos -- --nocapture
-	cargo test --quiet -p paddock-e2e --test rights
+	for suite in $(DISTURBING); do echo "suite $$suite"; $(SUITE) --test-threads=4 $$suite::; done
+	$(SUITE) --nocapture chaos::
+	$(SUITE) rights::
 
 .PHONY: e2e-kind
 e2e-kind: packages binaries ## A part of the suite on a kind cluster with gVisor; needs Docker
@@ -65,7 +67,7 @@ e2e-kind: packages binaries ## A part of the suite on a kind cluster with gVisor
 
 .PHONY: chaos
 chaos: install ## Two hundred runs while what runs them is killed at random; CHAOS_SEED repeats a sequence
-	cargo test --quiet -p paddock-e2e --test chaos -- --nocapture
+	$(SUITE) --nocapture chaos::
 
 FUZZ_SECONDS := 60
 
@@ -110,6 +112,7 @@ binaries: ## Build the static binaries of operator, runner and egress gateway
 .PHONY: cli
 cli: ## Build kubectl-paddock, a static binary
 	@$(STATIC) -p paddock-cli
+	@ln -sf kubectl-paddock $(BINARIES)/kubectl_complete-paddock
 	@echo "$(BINARIES)/kubectl-paddock"
 
 .PHONY: install

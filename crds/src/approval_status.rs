@@ -28,7 +28,7 @@ pub struct ApprovalStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "demanded_schema")]
     pub demanded: Vec<ApprovalDemanded>,
-    /// Whose approvals do not count: the requester, the end user, and whoever was the author of a policy of the run since it waits. The first 32.
+    /// Whose approvals do not count: the requester, the end user, and whoever was the author of a policy of the run since it waits. `*` is everybody: where one of them is not known, or there are more than 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "excluded_schema")]
     pub excluded: Vec<String>,

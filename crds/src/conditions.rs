@@ -161,7 +161,8 @@ open_enum! {
         SlotTaken,
         /// Admitted=False: as many runs are active as the policies or the chart's `queue.maxConcurrent` allow; the run waits for its turn.
         WaitingForSlot,
-        /// Started=False: the ResourceQuota of the sandbox namespace has no room for the pod; it is tried again until the start budget is over.
+        /// Started=False, Admitted=False: a ResourceQuota of the sandbox namespace has no room for the pod. After 5 s the run gives its slot back, and asks
+        /// again after half as long as it has waited, at most 30 s.
         QuotaExceeded,
         /// Started: the start message was sent to the one pod that the status names.
         StartMessageSent,

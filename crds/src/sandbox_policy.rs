@@ -471,7 +471,7 @@ pub struct Runtime {
     /// The name that scripts use.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: String,
-    /// Image that holds the interpreter. Policies that set it must agree, and one of them must set it.
+    /// Image that holds the interpreter. A policy that allows must set it, and all that set it must agree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512), regex(pattern = "^[^\\s]+$"))]
     pub image: Option<String>,

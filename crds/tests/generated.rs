@@ -12,3 +12,34 @@ fn generated_files_are_up_to_date() {
         .collect();
     assert!(stale.is_empty(), "stale: {}. Run: make generate", stale.join(", "));
 }
+
+/// `kubectl explain` has something to say of every field.
+#[test]
+fn every_field_is_described() {
+    fn look(path: &str, schema: &serde_json::Value, silent: &mut Vec<String>) {
+        for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            // What every object has.
+            if ["apiVersion", "kind", "metadata"].contains(&name.as_str()) && path.matches('.').count() == 1 {
+                continue;
+            }
+            if field["description"].as_str().is_none_or(str::is_empty) {
+                silent.push(path.clone());
+            }
+            look(&path, field, silent);
+        }
+        for part in ["items", "additionalProperties"].iter().filter_map(|part| schema.get(part)) {
+            look(path, part, silent);
+        }
+    }
+    let mut silent = Vec::new();
+    let mut seen = 0;
+    for artefact in paddock_crds::generate::artefacts().iter().filter(|artefact| artefact.path.starts_with("charts/paddock/crds")) {
+        let crd: serde_json::Value = serde_saphyr::from_str(&artefact.content).expect("a CRD");
+        for version in crd["spec"]["versions"].as_array().into_iter().flatten() {
+            look(&crd["spec"]["names"]["kind"].to_string(), &version["schema"]["openAPIV3Schema"], &mut silent);
+            seen += 1;
+        }
+    }
+    assert!(seen == 4 && silent.is_empty(), "{seen} {silent:#?}");
+}

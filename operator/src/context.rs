@@ -25,7 +25,7 @@ use crate::lease::Fence;
 use crate::metrics::{Census, Metrics};
 use crate::names::FINALIZER;
 use crate::pods::PodCache;
-use crate::policies::Policies;
+use crate::policies::{Policies, Writers};
 use crate::readable::Readable;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::{Entry, Ledger, LivingPod};
@@ -46,6 +46,8 @@ pub(crate) struct Caches {
     pub(crate) namespaces: Store<Namespace>,
     pub(crate) policies: Store<Readable<SandboxPolicy>>,
     pub(crate) cluster_policies: Store<Readable<ClusterSandboxPolicy>>,
+    /// Who wrote the policies.
+    pub(crate) writers: Writers,
     pub(crate) approvals: Store<Readable<ScriptApproval>>,
 }
 
@@ -329,6 +331,13 @@ impl Context {
         }
     }
 
+    /// A run has given its slot back, as is stored of it now.
+    pub(crate) fn stood_back(&self, run: &ScriptRun) {
+        self.ledger.show(entry(run));
+        self.ledger.forget(&run.uid().unwrap_or_default());
+        self.wake_next(&run.namespace().unwrap_or_default(), None);
+    }
+
     /// After a change of policies or approvals. Wakes every run whose script has not started, but of those that wait only the next in line: if it is refused, it
     /// wakes the one after, and those that were approved. Of all others those that the policies deny or end, or that lost an approval.
     pub(crate) fn wake_concerned(&self) {
@@ -427,6 +436,10 @@ fn place(run: &ScriptRun) -> Option<Place> {
         return Some(Place::Awaits);
     }
     let admitted = status.condition(&ConditionType::Admitted)?;
+    // It asks anew by itself, and nobody waits behind it meanwhile.
+    if admitted.status == ConditionStatus::False && admitted.reason == paddock_crds::Reason::QuotaExceeded {
+        return None;
+    }
     Some(if admitted.status == ConditionStatus::True { Place::Active } else { Place::Waits })
 }
 

@@ -18,6 +18,7 @@ use tower_test::mock;
 use crate::context::{Caches, Context, Parts, Results};
 use crate::lease::Fence;
 use crate::metrics::Metrics;
+use crate::policies::Writers;
 use crate::script_run::fixtures::{sealing_key, settings};
 
 /// Longest time in which an expected request has to come.
@@ -101,6 +102,7 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
         namespaces: stored,
         policies: reflector::store().0,
         cluster_policies: reflector::store().0,
+        writers: Writers::default(),
         approvals: reflector::store().0,
     };
     let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });

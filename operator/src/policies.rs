@@ -1,5 +1,7 @@
 //! Policies as decisions use them, made once for each generation, and what their status says of them.
 
+mod writers;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt as _};
 use paddock_crds::policy_status::SHOWN_PROBLEMS;
 use paddock_crds::{
@@ -27,6 +30,7 @@ use crate::names::{AUTHOR, AUTHOR_STAMPS, stamped};
 use crate::readable::Readable;
 use crate::revisions;
 use crate::script_run::text::cut;
+pub(crate) use writers::Writers;
 
 /// A status that could not be written is tried again after this long.
 const RETRY: Duration = Duration::from_secs(5);
@@ -94,15 +98,23 @@ impl PolicyObject for ClusterSandboxPolicy {
     }
 }
 
-/// A policy of this generation.
+/// A policy of this generation, as it is stamped.
 struct Entry {
     policy: Arc<Policy>,
+    stamps: Stamps,
     /// Its schemas were looked at, which takes a process.
     has_judged_schemas: bool,
     /// Expressions that could not be evaluated on a run, with why.
     failed: BTreeMap<String, String>,
     /// Its revision is stored.
     is_kept: bool,
+}
+
+/// Who wrote it, as the cluster has stamped it: that changes without a generation where nobody was known.
+type Stamps = [Option<String>; 3];
+
+fn stamps(annotations: &BTreeMap<String, String>) -> Stamps {
+    AUTHOR_STAMPS.map(|stamp| annotations.get(stamp).cloned())
 }
 
 /// All policies that were used, by UID.
@@ -118,7 +130,10 @@ impl Policies {
     pub(crate) fn used<P: PolicyObject>(&self, object: &P) -> Arc<Policy> {
         let uid = object.uid().unwrap_or_default();
         let generation = object.meta().generation.unwrap_or(0);
-        if let Some(known) = self.lock().get(&uid).filter(|known| known.policy.taken.generation == generation) {
+        let is_stamped_so =
+            |stamps: &Stamps| AUTHOR_STAMPS.iter().zip(stamps).all(|(name, stamp)| object.annotations().get(*name) == stamp.as_ref());
+        let is_it = |known: &&Entry| known.policy.taken.generation == generation && is_stamped_so(&known.stamps);
+        if let Some(known) = self.lock().get(&uid).filter(is_it) {
             return known.policy.clone();
         }
         let author =
@@ -130,7 +145,8 @@ impl Policies {
         policy.author = stamped(object.annotations(), AUTHOR_STAMPS);
         let policy = Arc::new(policy);
         let has_judged_schemas = object.rules().input.schemas.is_empty();
-        let entry = Entry { policy: policy.clone(), has_judged_schemas, failed: BTreeMap::new(), is_kept: false };
+        let stamps = stamps(object.annotations());
+        let entry = Entry { policy: policy.clone(), stamps, has_judged_schemas, failed: BTreeMap::new(), is_kept: false };
         self.lock().insert(uid, entry);
         policy
     }
@@ -215,6 +231,7 @@ async fn report_all(context: &Context) -> bool {
         is_done &= told(&report(&policy, Api::all(context.client.clone()), context).await);
     }
     context.policies.forget_all_but(&present);
+    context.caches.writers.forget_all_but(&present);
     is_done
 }
 
@@ -236,12 +253,8 @@ async fn report<P: PolicyObject>(policy: &Readable<P>, api: Api<Readable<P>>, co
     let generation = policy.meta().generation.unwrap_or(0);
     let before = stored.as_ref().and_then(|status| status.observed_generation);
     // What the status calls observed is kept. An earlier process may have observed it before revisions were.
-    if let Ok(object) = &policy.0
-        && !context.policies.is_kept(object)
-    {
-        let settings = &context.settings;
-        revisions::record(object, before, (&context.client, &settings.operator_namespace, settings.policy_history)).await?;
-        context.policies.kept(object);
+    if let Ok(object) = &policy.0 {
+        keep(object, before, context).await?;
     }
     let failed = context.policies.failures(&policy.uid().unwrap_or_default());
     let Some(status) = status_of(stored.as_ref(), generation, &problems, &failed, context.now()) else { return Ok(()) };
@@ -249,6 +262,39 @@ async fn report<P: PolicyObject>(policy: &Readable<P>, api: Api<Readable<P>>, co
     let patch = json!({ "metadata": { "resourceVersion": policy.resource_version() }, "status": status });
     match within("the status of a policy", api.patch_status(&policy.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
         Err(error) if !matches!(code(&error), Some(404 | 409)) => Err(Error::write("the status of a policy")(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Stores the revision of this generation, unless this process has.
+async fn keep<P: PolicyObject>(object: &P, before: Option<i64>, context: &Context) -> Result<(), Error> {
+    if !context.policies.is_kept(object) {
+        let settings = &context.settings;
+        revisions::record(object, before, (&context.client, &settings.operator_namespace, settings.policy_history)).await?;
+        context.policies.kept(object);
+    }
+    Ok(())
+}
+
+/// Stores the revisions of what a decision is made by: nothing is admitted under a generation that the history does not show.
+pub(crate) async fn keep_all(used: &[Arc<Policy>], namespace: &str, context: &Context) -> Result<(), Error> {
+    for TakenPolicy { kind, name, .. } in used.iter().map(|policy| &policy.taken) {
+        match kind {
+            PolicyKind::SandboxPolicy => {
+                let found = context.caches.policies.get(&ObjectRef::new(name).within(namespace));
+                keep_one(found.as_deref(), context).await?;
+            }
+            PolicyKind::ClusterSandboxPolicy => {
+                keep_one(context.caches.cluster_policies.get(&ObjectRef::new(name)).as_deref(), context).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn keep_one<P: PolicyObject>(found: Option<&Readable<P>>, context: &Context) -> Result<(), Error> {
+    match found.map(|readable| &readable.0) {
+        Some(Ok(object)) => keep(object, object.stored().and_then(|status| status.observed_generation), context).await,
         _ => Ok(()),
     }
 }
@@ -322,7 +368,7 @@ fn status_of(
     let told = told.filter(|told| told.observed_generation == Some(generation)).cloned();
     conditions.extend(told.or_else(|| {
         let (rule, why) = failed.first_key_value()?;
-        let message = format!("a run was refused because rules[{rule}] could not be evaluated on it: {why}");
+        let message = format!("a run was refused because {rule} could not be evaluated on it: {why}");
         Some(condition(PolicyConditionType::RuleFailed, true, &PolicyReason::EvaluationFailed, &message))
     }));
     let shown = problems.iter().take(SHOWN_PROBLEMS);

@@ -164,6 +164,9 @@ async fn pass(watched: &Watched, context: &Arc<Context>) -> Result<Action, Error
                 answer => answer?,
             };
         }
+        if step == Step::StandBack {
+            context.stood_back(&watched.run);
+        }
         if let Done::Replaced(newer) = done {
             watched = watched.succeeded_by(*newer);
         } else if let Some(action) = pause(&step, &done, now) {

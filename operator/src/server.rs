@@ -29,7 +29,8 @@ use crate::error::within;
 use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
 use crate::metrics::Metrics;
-use crate::names::CLUSTER_POLICIES;
+use crate::names::{AUTHOR_STAMPS, CLUSTER_POLICIES};
+use crate::policies::Writers;
 use crate::readable::Readable;
 use crate::store::ResultStore;
 use crate::traces::Traces;
@@ -158,10 +159,12 @@ async fn until(mut stopped: watch::Receiver<bool>) {
 }
 
 fn watch_what_decides(client: &Client, changed: &watch::Sender<()>) -> Caches {
+    let writers = Writers::default();
     Caches {
         namespaces: cache::<Namespace>(client, changed, of_a_namespace),
-        policies: cache::<Readable<SandboxPolicy>>(client, changed, of_a_spec),
-        cluster_policies: cache::<Readable<ClusterSandboxPolicy>>(client, changed, of_a_spec),
+        policies: cache::<Readable<SandboxPolicy>>(client, changed, of_a_policy(&writers)),
+        cluster_policies: cache::<Readable<ClusterSandboxPolicy>>(client, changed, of_a_policy(&writers)),
+        writers,
         approvals: cache::<Readable<ScriptApproval>>(client, changed, of_a_spec),
     }
 }
@@ -224,6 +227,15 @@ async fn server_minor(client: &Client, oldest: u32) -> Result<u32> {
 fn of_a_spec<K: Resource>(object: &K) -> u64 {
     let metadata = object.meta();
     hash_of(&(metadata.generation, metadata.deletion_timestamp.is_some()))
+}
+
+/// The same of a policy, and who wrote it.
+fn of_a_policy<K: Resource>(writers: &Writers) -> impl Fn(&K) -> u64 + Send + 'static {
+    let writers = writers.clone();
+    move |policy: &K| {
+        writers.saw(policy.meta());
+        hash_of(&(of_a_spec(policy), AUTHOR_STAMPS.map(|stamp| policy.annotations().get(stamp).cloned())))
+    }
 }
 
 /// What decisions look at of a namespace.

@@ -125,6 +125,20 @@ has(request.userInfo.groups) ? request.userInfo.groups.map(group, group.replace(
   reason: Forbidden
 {{- end }}
 
+{{- /* A first script for a runtime, by its interpreter. */}}
+{{- define "paddock.hello" -}}
+{{- $interpreter := base (first .command) -}}
+{{- if hasPrefix "python" $interpreter -}}
+print("hello")
+{{- else if eq $interpreter "node" -}}
+console.log("hello")
+{{- else if has $interpreter (list "sh" "bash" "ash" "dash" "busybox") -}}
+echo hello
+{{- else -}}
+THE SCRIPT, for {{ join " " .command }}
+{{- end -}}
+{{- end }}
+
 {{- /* What stamps: Policy or Webhook. */}}
 {{- define "paddock.stamps" -}}
 {{- if ne .Values.admission.stamps "Auto" -}}

@@ -9,19 +9,20 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ApprovalDecision, ApprovalStatus, Phase, ScriptApproval, ScriptApprovalSpec, ScriptRun, ScriptRunStatus, Verdict};
-use paddock_policy::script_hash;
+use paddock_policy::{EVERYBODY, script_hash};
 use serde_json::json;
 
-use crate::arguments::Decide;
+use crate::arguments::{Decide, Output};
 use crate::cluster::{Cluster, explained};
 use crate::exit::Exit;
 use crate::explain::whoever_asks;
 use crate::shallow::Shallow;
+use crate::show::document;
 use crate::table::{Cell, plain, table};
 use crate::terminal::{Tone, has_colours, printable};
 
 /// `kubectl paddock pending`.
-pub(crate) async fn pending(cluster: &Cluster, all_namespaces: bool) -> Result<Exit> {
+pub(crate) async fn pending(cluster: &Cluster, all_namespaces: bool, output: Output) -> Result<Exit> {
     let client = cluster.client.clone();
     let api: Api<Shallow> = if all_namespaces { Api::all(client) } else { Api::namespaced(client, &cluster.namespace) };
     let runs: Vec<ScriptRun> = api
@@ -33,7 +34,12 @@ pub(crate) async fn pending(cluster: &Cluster, all_namespaces: bool) -> Result<E
         .map(|run| run.0)
         .collect();
     let waits = |run: &&ScriptRun| run.status.as_ref().is_some_and(|status| status.phase == Some(Phase::AwaitingApproval));
-    let rows: Vec<Vec<Cell>> = runs.iter().filter(waits).flat_map(rows).collect();
+    let runs: Vec<&ScriptRun> = runs.iter().filter(waits).collect();
+    if output != Output::Table {
+        print!("{}", document(&json!({ "apiVersion": "v1", "kind": "List", "items": runs }), output == Output::Json)?);
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<Vec<Cell>> = runs.into_iter().flat_map(rows).collect();
     if rows.is_empty() {
         println!("nothing waits for an approval");
     } else {
@@ -69,11 +75,13 @@ pub(crate) async fn decide(cluster: &Cluster, decision: ApprovalDecision, argume
     let api: Api<Shallow> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let Shallow(run, is_whole) = api.get(&arguments.name).await.map_err(|error| explained(error, "read the run"))?;
     let status = run.status.clone().unwrap_or_default();
-    let needed = status.approval.clone().with_context(|| format!("the run {} needs no approval", arguments.name))?;
+    let needed = status.approval.clone().filter(|approval| !approval.demanded.is_empty());
+    let needed = needed.with_context(|| format!("the run {} needs no approval", arguments.name))?;
     ensure!(status.phase.as_ref().is_none_or(|phase| !phase.is_final()), "the run {} is over", arguments.name);
-    if let Some(seen) = &arguments.digest {
-        let is_one = *seen == needed.digest || needed.schema_digest.as_ref() == Some(seen);
-        ensure!(is_one, "the digest of the run is {}, and not the one that you have seen", needed.digest);
+    let digests = digests(decision, &needed);
+    if let Some(unseen) = unseen(&digests, &arguments.digest) {
+        let of_what = if needed.schema_digest.as_deref() == Some(unseen) { "with the schema of its input" } else { "with its input" };
+        bail!("what would be decided on is the run {of_what}, by the digest {unseen}, and not what you have seen");
     }
     print!("{}", shown(&run, &status, &needed)?);
     if !is_whole {
@@ -94,7 +102,7 @@ pub(crate) async fn decide(cluster: &Cluster, decision: ApprovalDecision, argume
         None => None,
     };
     let api: Api<ScriptApproval> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-    for digest in digests(decision, &needed) {
+    for digest in digests {
         let spec = ScriptApprovalSpec {
             digest,
             decision,
@@ -116,8 +124,10 @@ pub(crate) async fn decide(cluster: &Cluster, decision: ApprovalDecision, argume
 fn why_it_does_not_count(who: &str, run: &ScriptRun, status: &ScriptRunStatus) -> Option<String> {
     let is_requester = status.requester.as_ref().is_some_and(|requester| requester.username == who);
     let is_end_user = run.spec.end_user.as_ref().is_some_and(|user| user.username == who);
+    let is_everybody = status.approval.as_ref().is_some_and(|approval| approval.excluded.iter().any(|name| name == EVERYBODY));
     let author = status.policies.iter().find(|policy| policy.author.as_deref() == Some(who));
     match author {
+        _ if is_everybody => Some("who else wrote a policy of this run meanwhile is not known, so that nobody may approve it".into()),
         _ if is_requester => Some("you asked for this run".into()),
         _ if is_end_user => Some("this run is for you".into()),
         Some(policy) => Some(format!("you wrote {} {}", policy.kind.as_str(), policy.name)),
@@ -127,7 +137,7 @@ fn why_it_does_not_count(who: &str, run: &ScriptRun, status: &ScriptRunStatus) -
 
 /// A name can be given to another run between one look and the next, so that nobody decides by a name alone.
 fn confirm(arguments: &Decide, decision: ApprovalDecision) -> Result<()> {
-    if arguments.yes || arguments.digest.is_some() {
+    if arguments.yes || !arguments.digest.is_empty() {
         return Ok(());
     }
     ensure!(std::io::stdin().is_terminal(), "nobody can be asked here: give --digest with the digest that you have seen, or --yes");
@@ -146,6 +156,11 @@ fn digests(decision: ApprovalDecision, needed: &ApprovalStatus) -> BTreeSet<Stri
     if decision == ApprovalDecision::Deny || bound.is_empty() { [needed.digest.clone()].into() } else { bound }
 }
 
+/// One that would be decided on without having been seen, where it is told what was.
+fn unseen<'a>(digests: &'a BTreeSet<String>, seen: &[String]) -> Option<&'a str> {
+    digests.iter().find(|digest| !seen.is_empty() && !seen.contains(digest)).map(String::as_str)
+}
+
 /// Names that are generated have room for 5 characters more.
 fn prefix(name: &str) -> String {
     name.chars().take(200).collect::<String>() + "-"
@@ -159,6 +174,10 @@ fn shown(run: &ScriptRun, status: &ScriptRunStatus, needed: &ApprovalStatus) -> 
         text += &format!("for:        {}\n", printable(&user.username));
     }
     text += &format!("image:      {}\ndigest:     {}\n", printable(status.image.as_deref().unwrap_or_default()), needed.digest);
+    let is_of_schema = |demanded: &&paddock_crds::ApprovalDemanded| needed.schema_digest.as_ref() == Some(&demanded.digest);
+    if let Some(demanded) = needed.demanded.iter().find(is_of_schema) {
+        text += &format!("with any input that its schema allows: {}\n", demanded.digest);
+    }
     if let Some(seconds) = status.timeout_seconds {
         text += &format!("seconds:    {seconds}\n");
     }
@@ -236,6 +255,20 @@ mod tests {
         let mut all = needed();
         all.demanded[0].given.push(ApprovalGiven::default());
         assert_eq!(digests(ApprovalDecision::Approve, &all), ["input".to_owned()].into());
+    }
+
+    /// Who has seen the schema has not seen the input, nor the other way round.
+    #[test]
+    fn nothing_is_decided_that_was_not_seen() {
+        let mut open = needed();
+        open.demanded[1].given.clear();
+        let both = digests(ApprovalDecision::Approve, &open);
+        let seen = |digests: &[&str]| digests.iter().map(|digest| (*digest).to_owned()).collect::<Vec<_>>();
+        assert_eq!(unseen(&both, &seen(&["schema"])), Some("input"));
+        assert_eq!(unseen(&both, &seen(&["input"])), Some("schema"));
+        assert_eq!(unseen(&both, &seen(&["input", "schema"])), None);
+        assert_eq!(unseen(&digests(ApprovalDecision::Approve, &needed()), &seen(&["input"])), Some("schema"));
+        assert_eq!(unseen(&both, &[]), None, "who is asked is shown all of it");
     }
 
     #[test]

@@ -90,6 +90,9 @@ pub(crate) enum Command {
         /// Those of every namespace
         #[arg(short = 'A', long)]
         all_namespaces: bool,
+        /// How they are written
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
     },
     /// Show what a run would do, and approve it
     Approve(Decide),
@@ -211,9 +214,9 @@ pub(crate) struct Decide {
     /// Every run of the namespace with the same digest, not this one alone
     #[arg(long)]
     pub(crate) every_run: bool,
-    /// The digest that you have seen: nothing is decided if it is another, and nothing is asked
+    /// The digest that you have seen: nothing is decided on another, and nothing is asked. Once more for that of the schema
     #[arg(long)]
-    pub(crate) digest: Option<String>,
+    pub(crate) digest: Vec<String>,
     /// Decide without a question
     #[arg(short, long, conflicts_with = "digest")]
     pub(crate) yes: bool,

@@ -3,6 +3,7 @@
 mod approve;
 mod arguments;
 mod cluster;
+mod completion;
 mod doctor;
 mod exit;
 mod explain;
@@ -31,6 +32,10 @@ use exit::Exit;
 use paddock_crds::ApprovalDecision;
 
 fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|program| completion::is_asked(&program)) {
+        return completion::answer(words.collect()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     // clap ends the process by itself: 0 for help, 2 for what it does not understand.
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -56,7 +61,7 @@ async fn dispatch(arguments: Arguments) -> Result<Exit> {
         Command::Cancel { name, wait } => follow::cancel(&cluster().await?, &name, wait).await,
         Command::Explain(arguments) => explain::command(cluster, &connection, &arguments).await,
         Command::Digest(arguments) => explain::digest(cluster, &connection, &arguments).await,
-        Command::Pending { all_namespaces } => approve::pending(&cluster().await?, all_namespaces).await,
+        Command::Pending { all_namespaces, output } => approve::pending(&cluster().await?, all_namespaces, output).await,
         Command::Approve(arguments) => approve::decide(&cluster().await?, ApprovalDecision::Approve, &arguments).await,
         Command::Deny(arguments) => approve::decide(&cluster().await?, ApprovalDecision::Deny, &arguments).await,
         Command::Revoke { name } => approve::revoke(&cluster().await?, &name).await,

@@ -252,7 +252,7 @@ pub struct ToApprove {
     /// UID of the run.
     pub run_uid: String,
     /// Who approves nothing here: requester, end user, and the authors of the policies since the run waits.
-    pub excluded: BTreeSet<String>,
+    pub excluded: Excluded,
 }
 
 /// Where the approvals of a run stand.
@@ -279,6 +279,33 @@ pub enum Approving {
     },
 }
 
+/// Stands for everybody where somebody who may not approve is not known.
+pub const EVERYBODY: &str = "*";
+
+/// Whose approval does not count. It is stored with the run, whose status has room for so many: where there are more, nobody's counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Excluded(BTreeSet<String>);
+
+impl FromIterator<String> for Excluded {
+    fn from_iter<T: IntoIterator<Item = String>>(names: T) -> Self {
+        let names: BTreeSet<String> = names.into_iter().collect();
+        let has_room = names.len() <= SHOWN_EXCLUDED && names.iter().all(|name| name.chars().count() <= LONGEST_EXCLUDED);
+        Self(if has_room && !names.contains(EVERYBODY) { names } else { [EVERYBODY.to_owned()].into() })
+    }
+}
+
+impl Excluded {
+    /// Whether the approval of this user does not count.
+    pub fn has(&self, username: &str) -> bool {
+        self.0.contains(username) || self.has_everybody()
+    }
+
+    /// Whether nobody's does.
+    pub fn has_everybody(&self) -> bool {
+        self.0.contains(EVERYBODY)
+    }
+}
+
 /// Decides. `approvals` are those of the namespace, in any order.
 pub fn approving<'a>(to_approve: Option<&ToApprove>, approvals: impl IntoIterator<Item = &'a Approval>, now: Timestamp) -> Approving {
     let Some(to_approve) = to_approve else { return Approving::NotNeeded };
@@ -292,8 +319,7 @@ pub fn approving<'a>(to_approve: Option<&ToApprove>, approvals: impl IntoIterato
     let demanded: Vec<ApprovalDemanded> =
         to_approve.demanded.iter().map(|demanded| answered(demanded, to_approve, &of_the_run, now)).collect();
     let is_enough = demanded.iter().all(ApprovalDemanded::is_answered);
-    let excluded =
-        to_approve.excluded.iter().filter(|name| name.chars().count() <= LONGEST_EXCLUDED).take(SHOWN_EXCLUDED).cloned().collect();
+    let excluded = to_approve.excluded.0.iter().cloned().collect();
     let status = ApprovalStatus { digest: input.clone(), schema_digest: schema.clone(), expires_at: None, demanded, excluded };
     if let Some(denial) = of_the_run.iter().find(|approval| approval.decision == ApprovalDecision::Deny) {
         return Approving::Denied { status, by: denial.approver.username.clone() };
@@ -332,7 +358,7 @@ fn answered(demanded: &Demanded, to_approve: &ToApprove, approvals: &[&Approval]
 
 fn may_answer(demand: &ApprovalDemand, to_approve: &ToApprove, approval: &Approval, now: Timestamp) -> bool {
     let approver = &approval.approver;
-    let is_excluded = to_approve.excluded.contains(&approver.username);
+    let is_excluded = to_approve.excluded.has(&approver.username);
     let is_a_machine = approver.username.starts_with(SERVICE_ACCOUNT) && !demand.service_accounts;
     let is_of_a_group =
         demand.groups.as_ref().is_none_or(|groups| groups.iter().any(|group| approver.groups.iter().any(|own| own == group)));

@@ -19,7 +19,7 @@ const AMOUNTS: [Amount; 3] = [
 /// Everything that is wrong, in the order of the fields.
 pub(crate) fn problems(rules: &PolicyRules, effect: Effect) -> Vec<Problem> {
     let mut found = Vec::new();
-    runtimes(rules, &mut found);
+    runtimes(rules, effect, &mut found);
     amounts(rules, &mut found);
     if found.is_empty() {
         memory_holds_scratch(rules, effect, &mut found);
@@ -34,10 +34,14 @@ fn problem(field: impl Into<String>, message: impl Into<String>) -> Problem {
     Problem { field: field.into(), message: message.into() }
 }
 
-fn runtimes(rules: &PolicyRules, found: &mut Vec<Problem>) {
+/// What a policy that allows leaves open another one could fill: then one policy more would grant what the others do not.
+fn runtimes(rules: &PolicyRules, effect: Effect, found: &mut Vec<Problem>) {
     for runtime in rules.runtimes.iter().flatten() {
+        let field = || format!("runtimes[{}]", runtime.name);
         if runtime.image.is_some() != runtime.command.is_some() {
-            found.push(problem(format!("runtimes[{}]", runtime.name), "image and command are set together, or neither is"));
+            found.push(problem(field(), "image and command are set together, or neither is"));
+        } else if effect == Effect::Allow && runtime.image.is_none() {
+            found.push(problem(field(), "a policy that allows says which image and command it is"));
         }
     }
 }
@@ -121,6 +125,16 @@ mod tests {
             assert_eq!(found.len(), expected.len(), "{found:?}");
             assert!(found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected)), "{found:?}");
         }
+    }
+
+    #[test]
+    fn who_allows_says_what_a_runtime_is() {
+        let rules: PolicyRules = serde_json::from_value(json!({ "runtimes": [{ "name": "python" }] })).unwrap();
+        assert_eq!(problems(&rules, Effect::Restrict), []);
+        assert_eq!(
+            problems(&rules, Effect::Allow)[0].to_string(),
+            "runtimes[python]: a policy that allows says which image and command it is"
+        );
     }
 
     #[rstest]

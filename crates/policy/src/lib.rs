@@ -20,7 +20,9 @@ mod rules;
 mod selector;
 mod subject;
 
-pub use approval::{Approval, Approving, Demanded, Digests, Hashes, ToApprove, approving, data_hash, demanded, digests, is_revoked};
+pub use approval::{
+    Approval, Approving, Demanded, Digests, EVERYBODY, Excluded, Hashes, ToApprove, approving, data_hash, demanded, digests, is_revoked,
+};
 pub use capabilities::{CapabilityGrant, Found, Object, ObjectKind, Objects, asked_objects, granting, is_granted, might_be_granted};
 pub use containment::{Containment, Facts, containment, contains_anything};
 pub use decide::{Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of, script_hash};

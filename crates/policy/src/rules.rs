@@ -23,7 +23,7 @@ pub struct FailedRule {
     pub policy_uid: String,
     /// Generation of the policy.
     pub generation: i64,
-    /// Name of the rule.
+    /// The field that holds it: `rules[name]` or `approvals[name].when`.
     pub rule: String,
     /// Why.
     pub why: String,
@@ -90,7 +90,7 @@ impl RulesJudged {
             Err(why) => {
                 let message = format!("the rule {} cannot be evaluated on the run: {why} ({where_})", rule.name);
                 let (policy_uid, generation) = (policy.taken.uid.clone(), policy.taken.generation);
-                self.failed.push(FailedRule { policy_uid, generation, rule: rule.name.clone(), why });
+                self.failed.push(FailedRule { policy_uid, generation, rule: format!("rules[{}]", rule.name), why });
                 Refusal { reason: Reason::RuleFailed, message }
             }
         };
@@ -170,7 +170,7 @@ mod tests {
     fn a_rule_that_cannot_be_evaluated_refuses_and_its_author_can_be_told() {
         let judged = judged(&[policy("a", &["run.labels.team == 'a'"])]);
         assert_eq!(judged.refusal.unwrap().reason, Reason::RuleFailed);
-        let failed = FailedRule { policy_uid: "a".into(), generation: 3, rule: "r0".into(), why: "there is no team".into() };
+        let failed = FailedRule { policy_uid: "a".into(), generation: 3, rule: "rules[r0]".into(), why: "there is no team".into() };
         assert_eq!(judged.failed, [failed]);
     }
 

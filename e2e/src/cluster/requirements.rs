@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use super::command::{run, succeeds};
 
 /// A Debian package and a file that shows that it is there.
-const PACKAGES: [(&str, &[&str]); 13] = [
+const PACKAGES: [(&str, &[&str]); 14] = [
     ("buildah", &["/usr/bin/buildah"]),
     ("conntrack", &["/usr/sbin/conntrack", "/sbin/conntrack"]),
     ("gcc", &["/usr/bin/gcc"]),
@@ -17,6 +17,7 @@ const PACKAGES: [(&str, &[&str]); 13] = [
     ("iptables", &["/usr/sbin/iptables", "/sbin/iptables"]),
     ("libc6-dev", &["/usr/include/stdio.h"]),
     ("libseccomp-dev", &["/usr/include/seccomp.h"]),
+    ("busybox-static", &["/bin/busybox"]),
     ("mmdebstrap", &["/usr/bin/mmdebstrap"]),
     ("npm", &["/usr/bin/npm", "/usr/local/bin/npm"]),
     ("pkg-config", &["/usr/bin/pkg-config"]),

@@ -86,7 +86,9 @@ pub(crate) fn to_tell(run: &ScriptRun, pod: &PodSeen, settings: &Settings, now: 
 /// As the gateway is told it. A run that is granted nothing any more is known all the same: what it asks for is refused for that reason.
 pub(crate) fn told(uid: &str, live: &Live, policies: &PoliciesSeen, token: &str, cluster: &[IpNet]) -> Told {
     let taking_part: Vec<&Policy> = policies.taking_part.iter().map(AsRef::as_ref).collect();
-    let are_known = policies.unusable.is_none() && policies.gone.is_empty();
+    // A policy that the run names and that is not there any more may have narrowed what the others grant.
+    let is_named = |policy: &&Policy| policy.taken.kind == live.policy.kind && policy.taken.name == live.policy.name;
+    let are_known = policies.unusable.is_none() && policies.gone.is_empty() && taking_part.iter().any(is_named);
     let (granted, denied) = if are_known { still_granted(&taking_part, &live.permissions) } else { (Vec::new(), Vec::new()) };
     let nets: usize = granted.iter().map(|granted| granted.addresses.0.iter().map(Vec::len).sum::<usize>()).sum();
     let (granted, denied) = if nets + denied.len() > MOST { (Vec::new(), Vec::new()) } else { (granted, denied) };
@@ -110,7 +112,7 @@ pub(crate) fn told(uid: &str, live: &Live, policies: &PoliciesSeen, token: &str,
 mod tests {
     use std::sync::Arc;
 
-    use paddock_crds::{Decision, Effect, PolicyKind, Reason, TakenPolicy};
+    use paddock_crds::{Decision, Effect, PolicyKind, PolicyRef, Reason, TakenPolicy};
     use rstest::rstest;
     use serde_json::{Value, json};
 
@@ -162,7 +164,7 @@ mod tests {
     fn policies(rules: Value) -> PoliciesSeen {
         let taken = TakenPolicy {
             kind: PolicyKind::ClusterSandboxPolicy,
-            name: "base".into(),
+            name: "baseline".into(),
             uid: String::new(),
             author: None,
             generation: 1,
@@ -194,5 +196,8 @@ mod tests {
         ] {
             assert_eq!(told(&nothing).rules, []);
         }
+        // The SandboxPolicy that the run names was deleted: what it had narrowed is not wide again.
+        let live = Live { policy: PolicyRef { kind: PolicyKind::SandboxPolicy, name: "narrow".into() }, ..live.clone() };
+        assert_eq!(super::told("uid", &live, &policies(grants("*.example.com")), "token", &nets).rules, []);
     }
 }

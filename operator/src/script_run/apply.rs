@@ -81,9 +81,13 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         Step::RemovePod => remove_pod(run, seen, context).await,
         Step::Release => release(run, context).await,
         Step::DeleteRun => delete_run(run, context).await,
-        Step::Leave | Step::Rest { .. } | Step::Hold(..) | Step::AwaitApproval { .. } | Step::RecordStart { .. } | Step::RecordStop(_) => {
-            Ok(Done::Yes)
-        }
+        Step::Leave
+        | Step::Rest { .. }
+        | Step::StandBack
+        | Step::Hold(..)
+        | Step::AwaitApproval { .. }
+        | Step::RecordStart { .. }
+        | Step::RecordStop(_) => Ok(Done::Yes),
         Step::RecordResult => tell(run, seen, context).await,
         Step::Finish(_) => {
             // The status is for the author of the script; what the kubelet said is for the administrator.

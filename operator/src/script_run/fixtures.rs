@@ -1,6 +1,6 @@
 //! Objects for tests, each said in a few words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use std::sync::Arc;
@@ -104,7 +104,11 @@ pub(crate) fn policies() -> PoliciesSeen {
         limits: Limits { max_concurrent: Some(2), ..Limits::default() },
         ..PolicyRules::default()
     };
-    PoliciesSeen { taking_part: vec![Arc::new(Policy::new(taken, Effect::Allow, rules))], ..PoliciesSeen::default() }
+    PoliciesSeen {
+        taking_part: vec![Arc::new(Policy::new(taken, Effect::Allow, rules))],
+        writers: Some(BTreeSet::new()),
+        ..PoliciesSeen::default()
+    }
 }
 
 pub(crate) fn sealing_key() -> SealingKey {

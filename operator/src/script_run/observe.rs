@@ -27,6 +27,7 @@ use crate::error::{Error, code, within};
 use crate::input_check::{self, Question, Schema};
 use crate::names::{RUN_UID, pod_name, sandbox_namespace};
 use crate::pods::Cached;
+use crate::policies::keep_all;
 use crate::readable::Readable;
 use crate::sandbox_namespace::{self, Wanted};
 
@@ -102,6 +103,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
             has_interface: context.settings.sandbox_has_interface,
         };
         policies.given = given::look(run, &policies, context).await?;
+        keep_all(&policies.taking_part, &run.namespace().unwrap_or_default(), context).await?;
         let checked = check_input(watched, &source, &policies, context).await?;
         let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed, &checked, now);
         Some(decision.map(Box::new).map_err(Box::new))
@@ -242,7 +244,12 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Err
 }
 
 pub(crate) fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
-    policies_of(&run.namespace().unwrap_or_default(), &run.spec.policy_ref, context)
+    let mut seen = policies_of(&run.namespace().unwrap_or_default(), &run.spec.policy_ref, context);
+    let before = run.status.iter().flat_map(|status| &status.policies);
+    let since = before.filter_map(|before| Some((before, &seen.taking_part.iter().find(|policy| policy.taken.uid == before.uid)?.taken)));
+    let wrote = since.map(|(before, now)| context.caches.writers.between(&now.uid, before.generation, now.generation));
+    seen.writers = wrote.collect::<Option<Vec<_>>>().map(|all| all.into_iter().flatten().collect());
+    seen
 }
 
 /// Those that take part in a namespace for runs that name this one.

@@ -5,7 +5,7 @@
 //! anew. Within a tenant the oldest goes first, but a priority counts as so many seconds of age, so that it cannot keep others waiting for ever.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, btree_set};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, btree_set};
 use std::iter::Peekable;
 
 use paddock_crds::PolicyRef;
@@ -313,50 +313,51 @@ impl<'a> Contest<'a> {
 
     /// Gives away so many slots, or until `uid` has got one. Tells who got one, by namespace and name, and whether `uid` did.
     fn serve(&mut self, free: usize, uid: Option<&str>) -> (Vec<(String, String)>, bool) {
+        let now = self.now;
         let mut served = Vec::new();
-        for _ in 0..free {
-            let firsts = self.contenders.iter_mut().filter_map(|(namespace, contender)| {
-                let (policy, turn) = contender.first()?;
-                Some(Claim { namespace, policy, turn, active: contender.active as u64, weight: contender.weight, served: contender.served })
-            });
-            let now = self.now;
-            let Some(best) = firsts.min_by(|one, other| one.order(other, now)) else { break };
-            let (namespace, policy, turn) = (best.namespace, best.policy, best.turn);
-            if let Some(contender) = self.contenders.get_mut(namespace) {
-                contender.take(policy, now);
-            }
+        let claims = self.contenders.iter_mut().filter_map(|(namespace, contender)| contender.claim(namespace, now));
+        let mut claims: BinaryHeap<Claim<'a>> = claims.collect();
+        while served.len() < free {
+            let Some(Claim { namespace, policy, turn, .. }) = claims.pop() else { break };
             served.push((namespace.to_owned(), turn.name.clone()));
             if uid == Some(turn.uid.as_str()) {
                 return (served, true);
+            }
+            // Nobody else's claim changes by it.
+            if let Some(contender) = self.contenders.get_mut(namespace) {
+                contender.take(policy, now);
+                claims.extend(contender.claim(namespace, now));
             }
         }
         (served, false)
     }
 }
 
-/// What a tenant can say for its first run.
+/// What a tenant can say for its first run. The greatest goes first.
+#[derive(PartialEq, Eq)]
 struct Claim<'a> {
     namespace: &'a str,
     policy: &'a PolicyRef,
     turn: &'a Turn,
     active: u64,
     weight: u64,
-    served: i64,
+    /// Microseconds since it was served last, or since its first run came if that was later, by its weight.
+    waited: i128,
 }
 
-impl Claim<'_> {
-    /// Who goes first: see the module.
-    fn order(&self, other: &Self, now: i64) -> Ordering {
-        (self.active * other.weight)
-            .cmp(&(other.active * self.weight))
-            .then_with(|| other.waited(now).cmp(&self.waited(now)))
-            .then_with(|| self.namespace.cmp(other.namespace))
+/// See the module.
+impl Ord for Claim<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.active * self.weight)
+            .cmp(&(self.active * other.weight))
+            .then_with(|| self.waited.cmp(&other.waited))
+            .then_with(|| other.namespace.cmp(self.namespace))
     }
+}
 
-    /// Microseconds since it was served last, or since its first run came if that was later, by its weight.
-    fn waited(&self, now: i64) -> i128 {
-        let since = self.served.max(self.turn.arrived.saturating_mul(1_000_000));
-        i128::from(now.saturating_sub(since)) * i128::from(self.weight)
+impl PartialOrd for Claim<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -365,6 +366,14 @@ impl<'a> Contender<'a> {
         self.concurrent = self.concurrent.min(kind.limits.concurrent as usize);
         self.weight = self.weight.min(u64::from(kind.limits.weight.max(1)));
         self.kinds.insert(policy, kind);
+    }
+
+    /// What it can say for its first run, if it has one and room for it.
+    fn claim(&mut self, namespace: &'a str, now: i64) -> Option<Claim<'a>> {
+        let (policy, turn) = self.first()?;
+        let since = self.served.max(turn.arrived.saturating_mul(1_000_000));
+        let waited = i128::from(now.saturating_sub(since)) * i128::from(self.weight);
+        Some(Claim { namespace, policy, turn, active: self.active as u64, weight: self.weight, waited })
     }
 
     /// The first of those whose limits have room.

@@ -8,7 +8,7 @@ use paddock_crds::{
     ApprovalStatus, AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, Decision, Phase, PodRef, Reason, Requester, RunResult,
     ScriptRun, ScriptRunStatus, Stopping, Usage, Verdict,
 };
-use paddock_policy::{Approving, Refusal};
+use paddock_policy::{Approving, EVERYBODY, Refusal};
 
 use super::apply::Done;
 use super::outcome::Outcome;
@@ -44,6 +44,7 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
             report.queued(admission, valid?, is_suspended(&seen.containment));
         }
         (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
+        (Step::StandBack, _) => report.stands_back(),
         (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
         (Step::RecordStop(reason), _) => report.stopped(reason, seen),
         (Step::RecordResult, Done::Told(result)) => report.result(seen, result),
@@ -217,10 +218,13 @@ impl Report {
         // It was its turn, and an approval has gone: it does not wait for a slot any more.
         self.drop_condition(&ConditionType::Admitted);
         let lacking = status.demanded.iter().find(|demanded| !demanded.is_answered());
-        let message = lacking.map_or_else(
+        let mut message = lacking.map_or_else(
             || "the run waits for approvals".to_owned(),
             |demanded| format!("{} of {} approvals are there ({})", demanded.given.len(), demanded.count, demanded.rule),
         );
+        if status.excluded.iter().any(|name| name == EVERYBODY) {
+            message += "; nobody's count any more, since it is not known who else wrote a policy of the run meanwhile: create it anew";
+        }
         let until = MicroTime(Timestamp::from_microsecond(until.as_microsecond()).unwrap_or(until));
         self.status.approval = Some(ApprovalStatus { expires_at: Some(until), ..status.clone() });
         self.condition(ConditionType::Approved, false, Reason::AwaitingApproval, &message);
@@ -242,8 +246,11 @@ impl Report {
                     "as many people as the policies demand have approved the run",
                 );
             }
+            // Whose approval does not count is kept: policies may demand one again while the run waits for a slot.
             Approving::NotNeeded => {
-                self.status.approval = None;
+                if let Some(approval) = &mut self.status.approval {
+                    (approval.demanded, approval.expires_at) = (Vec::new(), None);
+                }
                 self.drop_condition(&ConditionType::Approved);
             }
             Approving::Waiting { .. } | Approving::Denied { .. } => {}
@@ -301,6 +308,13 @@ impl Report {
         }
     }
 
+    fn stands_back(&mut self) {
+        if let Some(clocks) = &mut self.status.clocks {
+            clocks.admitted = None;
+        }
+        self.waits(&Reason::QuotaExceeded, "the quota of the sandbox namespace has no room; the run asks for a slot again in a while");
+    }
+
     fn started(&mut self, run: &ScriptRun, seen: &Seen, boot: &str, valid: &ValidRun) {
         if let PodSeen::Present(pod) = &seen.pod {
             self.status.pod = Some(PodRef {
@@ -322,7 +336,7 @@ impl Report {
 
     fn stopped(&mut self, reason: &Reason, seen: &Seen) {
         let why = match reason {
-            Reason::StartTimedOut => Some(why_not_started(&self.status, seen).to_owned()),
+            Reason::StartTimedOut => Some(why_not_started(seen).to_owned()),
             Reason::ImageUnavailable => why_without_image(seen),
             _ => None,
         };
@@ -423,10 +437,8 @@ fn whose_places(full: Full) -> &'static str {
 }
 
 /// What a run whose start budget is over was waiting for.
-fn why_not_started(status: &ScriptRunStatus, seen: &Seen) -> &'static str {
-    let has_no_room = status.condition(&ConditionType::Started).is_some_and(|condition| condition.reason == Reason::QuotaExceeded);
+fn why_not_started(seen: &Seen) -> &'static str {
     match &seen.pod {
-        PodSeen::Absent if has_no_room => "the quota of the sandbox namespace had no room within the start budget",
         PodSeen::Absent => "the pod could not be created within the start budget",
         PodSeen::Present(pod) => match &pod.life {
             PodLife::Pending(WaitsFor::Node) => "no node could take the sandbox within the start budget",

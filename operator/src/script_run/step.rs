@@ -118,6 +118,8 @@ pub(crate) enum Step {
     Admit,
     /// Create ConfigMap and pod.
     CreatePod,
+    /// Give the slot back: a quota has no room for the pod, and others may have.
+    StandBack,
     /// Open the stream to the runner.
     Listen,
     /// Store that the script is about to start, in this very runner.
@@ -238,6 +240,9 @@ fn before_admission(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Step {
     if let Some(step) = before_the_approval(run, seen, now) {
         return step;
     }
+    if let Some(wait) = stands_back(run, now) {
+        return Step::Rest { wake: Some(wait) };
+    }
     if !has_finalizer(run) {
         return Step::AddFinalizer;
     }
@@ -255,6 +260,32 @@ fn before_admission(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Step {
             ),
         }),
     }
+}
+
+/// A quota that has no room for so long is full, and does not lag behind what has just ended.
+const QUOTA_LAG_SECONDS: i64 = 5;
+/// Every time that a run has its slot, it tries for so long at least.
+const QUOTA_TRY_SECONDS: i64 = 1;
+/// Longest pause between two tries.
+const LONGEST_PAUSE_SECONDS: i64 = 30;
+
+/// Whether a run that was admitted and has no pod gives its slot back, since a quota has no room for it.
+fn is_to_stand_back(status: &ScriptRunStatus, admitted: Timestamp, now: Timestamp) -> bool {
+    let refused = status.condition(&ConditionType::Started).filter(|started| started.reason == Reason::QuotaExceeded);
+    refused.is_some_and(|refused| {
+        remaining(&refused.last_transition_time.0, QUOTA_LAG_SECONDS, now).is_none()
+            && remaining(&admitted, QUOTA_TRY_SECONDS, now).is_none()
+    })
+}
+
+/// How long a run whose slot was given back waits before it asks for another: half as long as it has waited for the quota, up to a bound.
+fn stands_back(run: &ScriptRun, now: Timestamp) -> Option<Duration> {
+    let status = run.status.as_ref()?;
+    let back = status.condition(&ConditionType::Admitted).filter(|admitted| admitted.reason == Reason::QuotaExceeded)?;
+    let refused = status.condition(&ConditionType::Started)?.last_transition_time.0;
+    let since = back.last_transition_time.0;
+    let pause = (since.as_second().saturating_sub(refused.as_second()) / 2).clamp(1, LONGEST_PAUSE_SECONDS);
+    remaining(&since, pause, now)
 }
 
 /// `None` once enough people have approved, or nobody has to.
@@ -324,6 +355,9 @@ fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settin
         return Step::RecordStop(Reason::Cancelled);
     }
     let admitted = status.clocks.as_ref().and_then(|clocks| clocks.admitted.clone()).map_or(now, |time| time.0);
+    if seen.pod == PodSeen::Absent && is_to_stand_back(status, admitted, now) {
+        return Step::StandBack;
+    }
     // The time in which nobody led is not the run's: nobody could have started it.
     let since = admitted.max(seen.leading_since);
     let Some(budget_left) = remaining(&since, i64::from(settings.start_budget_seconds), now) else {
@@ -423,7 +457,8 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     }
     if let Some(stopping) = &status.stopping {
         let stop = Stop::of(&stopping.reason);
-        return match ended_by(&seen.containment) {
+        let revoked = seen.has_lost_approval.then_some(Reason::ApprovalRevoked);
+        return match ended_by(&seen.containment).or(revoked) {
             Some(reason) if stop < Stop::of(&reason) => Step::RecordStop(reason),
             _ if seen.stream.stop_sent < Some(stop) => Step::StopPod(stop),
             _ => Step::Rest { wake: Some(Duration::from_secs(2)) },

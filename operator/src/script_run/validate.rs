@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use paddock_crds::{Decision, PolicyRef, Reason, Requester, Risk, ScriptRun, TakenPolicy, Violation};
 use paddock_policy::{
-    Ask, Facts, FailedRule, Gateway, Grant, Hashes, InputDemand, Object, ObjectKind, Policy, Refusal, RulesJudged, Subject, TenantFacts,
-    ToApprove, data_hash, demanded, digests, input_demand, judge, judge_denied, judge_input, judge_rules, output_grant, risk,
+    Ask, EVERYBODY, Excluded, Facts, FailedRule, Gateway, Grant, Hashes, InputDemand, Object, ObjectKind, Policy, Refusal, RulesJudged,
+    Subject, TenantFacts, ToApprove, data_hash, demanded, digests, input_demand, judge, judge_denied, judge_input, judge_rules,
+    output_grant, risk,
 };
 use paddock_protocol::JobFiles;
 
@@ -44,6 +45,8 @@ pub(crate) struct PoliciesSeen {
     pub(crate) labels: BTreeMap<String, String>,
     /// What the run asks for and they might grant.
     pub(crate) given: Given,
+    /// Who wrote one of them since the run was looked at last; `None` where somebody is not known.
+    pub(crate) writers: Option<BTreeSet<String>>,
 }
 
 /// What is known of the input beside its schemas.
@@ -173,6 +176,10 @@ pub(crate) fn validate(
         let (refusal, failed) = *failure;
         Refused { failed: vec![failed], ..refused(refusal) }
     })?;
+    if demanded.len() > MOST_DEMANDED {
+        let message = format!("the policies demand {} approvals together; at most {MOST_DEMANDED} can be kept", demanded.len());
+        return Err(refused(Refusal { reason: Reason::PolicyInvalid, message }));
+    }
     let demand = input_demand(&policies.taking_part, &script_hash);
     check_input(input, &demand, checked).map_err(|(refusal, violations)| Refused { violations, ..refused(refusal) })?;
     let given = contents(&grant, &policies.given).map_err(refused)?;
@@ -187,7 +194,7 @@ pub(crate) fn validate(
         demanded,
         digests: digests(run, &grant, hashes),
         run_uid: run.uid().unwrap_or_default(),
-        excluded: excluded(run, &requester, &taken),
+        excluded: excluded(run, &requester, &taken, policies.writers.as_ref()),
     });
     Ok(ValidRun {
         namespace: namespace.clone(),
@@ -225,12 +232,16 @@ fn data_hashes(given: &[(Object, Content)]) -> BTreeMap<String, String> {
     of_data.map(|(object, content)| (object.name.clone(), data_hash(&content.text, &content.bytes))).collect()
 }
 
+/// Demands that a status has room for.
+const MOST_DEMANDED: usize = 64;
+
 /// Who approves nothing of a run: who asked for it, for whom it is, and who wrote a policy by which it is decided, or was while it waited.
-fn excluded(run: &ScriptRun, requester: &Requester, policies: &[TakenPolicy]) -> BTreeSet<String> {
+fn excluded(run: &ScriptRun, requester: &Requester, policies: &[TakenPolicy], writers: Option<&BTreeSet<String>>) -> Excluded {
     let authors = policies.iter().filter_map(|policy| policy.author.clone());
     let end_user = run.spec.end_user.as_ref().map(|user| user.username.clone());
     let earlier = run.status.as_ref().and_then(|status| status.approval.as_ref()).map(|approval| approval.excluded.clone());
-    authors.chain(end_user).chain([requester.username.clone()]).chain(earlier.into_iter().flatten()).collect()
+    let meanwhile = writers.map_or_else(|| [EVERYBODY.to_owned()].into(), BTreeSet::clone);
+    authors.chain(end_user).chain([requester.username.clone()]).chain(earlier.into_iter().flatten()).chain(meanwhile).collect()
 }
 
 /// A policy that goes would widen what the others allow, and nobody may have meant that.

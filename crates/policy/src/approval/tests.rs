@@ -21,7 +21,7 @@ fn to_approve(demands: Value) -> ToApprove {
         demanded: demands.into_iter().map(|demand| Demanded { rule: format!("p: approvals[{}]", demand.name), demand }).collect(),
         digests: Digests { input: DIGEST.into(), schema: Some("s1".into()) },
         run_uid: "run-1".into(),
-        excluded: ["jane", "joe", "author"].map(str::to_owned).into(),
+        excluded: ["jane", "joe", "author"].map(str::to_owned).into_iter().collect(),
     }
 }
 

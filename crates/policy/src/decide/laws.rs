@@ -9,6 +9,8 @@ use proptest::sample::{select, subsequence};
 use super::*;
 use crate::capabilities::{Found, Object, ObjectKind};
 
+mod beside;
+
 const RUNTIMES: [&str; 3] = ["python", "shell", "ruby"];
 
 fn memory() -> impl Strategy<Value = Raw> {
@@ -96,7 +98,8 @@ fn base() -> Policy {
     let all =
         vec![ObjectGrant { name: None, selector: Some(LabelSelector::default()) }, ObjectGrant { name: Some("c".into()), selector: None }];
     let network = Some(vec![to("*.example.com", Some(&["10.0.0.0/8"])), to("192.0.2.0/24", None)]);
-    let capabilities = Some(CapabilityRules { network, secrets: Some(all), subprocess: Some(true), ..CapabilityRules::default() });
+    let (secrets, data, volumes) = (Some(all.clone()), Some(all.clone()), Some(all));
+    let capabilities = Some(CapabilityRules { network, secrets, data, volumes, dynamic_code: Some(true), subprocess: Some(true) });
     Policy::new(taken, Effect::Allow, PolicyRules { runtimes: Some(runtimes.to_vec()), limits, capabilities, ..PolicyRules::default() })
 }
 
@@ -126,19 +129,26 @@ fn asks() -> impl Strategy<Value = Ask> {
 fn asked() -> impl Strategy<Value = Capabilities> {
     let secrets = subsequence(vec!["a", "b", "c"], 0..=3);
     let network = subsequence(vec!["api.example.com", "*.example.com:5432", "tcp://192.0.2.0/25:443", "www.example.com"], 0..=4);
-    (secrets, network, any::<bool>(), any::<bool>()).prop_map(|(secrets, network, subprocess, partial)| Capabilities {
-        network: network.into_iter().map(Into::into).collect(),
-        secrets: secrets.into_iter().map(Into::into).collect(),
-        subprocess,
-        partial,
-        ..Capabilities::default()
-    })
+    let named = |names: Vec<&'static str>| names.into_iter().map(Into::into).collect();
+    let others = (subsequence(vec!["a", "b", "c"], 0..=3), subsequence(vec!["a", "b", "c"], 0..=3), any::<bool>());
+    (secrets, others, network, any::<bool>(), any::<bool>()).prop_map(
+        move |(secrets, (data, volumes, dynamic_code), network, subprocess, partial)| Capabilities {
+            network: network.into_iter().map(Into::into).collect(),
+            secrets: named(secrets),
+            data: named(data),
+            volumes: named(volumes),
+            dynamic_code,
+            subprocess,
+            partial,
+        },
+    )
 }
 
 /// `a` and `b` have labels, of `c` nothing is known.
 fn objects() -> Objects {
     let found = |tier: &str| Found::Labels([("tier".to_owned(), tier.to_owned())].into());
-    [("a", "gold"), ("b", "tin")].map(|(name, tier)| (Object { kind: ObjectKind::Secret, name: name.into() }, found(tier))).into()
+    let of = |kind| [("a", "gold"), ("b", "tin")].map(|(name, tier)| (Object { kind, name: name.into() }, found(tier)));
+    ObjectKind::ALL.into_iter().flat_map(of).collect()
 }
 
 fn capabilities() -> impl Strategy<Value = Option<CapabilityRules>> {
@@ -153,10 +163,12 @@ fn capabilities() -> impl Strategy<Value = Option<CapabilityRules>> {
     let nets: [Option<&[&str]>; 4] = [None, Some(&[]), Some(&["10.1.0.0/16"]), Some(&["10.0.0.0/7", "192.168.0.0/16"])];
     let hosts = ["*.example.com", "api.example.com", "192.0.2.0/24", "www.example.com"];
     let network = maybe(subsequence(hosts.to_vec(), 0..=4));
-    maybe((maybe(subsequence(grants.to_vec(), 0..=5)), maybe(any::<bool>()), network, select(nets.to_vec()))).prop_map(|rules| {
-        rules.map(|(secrets, subprocess, network, nets)| {
+    let objects = || maybe(subsequence(grants.to_vec(), 0..=5));
+    let words = (maybe(any::<bool>()), maybe(any::<bool>()));
+    maybe((objects(), objects(), objects(), words, network, select(nets.to_vec()))).prop_map(|rules| {
+        rules.map(|(secrets, data, volumes, (dynamic_code, subprocess), network, nets)| {
             let network = network.map(|hosts| hosts.into_iter().map(|host| to(host, nets.filter(|_| !host.contains('/')))).collect());
-            CapabilityRules { network, secrets, subprocess, ..CapabilityRules::default() }
+            CapabilityRules { network, secrets, data, volumes, dynamic_code, subprocess }
         })
     })
 }
@@ -175,6 +187,7 @@ fn is_within(narrow: &Grant, wide: &Grant) -> bool {
         && (narrow.capabilities.network.is_empty()
             || wide.capabilities.denied_hosts.iter().all(|denied| narrow.capabilities.denied_hosts.contains(denied)))
         && narrow.capabilities.subprocess <= wide.capabilities.subprocess
+        && narrow.capabilities.dynamic_code <= wide.capabilities.dynamic_code
         && narrow.queue.concurrent <= wide.queue.concurrent
         && narrow.queue.queued <= wide.queue.queued
         && narrow.queue.weight <= wide.queue.weight
@@ -196,21 +209,39 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
-    fn one_policy_more_never_allows_more(others in prop::collection::vec(policies(), 0..4), more in policies(), ask in asks()) {
-        let mut all = vec![base()];
+    fn one_policy_more_never_allows_more(
+        has_base in any::<bool>(),
+        mut first in policies(),
+        others in prop::collection::vec(policies(), 0..4),
+        more in policies(),
+        ask in asks(),
+    ) {
+        // Where nobody allows, the first who does lets something run.
+        first = Policy::new(first.taken, Effect::Allow, first.rules);
+        let mut all: Vec<Policy> = vec![if has_base { base() } else { first }];
         all.extend(others);
         let before = decide(&all, &ask);
-        let output_before = crate::output_grant(&all);
         all.push(more);
         let after = decide(&all, &ask);
-        if let Ok(after) = &after.result {
-            // Only what policies disagree about can be mended by nobody: it stays refused.
-            let before = before.result.as_ref().map_err(|refusal| TestCaseError::fail(format!("{refusal:?} became a grant")))?;
-            prop_assert!(is_within(after, before), "{after:?} is wider than {before:?}");
+        match (&before.result, &after.result) {
+            (Ok(before), Ok(after)) => prop_assert!(is_within(after, before), "{after:?} is wider than {before:?}"),
+            // A run that did not ask gets less by one default more, which fits then.
+            (Err(refusal), Ok(_)) => prop_assert!(refusal.message.starts_with("memory is ") && refusal.message.contains("by the policies"), "{refusal:?} became a grant"),
+            (_, Err(_)) => {}
         }
-        let output_after = crate::output_grant(&all);
-        prop_assert!(output_after.stream_bytes <= output_before.stream_bytes && output_after.result_bytes <= output_before.result_bytes);
-        prop_assert!(output_after.large_result <= output_before.large_result);
+    }
+
+    /// What only restricts decides nothing by itself, whatever it says of images.
+    #[test]
+    fn who_restricts_brings_no_runtime(more in runtimes(), ask in asks()) {
+        let mut silent = base();
+        for runtime in silent.rules.runtimes.iter_mut().flatten() {
+            (runtime.image, runtime.command) = (None, None);
+        }
+        silent = Policy::new(silent.taken, Effect::Allow, silent.rules);
+        let mut narrow = base();
+        (narrow.effect, narrow.rules.runtimes) = (Effect::Restrict, more);
+        prop_assert!(decide(&[silent, narrow], &ask).result.is_err());
     }
 
     #[test]
@@ -239,7 +270,7 @@ proptest! {
         prop_assert_eq!(answers("subprocess"), usize::from(ask.capabilities.subprocess));
         prop_assert!(ask.timeout_seconds.is_none() || answers("timeoutSeconds:") == 1);
         let is_a_capability = |decision: &&Decision| {
-            decision.permission == "subprocess" || decision.permission.starts_with("secrets:") || decision.permission.starts_with("network:")
+            ["subprocess", "dynamicCode", "secrets:", "data:", "volumes:", "network:"].iter().any(|word| decision.permission.starts_with(word))
         };
         let refused = outcome.decisions.iter().filter(|decision| decision.verdict == Verdict::Refused);
         let refusing = refused.filter(|decision| !(ask.capabilities.partial && is_a_capability(decision)));

@@ -229,7 +229,7 @@ fn the_silence_of_a_policy_that_allows_is_the_built_in_value() {
     let wide = cluster(max_memory("4Gi"));
     let asked = Ask { resources: amounts("1Gi"), ..ask() };
     assert_eq!(decide(std::slice::from_ref(&wide), &asked).result.unwrap().memory_bytes, 1 << 30);
-    let silent = policy(PolicyKind::ClusterSandboxPolicy, "silent", vec![runtime("python", None)], Limits::default());
+    let silent = policy(PolicyKind::ClusterSandboxPolicy, "silent", vec![runtime("python", Some("img"))], Limits::default());
     let refusal = decide(&[wide.clone(), silent], &asked).result.unwrap_err();
     assert_eq!(refusal.message, "memory 1Gi is more than the 128Mi that is allowed (built-in: memory)");
     let narrow = restricting(Limits { max_concurrent: Some(3), ..Limits::default() });

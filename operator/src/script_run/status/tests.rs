@@ -105,6 +105,15 @@ fn a_run_that_could_not_start_tells_what_it_waited_for() {
     assert_eq!(told(with(PodLife::Running)), "the runner did not answer within the start budget");
 }
 
+/// As kstatus reads it: it is in progress until it is over.
+#[test]
+fn a_run_that_is_under_way_is_reconciling() {
+    for run in [admitted(0), started(1)] {
+        assert_eq!(holds(&run, &ConditionType::Reconciling).map(|(status, _)| status), Some(ConditionStatus::True), "{:?}", run.status);
+        assert!(holds(&run, &ConditionType::Stalled).is_none());
+    }
+}
+
 #[test]
 fn an_end_without_success_is_stalled() {
     let run = finish(&started(1), &a_stream(|_| ()), Phase::Lost, Reason::Lost, 2);

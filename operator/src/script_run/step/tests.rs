@@ -300,11 +300,17 @@ fn a_finished_run_loses_its_pod_and_after_its_time_itself() {
     run.spec.ttl_seconds_after_finished = Some(10);
     assert_eq!(step(&run, &seen(&run), 6), Step::Rest { wake: Some(Duration::from_secs(9)) });
     assert_eq!(step(&run, &seen(&run), 15), Step::DeleteRun);
-    run.metadata.labels.get_or_insert_default().insert("kustomize.toolkit.fluxcd.io/name".into(), String::new());
-    assert_eq!(step(&run, &seen(&run), 15), Step::Leave, "Flux would create it anew");
-    run.metadata.labels = None;
-    run.metadata.annotations.get_or_insert_default().insert("argocd.argoproj.io/tracking-id".into(), String::new());
-    assert_eq!(step(&run, &seen(&run), 15), Step::Leave, "Argo CD would create it anew");
+    // Whoever holds it would create it anew.
+    for mark in GIT_LABELS {
+        let mut run = run.clone();
+        run.metadata.labels.get_or_insert_default().insert(mark.into(), String::new());
+        assert_eq!(step(&run, &seen(&run), 15), Step::Leave, "{mark}");
+    }
+    for mark in GIT_ANNOTATIONS {
+        let mut run = run.clone();
+        run.metadata.annotations.get_or_insert_default().insert(mark.into(), String::new());
+        assert_eq!(step(&run, &seen(&run), 15), Step::Leave, "{mark}");
+    }
 }
 
 #[test]
@@ -442,4 +448,40 @@ fn no_more_wait_for_approvals_than_may_wait() {
     assert!(matches!(step(&run, &seen(100, &run), 0), Step::Refuse(refusal) if refusal.reason == Reason::QueueFull));
     let waits = after(&run, &seen(99, &run), &Step::AwaitApproval { until: at(60) }, &Done::Yes, 0);
     assert_eq!(step(&waits, &seen(200, &waits), 1), Step::AwaitApproval { until: at(60) }, "who waits already goes on");
+}
+
+/// A quota that is full for longer than its controller lags does not hold a slot that others could use.
+#[test]
+fn a_run_that_a_quota_has_no_room_for_gives_its_slot_back_and_asks_again() {
+    let full =
+        |run: &ScriptRun, second| after(run, &seen(run), &Step::CreatePod, &Done::NotCreated(Reason::QuotaExceeded, "x".into()), second);
+    let back = |run: &ScriptRun, second| after(run, &seen(run), &Step::StandBack, &Done::Yes, second);
+    let again = |run: &ScriptRun, second| after(run, &seen(run), &Step::Admit, &Done::Queued(Admission::Admit), second);
+    let run = full(&admitted(0), 0);
+    assert_eq!((step(&run, &seen(&run), 4), step(&run, &seen(&run), 5)), (Step::CreatePod, Step::StandBack));
+    let run = back(&run, 5);
+    assert_eq!((status(&run).phase, status(&run).clocks.unwrap().admitted), (Some(Phase::Queued), None));
+    assert_eq!(crate::context::entry(&run).place, None, "nobody waits behind it, and it holds no slot");
+    assert_eq!(step(&run, &seen(&run), 6), Step::Rest { wake: Some(Duration::from_secs(1)) });
+    assert_eq!(step(&run, &seen(&run), 7), Step::Admit);
+    let mut cancelled = run.clone();
+    cancelled.spec.cancel = Some(true);
+    assert!(matches!(step(&cancelled, &seen(&run), 6), Step::Finish(outcome) if outcome.phase == Phase::Cancelled));
+    // Every time it tries once more, and then waits for longer, but not for ever.
+    let run = full(&again(&run, 7), 7);
+    assert_eq!((step(&run, &seen(&run), 7), step(&run, &seen(&run), 8)), (Step::CreatePod, Step::StandBack));
+    let run = back(&again(&run, 1000), 1001);
+    assert_eq!(step(&run, &seen(&run), 1002), Step::Rest { wake: Some(Duration::from_secs(29)) });
+    // Its start budget begins anew with each slot.
+    let run = again(&run, 1031);
+    assert_eq!(step(&run, &seen(&run), 1031), Step::CreatePod);
+}
+
+/// Whoever cancels a run with a long grace does not keep it from being ended for a decision that was taken back.
+#[test]
+fn a_stop_that_is_under_way_becomes_harder() {
+    let run = started(0);
+    let run = after(&run, &seen(&run), &Step::RecordStop(Reason::Cancelled), &Done::Yes, 1);
+    let lost = Seen { has_lost_approval: true, ..with_pod(&run, a_stream(|_| ()), |pod| pod.life = PodLife::Running) };
+    assert_eq!(step(&run, &lost, 2), Step::RecordStop(Reason::ApprovalRevoked));
 }

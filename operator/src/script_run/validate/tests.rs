@@ -144,3 +144,38 @@ fn what_was_not_read_is_not_given() {
     seen.given = Given::default();
     assert_eq!(validated(&seen).unwrap_err().refusal.reason, Reason::CapabilityUnusable);
 }
+
+/// Whoever could have brought the run about approves nothing of it, whatever became of the policies since.
+#[test]
+fn nobody_approves_what_they_had_a_part_in() {
+    let mut run = a_run();
+    run.spec.end_user = Some(serde_json::from_value(json!({ "username": "joe" })).unwrap());
+    let earlier = paddock_crds::ApprovalStatus { excluded: vec!["earlier".into()], ..Default::default() };
+    run.status = Some(paddock_crds::ScriptRunStatus { approval: Some(earlier), ..Default::default() });
+    let mut taken = policies().taking_part[0].taken.clone();
+    taken.author = Some("author".into());
+    let requester = requester(run.annotations()).unwrap();
+    let of = |writers: Option<&[&str]>| {
+        let writers: Option<BTreeSet<String>> = writers.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+        excluded(&run, &requester, std::slice::from_ref(&taken), writers.as_ref())
+    };
+    let known = of(Some(&["meanwhile"]));
+    for name in ["jane", "joe", "author", "earlier", "meanwhile"] {
+        assert!(known.has(name), "{name}");
+    }
+    assert!(!known.has("anna") && !known.has_everybody());
+    // Where somebody is not known, or there are more than a status has room for, it might be anybody.
+    let many: Vec<String> = (0..40).map(|number| format!("bot-{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert!(of(None).has("anna") && of(Some(&many)).has("anna"));
+}
+
+#[test]
+fn more_demands_than_a_status_has_room_for_are_refused() {
+    let mut seen = policies();
+    let mut rules = seen.taking_part[0].rules.clone();
+    let demands: Vec<_> = (0..=MOST_DEMANDED).map(|number| json!({ "name": format!("a{number}") })).collect();
+    rules.approvals = serde_json::from_value(json!(demands)).unwrap();
+    seen.taking_part = vec![Arc::new(Policy::new(seen.taking_part[0].taken.clone(), Effect::Allow, rules))];
+    assert_eq!(refused(&a_run(), &text(), &seen), Reason::PolicyInvalid);
+}
