@@ -47,6 +47,8 @@ unit: ## Tests that need nothing but Rust
 SUITES := api approvals attacks chart cli confinement contract documents economy examples failures gitops images languages leftovers monitoring observed policies refusals scripts tutorial
 DISTURBING := capabilities egress queue store traces webhook disruption lifecycle
 
+# Programs that tests call. Built before: beside a compiler, sandboxes come late.
+TOOLS := helm kind krew promtool
 SUITE := cargo test --quiet -p paddock-e2e --test suite --
 
 .PHONY: e2e
@@ -55,7 +57,8 @@ e2e: cluster ## Tests on the local cluster
 	cargo test --quiet -p paddock-e2e --lib --bins --test devcluster
 	@$(MAKE) --no-print-directory install
 	cargo build --quiet -p paddock-cli
-	$(SUITE) --test-threads=6 $(SUITES:%=%::)
+	@for tool in $(TOOLS); do $(DEVCLUSTER) tool $$tool > /dev/null; done
+	$(SUITE) --test-threads=5 $(SUITES:%=%::)
 	@./hack/previous
 	for suite in $(DISTURBING); do echo "suite $$suite"; $(SUITE) --test-threads=4 $$suite::; done
 	$(SUITE) --nocapture chaos::

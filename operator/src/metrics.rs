@@ -75,6 +75,9 @@ struct Carried {
     direction: &'static str,
 }
 
+/// Seen from the run.
+const DIRECTIONS: [&str; 2] = ["sent", "received"];
+
 /// The value of the label `namespace` once so many others are taken. No namespace can have this name.
 const OTHER: &str = "_other";
 /// Phases of runs that are not over. A run that has none yet is counted as the first of them.
@@ -169,6 +172,10 @@ impl Metrics {
         for reason in reasons_of("Accepted=False") {
             let _ = metrics.refused.get_or_create(&Reason::of(reason));
         }
+        for direction in DIRECTIONS {
+            let _ = metrics.carried.get_or_create(&Carried { namespace: OTHER.to_owned(), direction });
+        }
+        let _ = metrics.connections.get_or_create(&Connected { namespace: OTHER.to_owned(), outcome: "Closed".to_owned() });
         metrics
     }
 
@@ -205,7 +212,7 @@ impl Metrics {
     /// A run has asked for a connection, and that is over.
     pub(crate) fn connected(&self, namespace: &str, outcome: &str, sent: u64, received: u64) {
         let namespace = self.bounded(namespace);
-        for (direction, bytes) in [("sent", sent), ("received", received)] {
+        for (direction, bytes) in DIRECTIONS.into_iter().zip([sent, received]) {
             self.carried.get_or_create(&Carried { namespace: namespace.clone(), direction }).inc_by(bytes);
         }
         self.connections.get_or_create(&Connected { namespace, outcome: outcome.to_owned() }).inc();

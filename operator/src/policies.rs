@@ -412,6 +412,18 @@ mod tests {
         assert!(policies.lock().is_empty());
     }
 
+    /// Where nobody was known, whoever writes anything takes a policy over: no generation tells of it.
+    #[test]
+    fn an_author_who_takes_a_policy_over_is_known_at_once() {
+        let policies = Policies::default();
+        let mut policy = object(1, 5);
+        assert_eq!(policies.used(&policy).author, None);
+        policy.metadata.annotations = Some(AUTHOR_STAMPS.map(|stamp| (stamp.to_owned(), "anna".to_owned())).into());
+        let taken_over = policies.used(&policy);
+        assert_eq!(taken_over.author.as_ref().map(|author| author.username.as_str()), Some("anna"));
+        assert!(Arc::ptr_eq(&taken_over, &policies.used(&policy)));
+    }
+
     #[test]
     fn the_status_is_written_when_it_says_something_new() {
         let at = |seconds| Timestamp::from_second(seconds).unwrap();

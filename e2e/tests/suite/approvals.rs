@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::harness::{self, Script, Tenant, admin, assert_end, assert_refused, eventually, member, status, stdout, tenant, user};
+use crate::harness::{
+    self, Script, Tenant, admin, assert_end, assert_refused, eventually, member, namespace, status, stdout, tenant, user,
+};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -231,6 +233,49 @@ async fn whatever_changes_while_a_run_waits_voids_what_was_approved() {
         apply("echo harmful").await;
         approve(&anna, &tenant, &needed.digest).await;
         assert_refused(&tenant.finished(&run).await, &Reason::SourceChanged);
+    })
+    .await;
+}
+
+/// Of a run that waits: what was approved does not count for what it would do by then.
+#[tokio::test]
+async fn an_approval_does_not_outlive_what_it_was_given_for() {
+    namespace("approve-wait", json!({}), |tenant| async move {
+        let demanding = async |change: Value| {
+            let mut rules = json!({ "approvals": [{ "name": "four-eyes" }] });
+            rules.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            tenant.cluster_policy(rules).await;
+        };
+        demanding(json!({})).await;
+        let anna = approver(&tenant, "anna", &[]).await;
+        let bot = approver(&tenant, &format!("system:serviceaccount:{}:bot", tenant.name), &["system:serviceaccounts"]).await;
+        let text = Script::shell("echo hello").with(json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": tenant.name } }));
+        let run = tenant.create(text).await;
+        let first = awaiting(&tenant, &run).await.digest;
+        let another_than = async |before: &[&str]| {
+            let is_another =
+                |status: &ScriptRunStatus| status.approval.as_ref().is_some_and(|approval| !before.contains(&approval.digest.as_str()));
+            let run = tenant.until(&run, "it would do something else", is_another).await;
+            assert_eq!(status(&run).phase, Some(Phase::AwaitingApproval));
+            status(&run).approval.unwrap().digest
+        };
+        demanding(json!({ "limits": { "default": { "memory": "96Mi" } } })).await;
+        let second = another_than(&[&first]).await;
+        approve(&anna, &tenant, &first).await;
+        // A machine decides only where the policy says so.
+        approve(&bot, &tenant, &second).await;
+        demanding(json!({ "runtimes": [{ "name": "shell", "image": "docker.io/paddock/other:1", "command": ["/bin/sh"] }] })).await;
+        let third = another_than(&[&first, &second]).await;
+        approve(&bot, &tenant, &third).await;
+        approve(&anna, &tenant, &second).await;
+        // What it did at first is what was approved.
+        demanding(json!({})).await;
+        let run = tenant.finished(&run).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        let approval = status(&run).approval.unwrap();
+        assert_eq!(approval.digest, first);
+        assert_eq!(approval.demanded[0].given.iter().map(|given| given.approver.as_str()).collect::<Vec<_>>(), ["anna"]);
+        tenant.no_cluster_policy().await;
     })
     .await;
 }

@@ -470,11 +470,18 @@ async fn data_that_changes_needs_another_approval_and_a_rotated_secret_does_not(
                 status(&run).approval.unwrap().digest
             }
         };
-        let first = awaiting(tenant.create(ask()).await).await;
+        let waits = tenant.create(ask()).await;
+        let first = awaiting(waits.clone()).await;
         config_map(&tenant, "prices", "2\n").await;
         let run = tenant.create(ask()).await;
         let second = awaiting(run.clone()).await;
         assert_ne!(first, second);
+        // The one that waits would see the changed data too: what was approved of it counts for nothing.
+        approve(first.clone()).await;
+        let is_of_the_second =
+            |status: &paddock_crds::ScriptRunStatus| status.approval.as_ref().is_some_and(|approval| approval.digest == second);
+        let waits = tenant.until(&waits, "it would read the changed data", is_of_the_second).await;
+        assert_eq!(status(&waits).phase, Some(Phase::AwaitingApproval));
         let secrets: Api<Secret> = Api::namespaced(tenant.client.clone(), &tenant.name);
         let rotated = Patch::Merge(json!({ "stringData": { "password": "another" } }));
         secrets.patch("smtp", &PatchParams::default(), &rotated).await.unwrap();

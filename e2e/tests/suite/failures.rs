@@ -229,11 +229,18 @@ async fn quota_that_is_used_up_is_told_and_waited_for() {
         })
         .await;
         let run = tenant.create(Script::shell("echo at last")).await;
-        tenant
-            .until(&run, "QuotaExceeded", |status| {
-                status.condition(&ConditionType::Started).is_some_and(|condition| condition.reason == Reason::QuotaExceeded)
-            })
-            .await;
+        let is_full = |type_: ConditionType| {
+            move |status: &paddock_crds::ScriptRunStatus| {
+                status.condition(&type_).is_some_and(|condition| condition.reason == Reason::QuotaExceeded)
+            }
+        };
+        tenant.until(&run, "QuotaExceeded", is_full(ConditionType::Started)).await;
+        // It does not hold a slot that others could use, and is not ended for want of room.
+        let back = tenant.until(&run, "the slot is given back", is_full(ConditionType::Admitted)).await;
+        assert_eq!(status(&back).phase, Some(Phase::Queued));
+        let again = |status: &paddock_crds::ScriptRunStatus| status.phase == Some(Phase::Starting);
+        tenant.until(&run, "it asks again", again).await;
+        tenant.until(&run, "the slot is given back again", |status| status.phase == Some(Phase::Queued)).await;
         quotas.delete("other", &DeleteParams::default()).await.unwrap();
         let run = tenant.finished(&run).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);

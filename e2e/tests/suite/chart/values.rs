@@ -15,7 +15,12 @@ fn all_on() -> Vec<String> {
     .to_vec()
 }
 
-/// The same where a webhook stamps, whose certificates cert-manager makes or not.
+/// Nothing turned on, so that the switches themselves have one.
+fn all_off() -> Vec<String> {
+    [r#"egress={"clusterNets":["10.0.0.0/8"]}"#, "baseline.create=false"].map(str::to_owned).to_vec()
+}
+
+/// The same as all where a webhook stamps, whose certificates cert-manager makes or not.
 fn with_webhook(issuer: &str) -> Vec<String> {
     let mut values = all_on();
     values.push(format!(r#"admission={{"stamps":"Webhook","certManager":{{"issuer":{{"name":"{issuer}"}}}}}}"#));
@@ -87,7 +92,7 @@ fn every_value_changes_what_is_rendered() {
     let mut all = Vec::new();
     leaves("", &serde_saphyr::from_str(&file).unwrap(), &mut all);
     assert!(all.len() > 90, "{all:#?}");
-    let bases = [all_on(), with_webhook(""), with_webhook("ca")].map(|values| (rendered(&values).unwrap(), values));
+    let bases = [all_on(), all_off(), with_webhook(""), with_webhook("ca")].map(|values| (rendered(&values).unwrap(), values));
     let without_effect: Vec<String> = all
         .iter()
         .filter_map(|(path, value)| {

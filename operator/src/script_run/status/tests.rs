@@ -190,6 +190,9 @@ fn a_waiting_run_tells_for_what() {
     let waiting = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Wait { full: Full::Tenant, ahead: 3 }), 1);
     assert_eq!(holds(&waiting, &ConditionType::Admitted), Some((ConditionStatus::False, Reason::WaitingForSlot)));
     assert_eq!(status(&waiting).phase, Some(Phase::Queued));
+    // A step forward is no write.
+    let forward = Done::Queued(Admission::Wait { full: Full::Tenant, ahead: 2 });
+    assert_eq!(compute_status(&waiting, &seen(&waiting), &Step::Admit, &forward, at(2)), None);
     let full = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Refuse(Full::Tenant)), 1);
     assert_eq!(holds(&full, &ConditionType::Accepted), Some((ConditionStatus::False, Reason::QueueFull)));
     assert_eq!(status(&full).phase, Some(Phase::Refused));
