@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use jiff::Timestamp;
 
 /// Runs scripts in sandboxes, and shows what became of them
 #[derive(Parser, Debug)]
@@ -82,7 +83,7 @@ pub(crate) enum Command {
     },
     /// Tell every permission that a run asks for, and which rule of which policy grants or refuses it
     #[command(
-        after_help = "With --policy no cluster is asked, and --as and --as-group say who would create the run. Exits with 0 if the run is allowed, with 120 if it is refused, or would wait for approvals or for a policy that is suspended."
+        after_help = "With --policy no cluster is asked: --as and --as-group say who would create the run, --namespace (or else default) and --label where. Exits with 0 if the run is allowed, with 120 if it is refused, or would wait for approvals or for a policy that is suspended."
     )]
     Explain(Explain),
     /// List the runs that wait for an approval
@@ -196,6 +197,9 @@ pub(crate) struct Explain {
     /// Label of the namespace, where policies come from files; can be repeated
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<String>,
+    /// Time at which it would be decided, as in 2026-11-27T22:00:00Z, for policies with time windows [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) now: Option<Timestamp>,
     /// Runtime that the policy offers [default: by the file's extension]
     #[arg(short, long)]
     pub(crate) runtime: Option<String>,

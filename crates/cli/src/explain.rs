@@ -260,7 +260,9 @@ pub(crate) async fn effective(
 }
 
 async fn explained_by(cluster: impl AsyncFn() -> Result<Cluster>, connection: &Connection, arguments: &Explain) -> Result<Explanation> {
+    let now = arguments.now.unwrap_or_else(Timestamp::now);
     Ok(if arguments.policy.is_empty() && !arguments.target.exists() {
+        ensure!(arguments.now.is_none(), "a run that is there was decided when it was: give a file");
         of_run(&cluster().await?, &arguments.target).await?
     } else {
         let file = fs::read_to_string(&arguments.target).with_context(|| format!("cannot read {}", arguments.target.display()))?;
@@ -271,12 +273,13 @@ async fn explained_by(cluster: impl AsyncFn() -> Result<Cluster>, connection: &C
             let requester = whoever_asks(&cluster).await?;
             let objects = objects::read(&cluster, run.spec.capabilities.as_ref()).await?;
             let namespace = TenantFacts { name: &cluster.namespace, labels: &labels };
-            explain(&written, &run, Known { namespace, requester: &requester, objects: &objects, now: Timestamp::now() })?
+            explain(&written, &run, Known { namespace, requester: &requester, objects: &objects, now })?
         } else {
             let labels = labels(&arguments.label)?;
             let requester = named(connection).unwrap_or_else(nobody);
-            let (namespace, objects) = (TenantFacts { name: "default", labels: &labels }, objects::Known::default());
-            let known = Known { namespace, requester: &requester, objects: &objects, now: Timestamp::now() };
+            let name = connection.namespace.as_deref().unwrap_or("default");
+            let (namespace, objects) = (TenantFacts { name, labels: &labels }, objects::Known::default());
+            let known = Known { namespace, requester: &requester, objects: &objects, now };
             explain(&Written::read(&arguments.policy)?, &run, known)?
         }
     })

@@ -406,6 +406,12 @@ async fn policies_are_tried_stopped_and_resumed() {
         desk.write("hello.sh", "echo hello\n");
         let explained = desk.type_("kubectl paddock -n $N explain hello.sh --under limited").expect(0);
         assert!(explained.out.contains("runtime:shell") && explained.out.ends_with("allowed\n"), "{explained:?}");
+        // Without a cluster: who would ask, where and when.
+        desk.write("office.yaml", "apiVersion: paddock.dev/v1alpha1\nkind: ClusterSandboxPolicy\nmetadata: {name: baseline}\nspec:\n  namespaceSelector: {}\n  runtimes: [{name: shell, image: i, command: [/bin/sh]}]\n  rules: [{name: hours, expression: \"now.getHours('Europe/Berlin') < 18 && requester.username == 'jane' && tenant.name == 'shop'\"}]\n");
+        let offline = "KUBECONFIG=/nonexistent kubectl paddock explain hello.sh --policy office.yaml -n shop --as jane --now";
+        desk.type_(&format!("{offline} 2026-11-27T16:00:00Z")).expect(0).shows("allowed");
+        desk.type_(&format!("{offline} 2026-11-27T17:00:00Z")).expect(120).shows("RuleNotSatisfied");
+        desk.type_("KUBECONFIG=/nonexistent kubectl paddock explain hello.sh --policy office.yaml -n shop --now 2026-11-27T16:00:00Z").expect(120);
         desk.type_("kubectl paddock -n $N suspend limited").expect(0);
         let explained = desk.type_("kubectl paddock -n $N explain hello.sh --under limited").expect(120);
         assert!(explained.out.contains("waits: Suspended"), "{explained:?}");
