@@ -6,14 +6,14 @@ use std::io::{IsTerminal as _, Write as _};
 use anyhow::{Context as _, Result, bail, ensure};
 use jiff::{Span, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ApprovalDecision, ApprovalStatus, Phase, ScriptApproval, ScriptApprovalSpec, ScriptRun, ScriptRunStatus, Verdict};
 use paddock_policy::{EVERYBODY, script_hash};
 use serde_json::json;
 
 use crate::arguments::{Decide, Output};
-use crate::cluster::{Cluster, explained};
+use crate::cluster::{Cluster, explained, patching, posting};
 use crate::exit::Exit;
 use crate::explain::whoever_asks;
 use crate::shallow::Shallow;
@@ -113,7 +113,7 @@ pub(crate) async fn decide(cluster: &Cluster, decision: ApprovalDecision, argume
         };
         let mut approval = ScriptApproval::new("", spec);
         (approval.metadata.name, approval.metadata.generate_name) = (None, Some(prefix(&arguments.name)));
-        let made = api.create(&PostParams::default(), &approval).await.map_err(|error| explained(error, "decide"))?;
+        let made = api.create(&posting(), &approval).await.map_err(|error| explained(error, "decide"))?;
         let what = if decision == ApprovalDecision::Approve { "approved" } else { "denied" };
         println!("{what} by scriptapproval/{}", made.name_any());
     }
@@ -220,7 +220,7 @@ fn indented(text: &str) -> String {
 pub(crate) async fn revoke(cluster: &Cluster, name: &str) -> Result<Exit> {
     let api: Api<ScriptApproval> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let patch = Patch::Merge(json!({ "spec": { "revoked": true } }));
-    api.patch(name, &PatchParams::default(), &patch).await.map_err(|error| explained(error, "take the decision back"))?;
+    api.patch(name, &patching(), &patch).await.map_err(|error| explained(error, "take the decision back"))?;
     println!("scriptapproval/{name} is revoked");
     Ok(Exit::Done)
 }

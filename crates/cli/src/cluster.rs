@@ -1,6 +1,7 @@
 //! The connection to the cluster, with the rights of whoever calls.
 
 use anyhow::{Context as _, Result};
+use kube::api::{PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use paddock_crds::ScriptRun;
@@ -60,4 +61,17 @@ pub(crate) fn explained(error: kube::Error, what: &str) -> anyhow::Error {
         Some((_, message)) => anyhow::anyhow!("cannot {what}: {message}"),
         None => anyhow::Error::from(error).context(format!("cannot {what}")),
     }
+}
+
+/// By this name others see who has written a field.
+const MANAGER: &str = "kubectl-paddock";
+
+/// What every creation and replacement is made with.
+pub(crate) fn posting() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }
+}
+
+/// The same of a patch.
+pub(crate) fn patching() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() }
 }

@@ -13,7 +13,7 @@ use paddock_crds::{ConditionType, ScriptRun};
 use serde_json::json;
 
 use crate::arguments::{Doctor, Output};
-use crate::cluster::{Cluster, explained};
+use crate::cluster::{Cluster, explained, posting};
 use crate::exit::Exit;
 use crate::explain::whoever_asks;
 use crate::manifest::policy_ref;
@@ -75,7 +75,7 @@ fn probe_run(arguments: &Doctor, probe: &Probe) -> Result<ScriptRun> {
 async fn ended(cluster: &Cluster, arguments: &Doctor, probe: &Probe) -> Result<ScriptRun> {
     let api = cluster.runs();
     let wanted = probe_run(arguments, probe)?;
-    let created = api.create(&PostParams::default(), &wanted).await.map_err(|error| explained(error, "create a run"))?;
+    let created = api.create(&posting(), &wanted).await.map_err(|error| explained(error, "create a run"))?;
     let name = created.name_any();
     let is_over =
         |run: Option<&ScriptRun>| run.and_then(|run| run.status.as_ref()).is_some_and(|status| status.is_true(&ConditionType::Finished));
@@ -89,7 +89,7 @@ async fn ended(cluster: &Cluster, arguments: &Doctor, probe: &Probe) -> Result<S
 async fn forge(cluster: &Cluster, arguments: &Doctor) -> Result<Option<String>> {
     let mut forged = probe_run(arguments, &PROBES[0])?;
     forged.annotations_mut().insert(REQUESTER.into(), "system:admin".into());
-    let only_asked = PostParams { dry_run: true, ..PostParams::default() };
+    let only_asked = PostParams { dry_run: true, ..posting() };
     match cluster.runs().create(&only_asked, &forged).await {
         Ok(_) => Ok(None),
         Err(kube::Error::Api(answer)) if answer.code == 403 && answer.message.contains("ValidatingAdmissionPolicy") => {

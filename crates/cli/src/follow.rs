@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use futures::TryStreamExt as _;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::Patch;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ConditionType, Phase, ScriptRun, ScriptRunStatus};
 use serde_json::json;
 
 use crate::arguments::{Run, Shown};
-use crate::cluster::{Cluster, explained};
+use crate::cluster::{Cluster, explained, patching, posting};
 use crate::exit::{Exit, advice};
 use crate::manifest::{Texts, input_file, script_run};
 use crate::show::{document, put_out};
@@ -46,7 +46,7 @@ pub(crate) async fn run(cluster: &Cluster, run: Run) -> Result<Exit> {
         print!("{}", document(&wanted, run.output == Shown::Json)?);
         return Ok(Exit::Done);
     }
-    let created = cluster.runs().create(&PostParams::default(), &wanted).await.map_err(|error| explained(error, "create the run"))?;
+    let created = cluster.runs().create(&posting(), &wanted).await.map_err(|error| explained(error, "create the run"))?;
     let name = created.name_any();
     if run.detach {
         println!("scriptrun.paddock.dev/{name}");
@@ -124,7 +124,7 @@ pub(crate) async fn cancel(cluster: &Cluster, name: &str, wait: bool) -> Result<
 
 async fn ask_to_end(api: &Api<ScriptRun>, name: &str) -> Result<()> {
     let patch = Patch::Merge(json!({ "spec": { "cancel": true } }));
-    api.patch(name, &PatchParams::default(), &patch).await.map_err(|error| explained(error, "cancel the run")).map(drop)
+    api.patch(name, &patching(), &patch).await.map_err(|error| explained(error, "cancel the run")).map(drop)
 }
 
 /// Watches a run until its status is as `wanted`. Where the run is this program's own, an interrupt ends it, and a second one stops waiting.

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::Patch;
 use paddock_crds::{ClusterSandboxPolicy, PolicyKind, Requester, SandboxPolicy, ScriptRun, ScriptRunSpec};
 use paddock_policy::{Found, Object, ObjectKind, TenantFacts};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, explained};
+use crate::cluster::{Cluster, explained, patching};
 use crate::exit::Exit;
 use crate::explain::{Known, Written, check_known, explain, nobody};
 use crate::manifest::policy_ref;
@@ -22,7 +22,7 @@ use crate::manifest::policy_ref;
 pub(crate) async fn suspend(cluster: &Cluster, policy: &str, how: Option<&str>) -> Result<Exit> {
     let named = policy_ref(policy)?;
     let patch = Patch::Merge(json!({ "spec": { "suspend": how } }));
-    let parameters = PatchParams::default();
+    let parameters = patching();
     let patched = match named.kind {
         PolicyKind::SandboxPolicy => {
             let api: Api<SandboxPolicy> = Api::namespaced(cluster.client.clone(), &cluster.namespace);

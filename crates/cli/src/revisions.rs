@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::api::{DynamicObject, ListParams};
 use kube::core::ApiResource;
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ClusterSandboxPolicy, PolicyKind, PolicyRef, SandboxPolicy};
@@ -12,7 +12,7 @@ use serde_json::Value;
 use similar::TextDiff;
 
 use crate::arguments::Kept;
-use crate::cluster::{Cluster, explained};
+use crate::cluster::{Cluster, explained, posting};
 use crate::exit::Exit;
 use crate::manifest::policy_ref;
 use crate::table::{Cell, plain, table};
@@ -149,7 +149,7 @@ pub(crate) async fn rollback(cluster: &Cluster, kept: &Kept, to: Option<i64>) ->
     ensure!(policy.now.data["spec"] != spec, "{} says already what it said in revision {number}", policy.named.name);
     policy.now.data["spec"] = spec;
     // Fenced by the version that was read: what somebody else has written meanwhile is not written over.
-    let written = policy.api.replace(&policy.named.name, &PostParams::default(), &policy.now).await;
+    let written = policy.api.replace(&policy.named.name, &posting(), &policy.now).await;
     let written = written.map_err(|error| explained(error, "write the policy"))?;
     let generation = written.metadata.generation.unwrap_or(0);
     println!("{}/{} says what it said in revision {number}, as revision {generation}", policy.named.kind.as_str(), policy.named.name);

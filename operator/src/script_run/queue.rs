@@ -247,7 +247,7 @@ impl Line {
                 contest.enter(name, tenant, &limits_of);
             }
         }
-        contest.serve(free, None).0
+        contest.serve(free, None).0.into_iter().map(|(namespace, turn)| (namespace.to_owned(), turn.name.clone())).collect()
     }
 }
 
@@ -311,15 +311,15 @@ impl<'a> Contest<'a> {
         contender.add(asker.policy, Kind { limits, active: tenant.active_of(asker.policy), waiting: None, asker: Some(asker.turn) });
     }
 
-    /// Gives away so many slots, or until `uid` has got one. Tells who got one, by namespace and name, and whether `uid` did.
-    fn serve(&mut self, free: usize, uid: Option<&str>) -> (Vec<(String, String)>, bool) {
+    /// Gives away so many slots, or until `uid` has got one. Tells who got one, by namespace, and whether `uid` did.
+    fn serve(&mut self, free: usize, uid: Option<&str>) -> (Vec<(&'a str, &'a Turn)>, bool) {
         let now = self.now;
         let mut served = Vec::new();
         let claims = self.contenders.iter_mut().filter_map(|(namespace, contender)| contender.claim(namespace, now));
         let mut claims: BinaryHeap<Claim<'a>> = claims.collect();
         while served.len() < free {
             let Some(Claim { namespace, policy, turn, .. }) = claims.pop() else { break };
-            served.push((namespace.to_owned(), turn.name.clone()));
+            served.push((namespace, turn));
             if uid == Some(turn.uid.as_str()) {
                 return (served, true);
             }
