@@ -436,11 +436,11 @@ fn place(run: &ScriptRun) -> Option<Place> {
         return Some(Place::Awaits);
     }
     let admitted = status.condition(&ConditionType::Admitted)?;
-    // It asks anew by itself, and nobody waits behind it meanwhile.
-    if admitted.status == ConditionStatus::False && admitted.reason == paddock_crds::Reason::QuotaExceeded {
-        return None;
-    }
-    Some(if admitted.status == ConditionStatus::True { Place::Active } else { Place::Waits })
+    Some(match admitted.status {
+        ConditionStatus::True => Place::Active,
+        _ if admitted.reason == paddock_crds::Reason::QuotaExceeded => Place::StandsAside,
+        _ => Place::Waits,
+    })
 }
 
 fn version(run: &ScriptRun) -> u64 {

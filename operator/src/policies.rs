@@ -276,24 +276,29 @@ async fn keep<P: PolicyObject>(object: &P, before: Option<i64>, context: &Contex
     Ok(())
 }
 
-/// Stores the revisions of what a decision is made by: nothing is admitted under a generation that the history does not show.
+/// Stores the revisions of what a decision is made by: nothing is admitted under a generation that the history does not show, but for one that the API
+/// server does not take.
 pub(crate) async fn keep_all(used: &[Arc<Policy>], namespace: &str, context: &Context) -> Result<(), Error> {
-    for TakenPolicy { kind, name, .. } in used.iter().map(|policy| &policy.taken) {
-        match kind {
+    for taken in used.iter().map(|policy| &policy.taken) {
+        let name = &taken.name;
+        match taken.kind {
             PolicyKind::SandboxPolicy => {
                 let found = context.caches.policies.get(&ObjectRef::new(name).within(namespace));
-                keep_one(found.as_deref(), context).await?;
+                keep_one(found.as_deref(), taken, context).await?;
             }
             PolicyKind::ClusterSandboxPolicy => {
-                keep_one(context.caches.cluster_policies.get(&ObjectRef::new(name)).as_deref(), context).await?;
+                keep_one(context.caches.cluster_policies.get(&ObjectRef::new(name)).as_deref(), taken, context).await?;
             }
         }
     }
     Ok(())
 }
 
-async fn keep_one<P: PolicyObject>(found: Option<&Readable<P>>, context: &Context) -> Result<(), Error> {
+async fn keep_one<P: PolicyObject>(found: Option<&Readable<P>>, taken: &TakenPolicy, context: &Context) -> Result<(), Error> {
+    let is_it = |object: &P| object.uid().as_ref() == Some(&taken.uid) && object.meta().generation.unwrap_or(0) == taken.generation;
     match found.map(|readable| &readable.0) {
+        // It has changed since this pass has looked: the pass is taken again.
+        Some(Ok(object)) if !is_it(object) => Err(Error::Conflict),
         Some(Ok(object)) => keep(object, object.stored().and_then(|status| status.observed_generation), context).await,
         _ => Ok(()),
     }

@@ -274,7 +274,8 @@ where
                     known.remove(&object.uid().unwrap_or_default());
                     changed.send_replace(());
                 }
-                Ok(Some(Event::Init | Event::InitApply(_))) => {}
+                Ok(Some(Event::InitApply(object))) => _ = matters(&object),
+                Ok(Some(Event::Init)) => {}
                 Ok(Some(Event::InitDone)) => {
                     known.clear();
                     changed.send_replace(());

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
+use clap_complete::CompletionCandidate;
 
 use crate::arguments::Arguments;
 
@@ -28,7 +29,9 @@ fn completed(mut words: Vec<OsString>) -> Result<String> {
     let here = std::env::current_dir().ok();
     let candidates = clap_complete::engine::complete(&mut Arguments::command(), words, last, here.as_deref())?;
     let mut text = String::new();
-    for candidate in &candidates {
+    // A name of a file could hold lines of its own.
+    let is_one_word = |candidate: &&CompletionCandidate| !candidate.get_value().to_string_lossy().contains(char::is_control);
+    for candidate in candidates.iter().filter(is_one_word) {
         text += &candidate.get_value().to_string_lossy();
         if let Some(help) = candidate.get_help() {
             text += &format!("\t{}", help.to_string().lines().next().unwrap_or_default());

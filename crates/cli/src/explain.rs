@@ -343,7 +343,7 @@ async fn of_run(cluster: &Cluster, name: &Path) -> Result<Explanation> {
         policies: status.policies,
         decisions: status.decisions,
         risk: status.risk,
-        digest: status.approval.as_ref().map(|approval| approval.digest.clone()),
+        digest: status.approval.as_ref().map(|approval| approval.digest.clone()).filter(|digest| !digest.is_empty()),
         schema_digest: status.approval.and_then(|approval| approval.schema_digest),
     })
 }

@@ -300,6 +300,11 @@ impl Excluded {
         self.0.contains(username) || self.has_everybody()
     }
 
+    /// As it is stored.
+    pub fn names(&self) -> Vec<String> {
+        self.0.iter().cloned().collect()
+    }
+
     /// Whether nobody's does.
     pub fn has_everybody(&self) -> bool {
         self.0.contains(EVERYBODY)
@@ -319,7 +324,7 @@ pub fn approving<'a>(to_approve: Option<&ToApprove>, approvals: impl IntoIterato
     let demanded: Vec<ApprovalDemanded> =
         to_approve.demanded.iter().map(|demanded| answered(demanded, to_approve, &of_the_run, now)).collect();
     let is_enough = demanded.iter().all(ApprovalDemanded::is_answered);
-    let excluded = to_approve.excluded.0.iter().cloned().collect();
+    let excluded = to_approve.excluded.names();
     let status = ApprovalStatus { digest: input.clone(), schema_digest: schema.clone(), expires_at: None, demanded, excluded };
     if let Some(denial) = of_the_run.iter().find(|approval| approval.decision == ApprovalDecision::Deny) {
         return Approving::Denied { status, by: denial.approver.username.clone() };

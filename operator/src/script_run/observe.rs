@@ -246,8 +246,13 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Err
 pub(crate) fn policies(run: &ScriptRun, context: &Context) -> PoliciesSeen {
     let mut seen = policies_of(&run.namespace().unwrap_or_default(), &run.spec.policy_ref, context);
     let before = run.status.iter().flat_map(|status| &status.policies);
-    let since = before.filter_map(|before| Some((before, &seen.taking_part.iter().find(|policy| policy.taken.uid == before.uid)?.taken)));
-    let wrote = since.map(|(before, now)| context.caches.writers.between(&now.uid, before.generation, now.generation));
+    let since = before.filter_map(|before| {
+        let is_of_its_name = |policy: &&Arc<paddock_policy::Policy>| policy.taken.kind == before.kind && policy.taken.name == before.name;
+        let now = &seen.taking_part.iter().find(is_of_its_name)?.taken;
+        // One that was made anew under the same name was written from its first generation on.
+        Some((if now.uid == before.uid { before.generation } else { 0 }, now))
+    });
+    let wrote = since.map(|(after, now)| context.caches.writers.between(&now.uid, after, now.generation));
     seen.writers = wrote.collect::<Option<Vec<_>>>().map(|all| all.into_iter().flatten().collect());
     seen
 }

@@ -17,6 +17,7 @@ pub(crate) struct Line {
     tenants: BTreeMap<String, Tenant>,
     active: usize,
     waiting: usize,
+    aside: usize,
 }
 
 /// The runs of one tenant namespace.
@@ -28,6 +29,8 @@ struct Tenant {
     waiting: BTreeMap<PolicyRef, BTreeSet<Turn>>,
     /// UIDs of those that wait for approvals.
     awaiting: BTreeSet<String>,
+    /// UIDs of those that gave a slot back, with the policy that they name.
+    aside: BTreeMap<String, PolicyRef>,
     /// The last time that one of them got a slot, in microseconds since the epoch.
     served: i64,
 }
@@ -52,6 +55,8 @@ pub(crate) enum Place {
     Active,
     /// It waits for approvals, and is not in line.
     Awaits,
+    /// It gave a slot back that a quota had no room for, and asks anew by itself: nobody waits behind it, and it takes a place of those that may wait.
+    StandsAside,
 }
 
 /// Limits of the whole cluster.
@@ -113,6 +118,10 @@ impl Line {
             Place::Awaits => {
                 tenant.awaiting.insert(asker.turn.uid.clone());
             }
+            Place::StandsAside => {
+                tenant.aside.insert(asker.turn.uid.clone(), asker.policy.clone());
+                self.aside += 1;
+            }
         }
     }
 
@@ -121,6 +130,7 @@ impl Line {
         let Some(tenant) = self.tenants.get_mut(asker.namespace) else { return };
         self.active -= usize::from(tenant.active.remove(&asker.turn.uid).is_some());
         tenant.awaiting.remove(&asker.turn.uid);
+        self.aside -= usize::from(tenant.aside.remove(&asker.turn.uid).is_some());
         if let Some(waiting) = tenant.waiting.get_mut(asker.policy) {
             self.waiting -= usize::from(waiting.remove(asker.turn));
             if waiting.is_empty() {
@@ -137,7 +147,10 @@ impl Line {
 
     /// Forgets tenants of which nothing is known but when they were served.
     pub(crate) fn forget_idle(&mut self) {
-        self.tenants.retain(|_, tenant| !tenant.active.is_empty() || !tenant.waiting.is_empty() || !tenant.awaiting.is_empty());
+        self.tenants.retain(|_, tenant| {
+            let is_idle = tenant.active.is_empty() && tenant.waiting.is_empty() && tenant.awaiting.is_empty() && tenant.aside.is_empty();
+            !is_idle
+        });
     }
 
     /// How many others of the namespace wait for approvals.
@@ -205,14 +218,20 @@ impl Line {
         let none = Tenant::default();
         let tenant = self.tenants.get(asker.namespace).unwrap_or(&none);
         let of_the_policy = tenant.waiting.get(asker.policy);
-        if !of_the_policy.is_some_and(|waiting| waiting.contains(asker.turn)) {
-            if limits.policy_queued.is_some_and(|most| of_the_policy.map_or(0, BTreeSet::len) >= most as usize) {
+        // Who has waited before is not sent away: they were counted when they came.
+        let uid = &asker.turn.uid;
+        let is_known = of_the_policy.is_some_and(|waiting| waiting.contains(asker.turn))
+            || tenant.aside.contains_key(uid)
+            || tenant.awaiting.contains(uid);
+        if !is_known {
+            let aside = tenant.aside.values().filter(|policy| *policy == asker.policy).count();
+            if limits.policy_queued.is_some_and(|most| of_the_policy.map_or(0, BTreeSet::len) + aside >= most as usize) {
                 return Admission::Refuse(Full::Policy);
             }
-            if tenant.waiting.values().map(BTreeSet::len).sum::<usize>() >= limits.queued as usize {
+            if tenant.waiting.values().map(BTreeSet::len).sum::<usize>() + tenant.aside.len() >= limits.queued as usize {
                 return Admission::Refuse(Full::Tenant);
             }
-            if self.waiting >= cluster.queued {
+            if self.waiting + self.aside >= cluster.queued {
                 return Admission::Refuse(Full::Cluster);
             }
         }

@@ -8,7 +8,7 @@ use paddock_crds::{
     ApprovalStatus, AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, Decision, Phase, PodRef, Reason, Requester, RunResult,
     ScriptRun, ScriptRunStatus, Stopping, Usage, Verdict,
 };
-use paddock_policy::{Approving, EVERYBODY, Refusal};
+use paddock_policy::{Approving, EVERYBODY, Excluded, Refusal};
 
 use super::apply::Done;
 use super::outcome::Outcome;
@@ -31,19 +31,20 @@ const NOT_REPORTED: &str = "the end of the script was not reported; what it prin
 pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &Done, now: Timestamp) -> Option<ScriptRunStatus> {
     let before = run.status.clone().unwrap_or_default();
     let mut report = Report { status: before.clone(), generation: run.metadata.generation, now };
-    let valid = seen.decision.as_ref().and_then(|decision| decision.as_ref().ok());
+    let valid: Option<&ValidRun> = seen.decision.as_ref().and_then(|decision| decision.as_ref().ok()).map(AsRef::as_ref);
     match (step, done) {
         (Step::Refuse(refusal), _) => report.refused(run, refusal, seen),
         (Step::Hold(reason, message), _) => {
-            report.approved(&seen.approving);
+            report.approved(&seen.approving, valid);
             report.waits(reason, message);
         }
         (Step::AwaitApproval { until }, _) => report.awaits_approval(*until, valid?, &seen.approving),
         (Step::Admit, Done::Queued(admission)) => {
-            report.approved(&seen.approving);
+            report.approved(&seen.approving, valid);
             report.queued(admission, valid?, is_suspended(&seen.containment));
         }
         (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
+        (Step::CreatePod, Done::Yes) => report.has_room(),
         (Step::StandBack, _) => report.stands_back(),
         (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
         (Step::RecordStop(reason), _) => report.stopped(reason, seen),
@@ -232,7 +233,7 @@ impl Report {
         self.tell(Phase::AwaitingApproval, &message);
     }
 
-    fn approved(&mut self, approving: &Approving) {
+    fn approved(&mut self, approving: &Approving, valid: Option<&ValidRun>) {
         match approving {
             Approving::Approved(status) => {
                 self.status.approval = Some(status.clone());
@@ -248,8 +249,11 @@ impl Report {
             }
             // Whose approval does not count is kept: policies may demand one again while the run waits for a slot.
             Approving::NotNeeded => {
-                if let Some(approval) = &mut self.status.approval {
+                let excluded = valid.and_then(|valid| valid.excluded.as_ref()).map(Excluded::names);
+                if excluded.is_some() || self.status.approval.is_some() {
+                    let approval = self.status.approval.get_or_insert_default();
                     (approval.demanded, approval.expires_at) = (Vec::new(), None);
+                    approval.excluded = excluded.unwrap_or_else(|| approval.excluded.clone());
                 }
                 self.drop_condition(&ConditionType::Approved);
             }
@@ -271,7 +275,10 @@ impl Report {
                 if !self.status.is_true(&ConditionType::Admitted) {
                     let now = self.clock();
                     self.clocks().admitted = Some(now);
-                    self.audit("admitted", None);
+                    // A slot that was given back is not taken for the first time.
+                    if !self.status.audit.iter().any(|event| event.type_ == "dev.paddock.run.admitted.v1") {
+                        self.audit("admitted", None);
+                    }
                 }
                 self.status.job_digest = Some(valid.digest.clone());
                 self.condition(ConditionType::Admitted, true, Reason::SlotTaken, "a slot is taken");
@@ -308,10 +315,14 @@ impl Report {
         }
     }
 
-    fn stands_back(&mut self) {
-        if let Some(clocks) = &mut self.status.clocks {
-            clocks.admitted = None;
+    /// The quota that was full has taken the pod.
+    fn has_room(&mut self) {
+        if self.status.condition(&ConditionType::Started).is_some_and(|started| started.reason == Reason::QuotaExceeded) {
+            self.drop_condition(&ConditionType::Started);
         }
+    }
+
+    fn stands_back(&mut self) {
         self.waits(&Reason::QuotaExceeded, "the quota of the sandbox namespace has no room; the run asks for a slot again in a while");
     }
 

@@ -291,7 +291,7 @@ fn stands_back(run: &ScriptRun, now: Timestamp) -> Option<Duration> {
 /// `None` once enough people have approved, or nobody has to.
 fn before_the_approval(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Option<Step> {
     let end = |phase, reason, message: String| Some(Step::Finish(Outcome::plain(phase, reason, message)));
-    let is_new = run.status.as_ref().is_none_or(|status| status.approval.is_none());
+    let is_new = run.status.as_ref().and_then(|status| status.approval.as_ref()).is_none_or(|approval| approval.demanded.is_empty());
     match &seen.approving {
         Approving::NotNeeded | Approving::Approved(_) => None,
         Approving::Waiting { .. } if is_new && seen.awaiting >= most_that_wait(seen) => Some(Step::Refuse(Refusal {

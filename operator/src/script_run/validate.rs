@@ -88,6 +88,8 @@ pub(crate) struct ValidRun {
     pub(crate) given: Vec<(Object, Content)>,
     /// What has to be approved first.
     pub(crate) to_approve: Option<ToApprove>,
+    /// Whose approval would not count, where that is more than the policies and the run tell by themselves: they were written by others before.
+    pub(crate) excluded: Option<Excluded>,
 }
 
 /// A run that may not be run.
@@ -190,11 +192,13 @@ pub(crate) fn validate(
     let input_hash = files.input.as_deref().map(job::hash);
     let data = data_hashes(&given);
     let hashes = Hashes { script: &script_hash, input: input_hash.as_deref(), schema: checked.own_schema.as_deref(), data: &data };
+    let told = part_of(run, &requester, &taken).collect::<Excluded>();
+    let excluded = excluded(run, &requester, &taken, policies.writers.as_ref());
     let to_approve = (!demanded.is_empty()).then(|| ToApprove {
         demanded,
         digests: digests(run, &grant, hashes),
         run_uid: run.uid().unwrap_or_default(),
-        excluded: excluded(run, &requester, &taken, policies.writers.as_ref()),
+        excluded: excluded.clone(),
     });
     Ok(ValidRun {
         namespace: namespace.clone(),
@@ -212,6 +216,7 @@ pub(crate) fn validate(
         risk,
         given,
         to_approve,
+        excluded: Some(excluded).filter(|excluded| *excluded != told),
     })
 }
 
@@ -237,11 +242,18 @@ const MOST_DEMANDED: usize = 64;
 
 /// Who approves nothing of a run: who asked for it, for whom it is, and who wrote a policy by which it is decided, or was while it waited.
 fn excluded(run: &ScriptRun, requester: &Requester, policies: &[TakenPolicy], writers: Option<&BTreeSet<String>>) -> Excluded {
-    let authors = policies.iter().filter_map(|policy| policy.author.clone());
-    let end_user = run.spec.end_user.as_ref().map(|user| user.username.clone());
-    let earlier = run.status.as_ref().and_then(|status| status.approval.as_ref()).map(|approval| approval.excluded.clone());
+    let status = run.status.as_ref();
+    let earlier = status.and_then(|status| status.approval.as_ref()).map(|approval| approval.excluded.clone());
+    let looked_at = status.into_iter().flat_map(|status| &status.policies).filter_map(|policy| policy.author.clone());
     let meanwhile = writers.map_or_else(|| [EVERYBODY.to_owned()].into(), BTreeSet::clone);
-    authors.chain(end_user).chain([requester.username.clone()]).chain(earlier.into_iter().flatten()).chain(meanwhile).collect()
+    part_of(run, requester, policies).chain(earlier.into_iter().flatten()).chain(looked_at).chain(meanwhile).collect()
+}
+
+/// Who has a part in the run as it is now.
+fn part_of(run: &ScriptRun, requester: &Requester, policies: &[TakenPolicy]) -> impl Iterator<Item = String> {
+    let authors: Vec<String> = policies.iter().filter_map(|policy| policy.author.clone()).collect();
+    let end_user = run.spec.end_user.as_ref().map(|user| user.username.clone());
+    authors.into_iter().chain(end_user).chain([requester.username.clone()])
 }
 
 /// A policy that goes would widen what the others allow, and nobody may have meant that.

@@ -259,3 +259,27 @@ fn a_decision_among_ten_thousand_is_quick(#[case] free: usize) {
     println!("{each:?} for each decision where {free} slots are free");
     assert!(each.as_millis() < 40, "{each:?}");
 }
+
+/// Who gave a slot back is counted among those that wait, is in nobody's way, and is not sent away.
+#[test]
+fn who_stands_aside_takes_a_place_and_keeps_it() {
+    let mut line = Line::default();
+    let p = policy("p");
+    let few = QueueLimits { queued: 1, ..limits(2) };
+    let ask = |line: &Line, turn: &Turn| line.admit(Asker { namespace: "t", policy: &p, turn }, few, cluster(10), |_, _| few, SECOND);
+    let [aside, active, other, next] = [1, 2, 3, 4].map(turn);
+    line.put(Asker { namespace: "t", policy: &p, turn: &aside }, Place::StandsAside);
+    assert_eq!(ask(&line, &active), Admission::Admit, "nobody waits behind it");
+    line.put(Asker { namespace: "t", policy: &p, turn: &active }, Place::Active);
+    line.put(Asker { namespace: "t", policy: &p, turn: &other }, Place::Active);
+    assert_eq!(ask(&line, &next), Admission::Refuse(Full::Tenant), "its place is taken");
+    assert_eq!(ask(&line, &aside), Admission::Wait { full: Full::Tenant, ahead: 0 });
+    // The same of one that was approved while the queue was full.
+    line.put(Asker { namespace: "t", policy: &p, turn: &next }, Place::Awaits);
+    assert!(matches!(ask(&line, &next), Admission::Wait { full: Full::Tenant, .. }));
+    for turn in [&aside, &active, &other, &next] {
+        line.take_out(Asker { namespace: "t", policy: &p, turn });
+    }
+    line.forget_idle();
+    assert_eq!(line, Line::default());
+}

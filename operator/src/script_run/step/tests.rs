@@ -4,7 +4,7 @@ use rstest::rstest;
 
 use super::super::apply::Done;
 use super::super::fixtures::*;
-use super::super::queue::{Admission, Full};
+use super::super::queue::{Admission, Full, Place};
 use super::super::status::compute_status;
 use super::*;
 
@@ -460,8 +460,8 @@ fn a_run_that_a_quota_has_no_room_for_gives_its_slot_back_and_asks_again() {
     let run = full(&admitted(0), 0);
     assert_eq!((step(&run, &seen(&run), 4), step(&run, &seen(&run), 5)), (Step::CreatePod, Step::StandBack));
     let run = back(&run, 5);
-    assert_eq!((status(&run).phase, status(&run).clocks.unwrap().admitted), (Some(Phase::Queued), None));
-    assert_eq!(crate::context::entry(&run).place, None, "nobody waits behind it, and it holds no slot");
+    assert_eq!(status(&run).phase, Some(Phase::Queued));
+    assert_eq!(crate::context::entry(&run).place, Some(Place::StandsAside), "nobody waits behind it, and it holds no slot");
     assert_eq!(step(&run, &seen(&run), 6), Step::Rest { wake: Some(Duration::from_secs(1)) });
     assert_eq!(step(&run, &seen(&run), 7), Step::Admit);
     let mut cancelled = run.clone();
@@ -475,6 +475,11 @@ fn a_run_that_a_quota_has_no_room_for_gives_its_slot_back_and_asks_again() {
     // Its start budget begins anew with each slot.
     let run = again(&run, 1031);
     assert_eq!(step(&run, &seen(&run), 1031), Step::CreatePod);
+    let admissions = status(&run).audit.iter().filter(|event| event.type_ == "dev.paddock.run.admitted.v1").count();
+    assert_eq!(admissions, 1, "the trail is not filled with tries");
+    // Once the pod was taken the quota is not why it has none.
+    let run = after(&run, &seen(&run), &Step::CreatePod, &Done::Yes, 1031);
+    assert_eq!(step(&run, &seen(&run), 1040), Step::CreatePod);
 }
 
 /// Whoever cancels a run with a long grace does not keep it from being ended for a decision that was taken back.

@@ -4,7 +4,10 @@ use paddock_policy::{Found, Policy};
 use rstest::rstest;
 use serde_json::json;
 
+use super::super::apply::Done;
 use super::super::fixtures::{a_run, at, fixed, policies};
+use super::super::queue::{Admission, Full};
+use super::super::step::{Seen, Step};
 use super::*;
 
 fn text() -> SourceSeen {
@@ -178,4 +181,29 @@ fn more_demands_than_a_status_has_room_for_are_refused() {
     rules.approvals = serde_json::from_value(json!(demands)).unwrap();
     seen.taking_part = vec![Arc::new(Policy::new(seen.taking_part[0].taken.clone(), Effect::Allow, rules))];
     assert_eq!(refused(&a_run(), &text(), &seen), Reason::PolicyInvalid);
+}
+
+/// Where nothing is demanded yet, whoever wrote a policy is remembered all the same: another demand may come.
+#[test]
+fn who_wrote_before_there_was_a_demand_is_remembered() {
+    let written_by = |author: &str| {
+        let mut seen = policies();
+        Arc::make_mut(&mut seen.taking_part[0]).taken.author = Some(author.into());
+        seen
+    };
+    let look = |run: &ScriptRun, seen: &PoliciesSeen, second| {
+        let valid = validate(run, None, &text(), seen, &fixed(run), &InputSeen::default(), at(0)).unwrap();
+        let seen = Seen { decision: Some(Ok(Box::new(valid))), ..super::super::fixtures::seen(run) };
+        let waits = Done::Queued(Admission::Wait { full: Full::Tenant, ahead: 0 });
+        super::super::fixtures::after(run, &seen, &Step::Admit, &waits, second)
+    };
+    let mut run = a_run();
+    run.spec.script.input = None;
+    let run = look(&run, &written_by("anna"), 1);
+    assert_eq!(run.status.as_ref().unwrap().approval, None, "the policies tell it themselves");
+    let run = look(&look(&run, &written_by("mallory"), 2), &written_by("bert"), 3);
+    let excluded = run.status.as_ref().unwrap().approval.clone().unwrap().excluded;
+    for name in ["anna", "mallory", "bert", "jane"] {
+        assert!(excluded.iter().any(|excluded| excluded == name), "{name} {excluded:?}");
+    }
 }
