@@ -94,6 +94,8 @@ fn granted(roles: &[&str]) -> BTreeSet<(String, String, Option<Place>)> {
     let mut rights = BTreeSet::new();
     for role in of_roles {
         let place = match (role["kind"].as_str(), role["metadata"]["name"].as_str()) {
+            // In a namespace of its own.
+            (Some("Role"), Some("paddock-try")) => Some(Place::Elsewhere),
             (Some("Role"), _) => Some(Place::Release),
             // Bound where they are needed, and nowhere else.
             (_, Some("paddock-sandbox")) => Some(Place::Sandbox),
