@@ -15,6 +15,7 @@ list_of_strings!(excluded_schema, 32, 1024);
 #[serde(rename_all = "camelCase")]
 pub struct ApprovalStatus {
     /// What is decided on: script, arguments, input, image and limits. docs/approvals.md tells how to compute it.
+    /// Empty where nothing is demanded, and what is kept is whose approval would not count.
     #[schemars(length(max = 64))]
     pub digest: String,
     /// The same with the schema of the input in place of the input. Absent where the run brings none.

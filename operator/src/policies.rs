@@ -111,9 +111,9 @@ struct Entry {
 }
 
 /// Who wrote it, as the cluster has stamped it: that changes without a generation where nobody was known.
-type Stamps = [Option<String>; 3];
+pub(crate) type Stamps = [Option<String>; 3];
 
-fn stamps(annotations: &BTreeMap<String, String>) -> Stamps {
+pub(crate) fn stamps(annotations: &BTreeMap<String, String>) -> Stamps {
     AUTHOR_STAMPS.map(|stamp| annotations.get(stamp).cloned())
 }
 

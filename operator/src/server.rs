@@ -29,7 +29,7 @@ use crate::error::within;
 use crate::health::{self, Readiness};
 use crate::lease::{self, Fence};
 use crate::metrics::Metrics;
-use crate::names::{AUTHOR_STAMPS, CLUSTER_POLICIES};
+use crate::names::CLUSTER_POLICIES;
 use crate::policies::Writers;
 use crate::readable::Readable;
 use crate::store::ResultStore;
@@ -234,7 +234,7 @@ fn of_a_policy<K: Resource>(writers: &Writers) -> impl Fn(&K) -> u64 + Send + 's
     let writers = writers.clone();
     move |policy: &K| {
         writers.saw(policy.meta());
-        hash_of(&(of_a_spec(policy), AUTHOR_STAMPS.map(|stamp| policy.annotations().get(stamp).cloned())))
+        hash_of(&(of_a_spec(policy), policies::stamps(policy.annotations())))
     }
 }
 

@@ -173,7 +173,7 @@ impl Report {
 
     fn audit(&mut self, event: &str, reason: Option<Reason>) {
         let time = self.clock();
-        self.status.audit.push(AuditEvent { time, type_: format!("dev.paddock.run.{event}.v1"), reason });
+        self.status.audit.push(AuditEvent { time, type_: audit_type(event), reason });
     }
 
     fn received(&mut self) {
@@ -276,7 +276,7 @@ impl Report {
                     let now = self.clock();
                     self.clocks().admitted = Some(now);
                     // A slot that was given back is not taken for the first time.
-                    if !self.status.audit.iter().any(|event| event.type_ == "dev.paddock.run.admitted.v1") {
+                    if !self.status.audit.iter().any(|told| told.type_ == audit_type("admitted")) {
                         self.audit("admitted", None);
                     }
                 }
@@ -445,6 +445,10 @@ fn whose_places(full: Full) -> &'static str {
         Full::Tenant => "as many runs wait in this namespace as the policies allow",
         Full::Cluster => "as many runs wait in the cluster as its administrator allows",
     }
+}
+
+fn audit_type(event: &str) -> String {
+    format!("dev.paddock.run.{event}.v1")
 }
 
 /// What a run whose start budget is over was waiting for.
