@@ -59,6 +59,8 @@ open_enum! {
         Stalled,
         /// An expression could not be evaluated on a run since the policy was changed last. Absent until then.
         RuleFailed,
+        /// It and another policy that applies together with it cannot be meant at once. Absent where there is none.
+        Contradicted,
     }
 }
 
@@ -71,6 +73,9 @@ open_enum! {
         Invalid,
         /// RuleFailed: an expression could not be evaluated on a run, which was refused for it; the message tells which expression, and why.
         EvaluationFailed,
+        /// Contradicted: each of the policies is right by itself; runs that need what they contradict each other on are refused. The message tells
+        /// which policies, and on what.
+        PoliciesDisagree,
     }
 }
 

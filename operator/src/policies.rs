@@ -2,7 +2,7 @@
 
 mod writers;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,10 +14,10 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt as _};
 use paddock_crds::policy_status::SHOWN_PROBLEMS;
 use paddock_crds::{
-    ClusterSandboxPolicy, ConditionStatus, Effect, PolicyCondition, PolicyConditionType, PolicyKind, PolicyReason, PolicyRules,
+    ClusterSandboxPolicy, ConditionStatus, Effect, PolicyCondition, PolicyConditionType, PolicyKind, PolicyReason, PolicyRef, PolicyRules,
     PolicyStatus, Problem, SandboxPolicy, TakenPolicy,
 };
-use paddock_policy::{FailedRule, Policy, hash_of, selects};
+use paddock_policy::{Contradiction, FailedRule, Policy, contradictions, hash_of, selects};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -26,9 +26,10 @@ use tokio::sync::{Notify, watch};
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::input_check::{self, Answer, Question, Schema};
-use crate::names::{AUTHOR, AUTHOR_STAMPS, stamped};
+use crate::names::{AUTHOR, AUTHOR_STAMPS, SANDBOX_OF, stamped};
 use crate::readable::Readable;
 use crate::revisions;
+use crate::script_run::observe::policies_of;
 use crate::script_run::text::cut;
 pub(crate) use writers::Writers;
 
@@ -36,6 +37,8 @@ pub(crate) use writers::Writers;
 const RETRY: Duration = Duration::from_secs(5);
 /// Longest message of a problem, in characters.
 const LONGEST_MESSAGE: usize = 1024;
+/// Room in it for the number of those that it does not name.
+const MORE: usize = 32;
 
 /// Both kinds, as far as they are the same.
 pub(crate) trait PolicyObject: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize {
@@ -223,16 +226,33 @@ async fn report_all(context: &Context) -> bool {
     let mut present = HashSet::new();
     for policy in context.caches.policies.state() {
         present.extend(policy.uid());
-        let api = Api::namespaced(context.client.clone(), &policy.namespace().unwrap_or_default());
-        is_done &= told(&report(&policy, api, context).await);
+        let namespace = policy.namespace().unwrap_or_default();
+        let reference = PolicyRef { kind: PolicyKind::SandboxPolicy, name: policy.name_any() };
+        let together = contradictions(&policies_of(&namespace, &reference, context).taking_part);
+        is_done &= told(&report(&policy, &together, Api::namespaced(context.client.clone(), &namespace), context).await);
     }
+    let together = of_the_cluster(context);
     for policy in context.caches.cluster_policies.state() {
         present.extend(policy.uid());
-        is_done &= told(&report(&policy, Api::all(context.client.clone()), context).await);
+        let own: Vec<Contradiction> =
+            together.iter().filter(|found| policy.uid().is_some_and(|uid| found.between.contains(&uid))).cloned().collect();
+        is_done &= told(&report(&policy, &own, Api::all(context.client.clone()), context).await);
     }
     context.policies.forget_all_but(&present);
     context.caches.writers.forget_all_but(&present);
     is_done
+}
+
+/// In what the ClusterSandboxPolicies that meet in any tenant contradict each other. What a tenant's own policy adds is told on that one alone: of
+/// others' namespaces nobody learns from a policy of the cluster.
+fn of_the_cluster(context: &Context) -> BTreeSet<Contradiction> {
+    let no_own = PolicyRef { kind: PolicyKind::ClusterSandboxPolicy, name: String::new() };
+    let namespaces = context.caches.namespaces.state();
+    let tenants = namespaces.iter().filter(|namespace| !namespace.labels().contains_key(SANDBOX_OF));
+    let met = tenants.map(|namespace| policies_of(&namespace.name_any(), &no_own, context).taking_part);
+    let sets: HashMap<Vec<String>, Vec<Arc<Policy>>> =
+        met.map(|policies| (policies.iter().map(|policy| policy.taken.uid.clone()).collect(), policies)).collect();
+    sets.values().flat_map(|policies| contradictions(policies)).collect()
 }
 
 fn told(result: &Result<(), Error>) -> bool {
@@ -242,7 +262,12 @@ fn told(result: &Result<(), Error>) -> bool {
     result.is_ok()
 }
 
-async fn report<P: PolicyObject>(policy: &Readable<P>, api: Api<Readable<P>>, context: &Context) -> Result<(), Error> {
+async fn report<P: PolicyObject>(
+    policy: &Readable<P>,
+    together: &[Contradiction],
+    api: Api<Readable<P>>,
+    context: &Context,
+) -> Result<(), Error> {
     let (stored, problems) = match &policy.0 {
         Ok(object) => (object.stored().cloned(), problems_of(object, context).await?),
         Err(unreadable) => {
@@ -257,7 +282,8 @@ async fn report<P: PolicyObject>(policy: &Readable<P>, api: Api<Readable<P>>, co
         keep(object, before, context).await?;
     }
     let failed = context.policies.failures(&policy.uid().unwrap_or_default());
-    let Some(status) = status_of(stored.as_ref(), generation, &problems, &failed, context.now()) else { return Ok(()) };
+    let wrong = Wrong { problems: &problems, failed: &failed, together };
+    let Some(status) = status_of(stored.as_ref(), generation, &wrong, context.now()) else { return Ok(()) };
     // Of another version nothing is told: the watch brings it, and it is looked at anew.
     let patch = json!({ "metadata": { "resourceVersion": policy.resource_version() }, "status": status });
     match within("the status of a policy", api.patch_status(&policy.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
@@ -330,14 +356,19 @@ async fn schema_problems(rules: &PolicyRules) -> Result<Vec<Problem>, Error> {
     Ok(problems)
 }
 
+/// What is to be told of a policy.
+struct Wrong<'a> {
+    /// By itself.
+    problems: &'a [Problem],
+    /// On runs: expressions, with why.
+    failed: &'a BTreeMap<String, String>,
+    /// With others.
+    together: &'a [Contradiction],
+}
+
 /// The status to write, or `None` if the stored one says it. Pure.
-fn status_of(
-    stored: Option<&PolicyStatus>,
-    generation: i64,
-    problems: &[Problem],
-    failed: &BTreeMap<String, String>,
-    now: Timestamp,
-) -> Option<PolicyStatus> {
+fn status_of(stored: Option<&PolicyStatus>, generation: i64, wrong: &Wrong<'_>, now: Timestamp) -> Option<PolicyStatus> {
+    let Wrong { problems, failed, together } = *wrong;
     let before = stored.cloned().unwrap_or_default();
     let is_of_a_newer_version = before.conditions.iter().any(|condition| matches!(condition.type_, PolicyConditionType::Unknown(_)));
     if is_of_a_newer_version {
@@ -376,6 +407,11 @@ fn status_of(
         let message = format!("a run was refused because {rule} could not be evaluated on it: {why}");
         Some(condition(PolicyConditionType::RuleFailed, true, &PolicyReason::EvaluationFailed, &message))
     }));
+    if let Some(first) = together.first() {
+        let more = if together.len() > 1 { format!("; and {} more", together.len() - 1) } else { String::new() };
+        let message = format!("{}{more}", cut(&first.message, LONGEST_MESSAGE - MORE));
+        conditions.push(condition(PolicyConditionType::Contradicted, true, &PolicyReason::PoliciesDisagree, &message));
+    }
     let shown = problems.iter().take(SHOWN_PROBLEMS);
     let status = PolicyStatus {
         observed_generation: Some(generation),
@@ -433,17 +469,33 @@ mod tests {
     fn the_status_is_written_when_it_says_something_new() {
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
         let policies = Policies::default();
-        let good = status_of(None, 1, &policies.used(&object(1, 5)).problems, &BTreeMap::new(), at(1)).unwrap();
-        assert_eq!(status_of(Some(&good), 1, &policies.used(&object(1, 5)).problems, &BTreeMap::new(), at(2)), None);
-        let bad = status_of(Some(&good), 2, &policies.used(&object(2, 20)).problems, &BTreeMap::new(), at(3)).unwrap();
+        let failed = BTreeMap::new();
+        let status = |before: Option<&PolicyStatus>, object: &SandboxPolicy, together: &[Contradiction], now| {
+            let policy = policies.used(object);
+            status_of(before, policy.taken.generation, &Wrong { problems: &policy.problems, failed: &failed, together }, now)
+        };
+        let good = status(None, &object(1, 5), &[], at(1)).unwrap();
+        assert_eq!(status(Some(&good), &object(1, 5), &[], at(2)), None);
+        let bad = status(Some(&good), &object(2, 20), &[], at(3)).unwrap();
         assert_eq!(bad.problems[0].to_string(), "limits.defaultTimeoutSeconds: 20 is more than limits.maxTimeoutSeconds, 10");
         let ready = &bad.conditions[0];
         assert_eq!((ready.status, &ready.reason, ready.observed_generation), (ConditionStatus::False, &PolicyReason::Invalid, Some(2)));
         assert_eq!(ready.last_transition_time, Time(at(3)));
-        let other = status_of(Some(&bad), 3, &policies.used(&object(3, 30)).problems, &BTreeMap::new(), at(4)).unwrap();
+        let other = status(Some(&bad), &object(3, 30), &[], at(4)).unwrap();
         assert_eq!(other.conditions[0].last_transition_time, Time(at(3)), "it was not ready before");
+
+        let contradiction = |message: &str| Contradiction { between: ["u".to_owned()].into(), message: message.into() };
+        let two = [contradiction("a and b do not agree"), contradiction("a and c neither")];
+        let contradicted = status(Some(&good), &object(1, 5), &two, at(6)).unwrap();
+        let told = &contradicted.conditions[2];
+        assert_eq!((&told.type_, told.message.as_str()), (&PolicyConditionType::Contradicted, "a and b do not agree; and 1 more"));
+        assert_eq!(contradicted.conditions[0].status, ConditionStatus::True, "by itself it is right");
+        assert_eq!(status(Some(&contradicted), &object(1, 5), &two, at(7)), None);
+        let agreed = status(Some(&contradicted), &object(1, 5), &[], at(8)).unwrap();
+        assert_eq!(agreed.conditions.len(), 2, "it goes with its cause");
+
         let mut newer = good;
         newer.conditions[0].type_ = PolicyConditionType::Unknown("Audited".into());
-        assert_eq!(status_of(Some(&newer), 4, &policies.used(&object(4, 30)).problems, &BTreeMap::new(), at(5)), None);
+        assert_eq!(status(Some(&newer), &object(4, 30), &[], at(5)), None);
     }
 }

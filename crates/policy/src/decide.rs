@@ -10,14 +10,16 @@ use paddock_crds::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::amounts::{self, Amounts, CPU, LEAST_MEMORY, MEMORY, SCRATCH, holds, shown};
 use crate::approval;
-use crate::bounds::{Ruled, Said, bounds};
+use crate::bounds::{Bounded, Ruled, bounds};
 use crate::capabilities::{self, CapabilityGrant, DYNAMIC_CODE, Objects, SUBPROCESS, Word, asked_objects};
-use crate::check::problems;
+use crate::check;
 use crate::network::{self, Gateway};
 use crate::quantity::Quantity;
 use crate::queue::{QueueLimits, queue_limits};
 use crate::rules::{Named, compile};
+use crate::runtime::runtime;
 
 /// A policy that takes part, with who it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +33,8 @@ pub struct Policy {
     pub effect: Effect,
     /// Its rules.
     pub rules: PolicyRules,
+    /// What it says of memory, CPU and scratch space, read.
+    pub(crate) amounts: Amounts,
     /// What it says of networks, read.
     pub(crate) network: network::Said,
     /// Its expressions, compiled.
@@ -44,11 +48,18 @@ pub struct Policy {
 impl Policy {
     /// Looks for problems, once for all decisions.
     pub fn new(taken: TakenPolicy, effect: Effect, rules: PolicyRules) -> Self {
-        let mut problems = problems(&rules, effect);
+        let mut problems = Vec::new();
+        let amounts = amounts::compile(&rules.limits, effect, &mut problems);
+        problems.extend(check::problems(&rules, effect));
         let network = network::compile(&rules, &mut problems);
         let expressions = compile(&rules.rules, &mut problems);
         let demands = approval::compile(&rules.approvals, &mut problems);
-        Self { taken, author: None, effect, rules, network, expressions, demands, problems }
+        Self { taken, author: None, effect, rules, amounts, network, expressions, demands, problems }
+    }
+
+    /// Kind and name.
+    pub(crate) fn full_name(&self) -> String {
+        format!("{}/{}", self.taken.kind.as_str(), self.taken.name)
     }
 }
 
@@ -139,23 +150,21 @@ pub struct Outcome {
     pub decisions: Vec<Decision>,
 }
 
-// What holds where no policy says anything.
-pub(crate) const DEFAULT_MEMORY: Bytes = Bytes(128 << 20);
-pub(crate) const DEFAULT_SCRATCH: Bytes = Bytes(16 << 20);
-pub(crate) const DEFAULT_CPU_MILLI: u64 = 500;
-pub(crate) const DEFAULT_TIMEOUT: i64 = 30;
-pub(crate) const DEFAULT_GRACE: i64 = 5;
+/// How long a run may take from its start message, in seconds.
+pub(crate) const TIMEOUT: Bounded<i64> = Bounded {
+    name: "timeoutSeconds",
+    default: ("limits.defaultTimeoutSeconds", |policy| policy.rules.limits.default_timeout_seconds),
+    max: ("limits.maxTimeoutSeconds", |policy| policy.rules.limits.max_timeout_seconds),
+    built_in: 30,
+};
+/// From TERM to KILL, in seconds. No policy says what a run gets that does not ask.
+pub(crate) const GRACE: Bounded<i64> = Bounded {
+    name: "gracePeriodSeconds",
+    default: ("", |_| None),
+    max: ("limits.maxGracePeriodSeconds", |policy| policy.rules.limits.max_grace_period_seconds),
+    built_in: 5,
+};
 const DEFAULT_PRIORITY: i64 = 0;
-/// What a sandbox must have beside its scratch space. A floor that was chosen, not measured: an interpreter may need more.
-pub(crate) const LEAST_MEMORY: u64 = 32 << 20;
-
-pub(crate) struct Bytes(pub(crate) u64);
-
-impl Bytes {
-    pub(crate) fn quantity(&self) -> Quantity {
-        Quantity::of(self.0)
-    }
-}
 
 /// SHA-256 of a spec as canonical JSON (keys sorted, no white space), in hexadecimal.
 pub fn hash_of(spec: &serde_json::Value) -> String {
@@ -188,29 +197,11 @@ pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
         return Outcome { result: Err(refusal), decisions: Vec::new() };
     }
     let runtime = deciding.runtime(&ask.runtime);
-    let default =
-        |field: fn(&ResourceAmounts) -> Option<&Raw>| move |rules: &PolicyRules| rules.limits.default.as_ref().and_then(field).cloned();
-    let max = |field: fn(&ResourceAmounts) -> Option<&Raw>| move |rules: &PolicyRules| rules.limits.max.as_ref().and_then(field).cloned();
-    let memory_of: fn(&ResourceAmounts) -> Option<&Raw> = |amounts| amounts.memory.as_ref();
-    let cpu_of: fn(&ResourceAmounts) -> Option<&Raw> = |amounts| amounts.cpu.as_ref();
-    let scratch_of: fn(&ResourceAmounts) -> Option<&Raw> = |amounts| amounts.scratch.as_ref();
-    let memory = deciding.amount("memory", memory_of(&ask.resources), default(memory_of), max(memory_of), DEFAULT_MEMORY.quantity());
-    let cpu = deciding.amount("cpu", cpu_of(&ask.resources), default(cpu_of), max(cpu_of), milli(DEFAULT_CPU_MILLI));
-    let scratch = deciding.amount("scratch", scratch_of(&ask.resources), default(scratch_of), max(scratch_of), DEFAULT_SCRATCH.quantity());
-    let timeout = deciding.seconds(
-        "timeoutSeconds",
-        ask.timeout_seconds,
-        ("limits.defaultTimeoutSeconds", |rules| rules.limits.default_timeout_seconds),
-        ("limits.maxTimeoutSeconds", |rules| rules.limits.max_timeout_seconds),
-        DEFAULT_TIMEOUT,
-    );
-    let grace = deciding.seconds(
-        "gracePeriodSeconds",
-        ask.grace_period_seconds,
-        ("", |_| None),
-        ("limits.maxGracePeriodSeconds", |rules| rules.limits.max_grace_period_seconds),
-        DEFAULT_GRACE,
-    );
+    let memory = deciding.amount(&MEMORY, ask.resources.memory.as_ref());
+    let cpu = deciding.amount(&CPU, ask.resources.cpu.as_ref());
+    let scratch = deciding.amount(&SCRATCH, ask.resources.scratch.as_ref());
+    let timeout = deciding.seconds(&TIMEOUT, ask.timeout_seconds);
+    let grace = deciding.seconds(&GRACE, ask.grace_period_seconds);
     let capabilities = deciding.capabilities(&ask.capabilities, &ask.objects, ask.gateway);
     let is_asked = ask.resources.memory.is_some() || ask.resources.scratch.is_some();
     deciding.memory_holds_scratch(memory, scratch, is_asked);
@@ -236,8 +227,12 @@ pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
 /// The cluster tier first, equals by name: what is said must not depend on the order in which policies are found.
 pub(crate) fn in_order(policies: &[impl Borrow<Policy>]) -> Vec<&Policy> {
     let mut policies: Vec<&Policy> = policies.iter().map(Borrow::borrow).collect();
-    policies.sort_by_key(|policy| (!is_of_cluster_tier(policy), policy.taken.name.clone()));
+    policies.sort_by(|one, other| rank(one).cmp(&rank(other)));
     policies
+}
+
+fn rank(policy: &Policy) -> (bool, &str) {
+    (!is_of_cluster_tier(policy), &policy.taken.name)
 }
 
 fn refusal_of_a_broken(policy: &Policy) -> Option<Refusal> {
@@ -251,16 +246,9 @@ fn is_of_cluster_tier(policy: &Policy) -> bool {
     policy.taken.kind == PolicyKind::ClusterSandboxPolicy
 }
 
-pub(crate) fn milli(value: u64) -> Quantity {
-    Quantity::parse(&format!("{value}m")).unwrap_or(Quantity::of(1))
-}
-
 pub(crate) fn clamp(value: i64) -> u32 {
     u32::try_from(value.max(0)).unwrap_or(u32::MAX)
 }
-
-/// A field of the rules that holds seconds, with its name.
-pub(crate) type Field = (&'static str, fn(&PolicyRules) -> Option<i64>);
 
 struct Deciding<'a> {
     policies: &'a [&'a Policy],
@@ -268,12 +256,6 @@ struct Deciding<'a> {
     first_refusal: Option<Refusal>,
     /// How many refusals refuse the run.
     refusals: usize,
-}
-
-/// What each policy says of an amount of seconds.
-pub(crate) fn seconds_said(policies: &[&Policy], default_of: Field, max_of: Field) -> Vec<Said<i64>> {
-    let of = |(name, of): Field, policy: &Policy| Some((of(&policy.rules)?, named(policy, name)));
-    policies.iter().map(|policy| Said { effect: policy.effect, default: of(default_of, policy), max: of(max_of, policy) }).collect()
 }
 
 /// The most that a run may ask for, and the rule that says so.
@@ -286,7 +268,7 @@ pub(crate) fn most_priority(policies: &[&Policy]) -> Ruled<i64> {
 }
 
 pub(crate) fn named(policy: &Policy, field: &str) -> String {
-    format!("{}/{}: {field}", policy.taken.kind.as_str(), policy.taken.name)
+    format!("{}: {field}", policy.full_name())
 }
 
 impl Deciding<'_> {
@@ -300,119 +282,52 @@ impl Deciding<'_> {
         self.refusals += 1;
     }
 
-    /// Every policy that speaks of runtimes must offer it, and one that allows has to; those that say which image it is must agree.
     fn runtime(&mut self, name: &str) -> Option<RuntimeGrant> {
         let permission = format!("runtime:{name}");
-        let mut image: Option<(&Policy, &str)> = None;
-        let mut command: Option<(&Policy, &[String])> = None;
-        let mut extension: Option<&str> = None;
-        for policy in self.policies {
-            let offered = match (&policy.rules.runtimes, policy.effect) {
-                (Some(offered), _) => offered.as_slice(),
-                (None, Effect::Allow) => &[],
-                (None, Effect::Restrict) => continue,
-            };
-            let Some(runtime) = offered.iter().find(|runtime| runtime.name == name) else {
-                let message = format!("{} does not offer the runtime {name}", named(policy, "runtimes").trim_end_matches(": runtimes"));
-                self.refuse(permission, named(policy, "runtimes"), Reason::RuntimeNotAllowed, message);
-                return None;
-            };
-            if let Some(own) = runtime.image.as_deref() {
-                if image.is_some_and(|(_, other)| other != own) {
-                    return self.disagree(permission, policy, name);
-                }
-                image = Some((policy, own));
+        match runtime(self.policies, name) {
+            Ok((granted, rule)) => {
+                self.grant(permission, rule);
+                Some(granted)
             }
-            if let Some(own) = runtime.command.as_deref() {
-                if command.is_some_and(|(_, other)| other != own) {
-                    return self.disagree(permission, policy, name);
-                }
-                command = Some((policy, own));
-            }
-            if let Some(own) = runtime.extension.as_deref() {
-                if extension.is_some_and(|other| other != own) {
-                    return self.disagree(permission, policy, name);
-                }
-                extension = Some(own);
-            }
-        }
-        match (image, command) {
-            (Some((policy, image)), Some((_, command))) if !command.is_empty() => {
-                self.grant(permission, named(policy, &format!("runtimes[{name}]")));
-                Some(RuntimeGrant { image: image.to_owned(), command: command.to_vec(), extension: extension.map(Into::into) })
-            }
-            _ => {
-                let message = format!("no policy says which image and command the runtime {name} is");
-                self.refuse(permission, "runtimes".into(), Reason::PolicyInvalid, message);
+            Err((rule, reason, message)) => {
+                self.refuse(permission, rule, reason, message);
                 None
             }
         }
     }
 
-    fn disagree(&mut self, permission: String, policy: &Policy, name: &str) -> Option<RuntimeGrant> {
-        let message = format!("the policies do not agree on what the runtime {name} is");
-        self.refuse(permission, named(policy, &format!("runtimes[{name}]")), Reason::PolicyInvalid, message);
-        None
-    }
-
-    fn amount(
-        &mut self,
-        field: &str,
-        asked: Option<&Raw>,
-        default_of: impl Fn(&PolicyRules) -> Option<Raw>,
-        max_of: impl Fn(&PolicyRules) -> Option<Raw>,
-        built_in: Quantity,
-    ) -> Quantity {
-        let mut said = Vec::new();
-        for policy in self.policies {
-            let default = self.quantity(field, policy, "default", default_of(&policy.rules));
-            let max = self.quantity(field, policy, "max", max_of(&policy.rules));
-            said.push(Said { effect: policy.effect, default, max });
-        }
-        let (default, (ceiling, rule)) = bounds(&said, &built_in, field);
+    fn amount(&mut self, field: &Bounded<Quantity>, asked: Option<&Raw>) -> Quantity {
+        let bounds = bounds(self.policies, field);
         let Some(asked) = asked else {
-            return default;
+            return bounds.default;
         };
-        let permission = format!("{field}:{}", asked.0);
+        let permission = format!("{}:{}", field.name, asked.0);
         match Quantity::parse(&asked.0) {
-            Ok(value) if value <= ceiling => {
-                self.grant(permission, rule);
+            Ok(value) if value <= bounds.ceiling => {
+                self.grant(permission, bounds.rule());
                 value
             }
             Ok(value) => {
-                let message = format!("{field} {} is more than the {} that is allowed ({rule})", asked.0, shown(field, ceiling));
+                let (most, rule) = (shown(field.name, bounds.ceiling), bounds.rule());
+                let message = format!("{} {} is more than the {most} that is allowed ({rule})", field.name, asked.0);
                 self.refuse(permission, rule, Reason::LimitExceeded, message);
                 value
             }
             Err(error) => {
                 self.refuse(permission, "resources".into(), Reason::InvalidSpec, error.0);
-                default
+                bounds.default
             }
         }
     }
 
-    /// A quantity of a policy, with its rule. One that cannot be read refuses the run.
-    fn quantity(&mut self, field: &str, policy: &Policy, which: &str, raw: Option<Raw>) -> Option<Ruled<Quantity>> {
-        let raw = raw?;
-        let rule = named(policy, &format!("limits.{which}.{field}"));
-        match Quantity::parse(&raw.0) {
-            Ok(value) => Some((value, rule)),
-            Err(error) => {
-                self.refuse(format!("{field}:{}", raw.0), rule, Reason::PolicyInvalid, error.0);
-                None
-            }
-        }
-    }
-
-    fn seconds(&mut self, field: &str, asked: Option<i64>, default_of: Field, max_of: Field, built_in: i64) -> i64 {
-        let said = seconds_said(self.policies, default_of, max_of);
-        let (default, (ceiling, rule)) = bounds(&said, &built_in, field);
+    fn seconds(&mut self, field: &Bounded<i64>, asked: Option<i64>) -> i64 {
+        let bounds = bounds(self.policies, field);
         let Some(asked) = asked else {
-            return default;
+            return bounds.default;
         };
-        let permission = format!("{field}:{asked}");
-        if asked > ceiling {
-            let message = format!("{field} {asked} is more than the {ceiling} that are allowed ({rule})");
+        let (permission, rule) = (format!("{}:{asked}", field.name), bounds.rule());
+        if asked > bounds.ceiling {
+            let message = format!("{} {asked} is more than the {} that are allowed ({rule})", field.name, bounds.ceiling);
             self.refuse(permission, rule, Reason::LimitExceeded, message);
         } else {
             self.grant(permission, rule);
@@ -477,7 +392,7 @@ impl Deciding<'_> {
 
     /// Scratch is held in memory and counts against it. If the run asked for neither, the policies contradict themselves.
     fn memory_holds_scratch(&mut self, memory: Quantity, scratch: Quantity, is_asked: bool) {
-        if self.first_refusal.is_none() && memory.units() < scratch.units().saturating_add(LEAST_MEMORY) {
+        if self.first_refusal.is_none() && !holds(memory.units(), scratch.units()) {
             let [memory, scratch, least] = [memory.units(), scratch.units(), LEAST_MEMORY].map(|bytes| quantity_of_bytes(bytes).0);
             let whose = if is_asked { "" } else { " by the policies" };
             let message =
@@ -497,11 +412,6 @@ impl Deciding<'_> {
         }
         Some(refusal)
     }
-}
-
-/// A quantity as people write it.
-pub(crate) fn shown(field: &str, value: Quantity) -> String {
-    if field == "cpu" { format!("{}m", value.milli()) } else { quantity_of_bytes(value.units()).0 }
 }
 
 #[cfg(test)]

@@ -2,17 +2,15 @@
 
 use std::borrow::Borrow;
 
-use paddock_crds::{ApprovalDemand, Binding, Effect, NetworkGrant, ObjectGrant, PolicyKind, PolicyRules, ResourceAmounts};
+use paddock_crds::{ApprovalDemand, Binding, Effect, NetworkGrant, ObjectGrant, PolicyKind, PolicyRules};
 
-use crate::bounds::{Ruled, Said, bounds};
+use crate::amounts::{CPU, MEMORY, SCRATCH, shown};
+use crate::bounds::bounds;
 use crate::capabilities::{DYNAMIC_CODE, ObjectKind, SUBPROCESS, word};
-use crate::decide::{
-    DEFAULT_CPU_MILLI, DEFAULT_GRACE, DEFAULT_MEMORY, DEFAULT_SCRATCH, DEFAULT_TIMEOUT, Field, Policy, in_order, milli, most_priority,
-    named, seconds_said, shown,
-};
+use crate::contradictions::contradictions;
+use crate::decide::{GRACE, Policy, TIMEOUT, in_order, most_priority, named};
 use crate::network_limits::network_limits;
 use crate::output::output_grant;
-use crate::quantity::Quantity;
 use crate::queue::queue_limits;
 use crate::{Containment, Facts, containment, input_demand};
 
@@ -24,27 +22,15 @@ pub fn effective(policies: &[impl Borrow<Policy>]) -> Vec<Line> {
     let policies = in_order(policies);
     let mut lines = Vec::new();
     lines.push(line("runtimes", runtimes(&policies).join(", "), &all_that(&policies, "runtimes", |rules| rules.runtimes.is_some())));
-    let built_in = [("memory", DEFAULT_MEMORY.quantity()), ("cpu", milli(DEFAULT_CPU_MILLI)), ("scratch", DEFAULT_SCRATCH.quantity())];
-    for (field, built_in) in built_in {
-        let (default, (max, rule)) = bounds(&amounts(&policies, field), &built_in, field);
-        lines.push(line(field, format!("{}, at most {}", shown(field, default), shown(field, max)), &rule));
+    for field in [MEMORY, CPU, SCRATCH] {
+        let bounds = bounds(&policies, &field);
+        let [default, most] = [bounds.default, bounds.ceiling].map(|value| shown(field.name, value));
+        lines.push(line(field.name, format!("{default}, at most {most}"), &bounds.rule()));
     }
-    let seconds = |field: &str, default_of: Field, max_of: Field, built_in: i64| {
-        let (default, (max, rule)) = bounds(&seconds_said(&policies, default_of, max_of), &built_in, field);
-        line(field, format!("{default}, at most {max}"), &rule)
-    };
-    lines.push(seconds(
-        "timeoutSeconds",
-        ("limits.defaultTimeoutSeconds", |rules| rules.limits.default_timeout_seconds),
-        ("limits.maxTimeoutSeconds", |rules| rules.limits.max_timeout_seconds),
-        DEFAULT_TIMEOUT,
-    ));
-    lines.push(seconds(
-        "gracePeriodSeconds",
-        ("", |_| None),
-        ("limits.maxGracePeriodSeconds", |rules| rules.limits.max_grace_period_seconds),
-        DEFAULT_GRACE,
-    ));
+    for field in [TIMEOUT, GRACE] {
+        let bounds = bounds(&policies, &field);
+        lines.push(line(field.name, format!("{}, at most {}", bounds.default, bounds.ceiling), &bounds.rule()));
+    }
     capabilities(&policies, &mut lines);
     queue(&policies, &mut lines);
     demands(&policies, &mut lines);
@@ -66,27 +52,6 @@ fn runtimes(policies: &[&Policy]) -> Vec<String> {
     all.sort();
     all.dedup();
     all
-}
-
-fn amounts(policies: &[&Policy], field: &str) -> Vec<Said<Quantity>> {
-    let of = |amounts: &Option<ResourceAmounts>| {
-        let amounts = amounts.as_ref()?;
-        let raw = match field {
-            "memory" => amounts.memory.as_ref(),
-            "cpu" => amounts.cpu.as_ref(),
-            _ => amounts.scratch.as_ref(),
-        };
-        Quantity::parse(&raw?.0).ok()
-    };
-    let ruled = |policy: &Policy, which: &str, amounts: &Option<ResourceAmounts>| -> Option<Ruled<Quantity>> {
-        Some((of(amounts)?, named(policy, &format!("limits.{which}.{field}"))))
-    };
-    let said = |policy: &&Policy| Said {
-        effect: policy.effect,
-        default: ruled(policy, "default", &policy.rules.limits.default),
-        max: ruled(policy, "max", &policy.rules.limits.max),
-    };
-    policies.iter().map(said).collect()
 }
 
 /// The policies that say something of a field.
@@ -218,6 +183,9 @@ fn demands(policies: &[&Policy], lines: &mut Vec<Line>) {
         for problem in &policy.problems {
             lines.push(line("problem", problem.to_string(), &named(policy, "status.problems")));
         }
+    }
+    for contradiction in contradictions(policies) {
+        lines.push(line("contradiction", contradiction.message, "status.conditions[Contradicted]"));
     }
     match containment(policies, Facts::default()) {
         Containment::Queue { rule } => lines.push(line("suspend", "Queue", &rule)),

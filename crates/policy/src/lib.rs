@@ -1,10 +1,12 @@
 //! What may run. Pure: no clock, no client, no randomness. The same policies and the same ask always give the same decision.
 
+mod amounts;
 mod approval;
 mod bounds;
 mod capabilities;
 mod check;
 mod containment;
+mod contradictions;
 mod decide;
 mod effective;
 mod expression;
@@ -17,6 +19,7 @@ mod quantity;
 mod queue;
 mod risk;
 mod rules;
+mod runtime;
 mod selector;
 mod subject;
 
@@ -25,6 +28,7 @@ pub use approval::{
 };
 pub use capabilities::{CapabilityGrant, Found, Object, ObjectKind, Objects, asked_objects, granting, is_granted, might_be_granted};
 pub use containment::{Containment, Facts, containment, contains_anything};
+pub use contradictions::{Contradiction, contradictions};
 pub use decide::{Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of, script_hash};
 pub use effective::{Line, effective};
 pub use expression::Expression;

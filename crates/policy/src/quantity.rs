@@ -33,8 +33,13 @@ impl Quantity {
     }
 
     /// A whole number of units.
-    pub fn of(units: u64) -> Self {
-        Self(u128::from(units) * 1000)
+    pub const fn of(units: u64) -> Self {
+        Self(units as u128 * 1000)
+    }
+
+    /// So many thousandths of a unit.
+    pub const fn of_milli(thousandths: u64) -> Self {
+        Self(thousandths as u128)
     }
 
     /// Thousandths of the unit, at most `u64::MAX`.

@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{
-    ClusterSandboxPolicy, ConditionStatus, ConditionType, Phase, PolicyConditionType, PolicyReason, Reason, SandboxPolicy, ScriptRun,
-    ScriptRunStatus,
+    ClusterSandboxPolicy, ConditionStatus, ConditionType, Phase, PolicyConditionType, PolicyReason, PolicyStatus, Reason, SandboxPolicy,
+    ScriptRun, ScriptRunStatus,
 };
 use serde_json::{Value, json};
 
@@ -149,6 +149,64 @@ async fn a_broken_policy_says_what_is_wrong_and_refuses_its_runs() {
         tenant.policy(json!({})).await;
         assert_eq!(ready(&tenant).await.0, ConditionStatus::True);
         assert_end(&tenant.run(limited()).await, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}
+
+fn contradicted(status: Option<PolicyStatus>) -> Option<String> {
+    let conditions = status.unwrap_or_default().conditions;
+    conditions.into_iter().find(|told| told.type_ == PolicyConditionType::Contradicted).map(|told| told.message)
+}
+
+/// Each of them is right by itself, so both are ready; what they make impossible together is told on each, and refused.
+#[tokio::test]
+async fn policies_that_contradict_each_other_say_so_and_refuse_what_they_disagree_on() {
+    tenant("contradicting", |tenant| async move {
+        let own: Api<SandboxPolicy> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        let cluster: Api<ClusterSandboxPolicy> = Api::all(tenant.client.clone());
+        let told_of_own = || async { contradicted(own.get("limited").await.unwrap().status) };
+        let another = json!([{ "name": "shell", "image": "example/shell:1", "command": ["/bin/sh"] }, { "name": "python" }]);
+        tenant.policy_with(json!({ "runtimes": another })).await;
+        assert_eq!(ready(&tenant).await, (ConditionStatus::True, PolicyReason::Valid, vec![]));
+        let message = "ClusterSandboxPolicy/baseline and SandboxPolicy/limited do not agree on the image of the runtime shell";
+        let told = eventually("the policy tells", || async { told_of_own().await.ok_or("nothing") }).await;
+        assert_eq!(told, format!("{message}: runs that use it are refused"));
+        let run = tenant.run(limited("true")).await;
+        assert_refused(&run, &Reason::PolicyInvalid);
+        assert_eq!(status(&run).message.as_deref(), Some(message));
+        let python = json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } });
+        assert_end(&tenant.run(Script::python("print(1)").with(python)).await, &Phase::Succeeded, &Reason::Succeeded);
+        tenant.policy_with(json!({ "runtimes": [{ "name": "shell" }] })).await;
+        eventually("the contradiction is gone", || async { told_of_own().await.map_or(Ok(()), Err) }).await;
+        assert_end(&tenant.run(limited("true")).await, &Phase::Succeeded, &Reason::Succeeded);
+
+        // Of two policies of the cluster each tells of the other, and a tenant's own tells what its runs meet.
+        let shell = json!([{ "name": "shell", "image": "example/shell:1", "command": ["/bin/sh"] }]);
+        tenant.cluster_policy(json!({ "effect": "Restrict", "runtimes": shell })).await;
+        let message = format!(
+            "ClusterSandboxPolicy/baseline and ClusterSandboxPolicy/{} do not agree on the image of the runtime shell",
+            tenant.name
+        );
+        let told_of = async |name: &str| contradicted(cluster.get(name).await.unwrap().status).unwrap_or_default();
+        for policy in [tenant.name.clone(), "baseline".to_owned()] {
+            eventually("the policies of the cluster tell", || async {
+                let told = told_of(&policy).await;
+                if told.contains(&message) { Ok(()) } else { Err(told) }
+            })
+            .await;
+        }
+        eventually("the tenant's own tells", || async {
+            let told = told_of_own().await.unwrap_or_default();
+            if told.contains(&message) { Ok(()) } else { Err(told) }
+        })
+        .await;
+        assert!(cluster.get(&tenant.name).await.unwrap().status.unwrap().problems.is_empty());
+        tenant.no_cluster_policy().await;
+        eventually("it is gone with one of them", || async {
+            let told = told_of("baseline").await;
+            if told.contains(&message) { Err(told) } else { Ok(()) }
+        })
+        .await;
     })
     .await;
 }

@@ -33,7 +33,7 @@ pub fn layout() -> Layout {
 }
 
 /// The local cluster's, or that of another cluster with the chart on it.
-fn kubeconfig() -> PathBuf {
+pub fn kubeconfig() -> PathBuf {
     std::env::var_os("PADDOCK_E2E_KUBECONFIG").map_or_else(|| layout().kubeconfig(), PathBuf::from)
 }
 

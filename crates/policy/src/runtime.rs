@@ -1,0 +1,74 @@
+//! What a runtime is. Every policy that speaks of runtimes must offer it, and one that allows has to; those that say what it is must agree.
+
+use paddock_crds::{Effect, Reason, Runtime};
+
+use crate::capabilities::No;
+use crate::decide::{Policy, RuntimeGrant, named};
+
+/// Something that policies say of a runtime: its name, and its value.
+type Aspect = (&'static str, fn(&Runtime) -> Option<&[String]>);
+
+const IMAGE: Aspect = ("image", |runtime| runtime.image.as_ref().map(std::slice::from_ref));
+const COMMAND: Aspect = ("command", |runtime| runtime.command.as_deref());
+const EXTENSION: Aspect = ("extension", |runtime| runtime.extension.as_ref().map(std::slice::from_ref));
+
+/// Two policies that do not mean the same runtime by its name.
+pub(crate) struct Disagreement<'a> {
+    pub(crate) between: [&'a Policy; 2],
+    pub(crate) message: String,
+}
+
+/// What a policy offers; `None` if it leaves that to the others.
+pub(crate) fn offered(policy: &Policy) -> Option<&[Runtime]> {
+    policy.rules.runtimes.as_deref().or((policy.effect == Effect::Allow).then_some(&[]))
+}
+
+/// The runtime, with the rule that says what it is.
+pub(crate) fn runtime(policies: &[&Policy], name: &str) -> Result<(RuntimeGrant, String), No> {
+    for policy in policies {
+        if offered(policy).is_some_and(|offered| offered.iter().all(|runtime| runtime.name != name)) {
+            let who = policy.full_name();
+            return Err((named(policy, "runtimes"), Reason::RuntimeNotAllowed, format!("{who} does not offer the runtime {name}")));
+        }
+    }
+    let field = format!("runtimes[{name}]");
+    let told = |aspect| {
+        told(policies, name, aspect).map_err(|disagreement| {
+            let [_, other] = disagreement.between;
+            (named(other, &field), Reason::PolicyInvalid, disagreement.message)
+        })
+    };
+    let (image, command, extension) = (told(IMAGE)?, told(COMMAND)?, told(EXTENSION)?);
+    match (image, command) {
+        (Some((policy, [image])), Some((_, command))) if !command.is_empty() => {
+            let extension = extension.and_then(|(_, extension)| extension.first()).cloned();
+            Ok((RuntimeGrant { image: image.clone(), command: command.to_vec(), extension }, named(policy, &field)))
+        }
+        _ => Err(("runtimes".into(), Reason::PolicyInvalid, format!("no policy says which image and command the runtime {name} is"))),
+    }
+}
+
+/// Every way in which the policies do not agree on a runtime.
+pub(crate) fn disagreements<'a>(policies: &[&'a Policy], name: &str) -> Vec<Disagreement<'a>> {
+    [IMAGE, COMMAND, EXTENSION].into_iter().filter_map(|aspect| told(policies, name, aspect).err()).collect()
+}
+
+/// The policy that says something of a runtime, and what it says.
+type Told<'a> = (&'a Policy, &'a [String]);
+
+/// What the policies say, of which the last is told: the others say the same.
+fn told<'a>(policies: &[&'a Policy], name: &str, (aspect, of): Aspect) -> Result<Option<Told<'a>>, Disagreement<'a>> {
+    let mut known: Option<Told<'a>> = None;
+    for policy in policies.iter().copied() {
+        let runtime = policy.rules.runtimes.iter().flatten().find(|runtime| runtime.name == name);
+        let Some(own) = runtime.and_then(of) else { continue };
+        if let Some((first, other)) = known
+            && other != own
+        {
+            let message = format!("{} and {} do not agree on the {aspect} of the runtime {name}", first.full_name(), policy.full_name());
+            return Err(Disagreement { between: [first, policy], message });
+        }
+        known = Some((policy, own));
+    }
+    Ok(known)
+}
