@@ -92,6 +92,10 @@ bench-burst: install ## A hundred runs at once beside a hundred bare pods, as on
 bench-policy: ## One decision beside Rego and Cedar over the same rules, in microseconds, as JSON lines
 	@cargo run --quiet --release --manifest-path bench/Cargo.toml
 
+.PHONY: bench-queue
+bench-queue: ## One decision of the queue where 10,000 runs wait in 100 tenants
+	@cargo test --release --quiet -p paddock-operator a_decision_among -- --nocapture --test-threads=1
+
 .PHONY: sbom
 sbom: packages ## What is in each binary and each runtime's image, as CycloneDX in target/sbom; needs python3-venv
 	@./hack/sbom

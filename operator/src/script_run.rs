@@ -164,7 +164,7 @@ async fn pass(watched: &Watched, context: &Arc<Context>) -> Result<Action, Error
                 answer => answer?,
             };
         }
-        if step == Step::StandBack {
+        if matches!(step, Step::StandBack(_)) {
             context.stood_back(&watched.run);
         }
         if let Done::Replaced(newer) = done {

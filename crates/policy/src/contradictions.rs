@@ -38,7 +38,7 @@ fn of_runtimes(policies: &[&Policy]) -> Vec<Contradiction> {
         .filter_map(|policy| Some((*policy, offered(policy)?.iter().map(|runtime| runtime.name.as_str()).collect())))
         .collect();
     let is_in_all = |name: &&str| offering.iter().all(|(_, names)| names.contains(name));
-    let common: BTreeSet<&str> = offering.first().iter().flat_map(|(_, names)| names).copied().filter(|name| is_in_all(&name)).collect();
+    let common: BTreeSet<&str> = offering.first().iter().flat_map(|(_, names)| names).copied().filter(|name| is_in_all(name)).collect();
     // Who offers none means it.
     if common.is_empty() && offering.iter().all(|(_, names)| !names.is_empty()) && !offering.is_empty() {
         let who: Vec<String> = offering.iter().map(|(policy, _)| policy.full_name()).collect();

@@ -83,7 +83,7 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         Step::DeleteRun => delete_run(run, context).await,
         Step::Leave
         | Step::Rest { .. }
-        | Step::StandBack
+        | Step::StandBack(_)
         | Step::Hold(..)
         | Step::AwaitApproval { .. }
         | Step::RecordStart { .. }

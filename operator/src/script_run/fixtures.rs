@@ -1,16 +1,14 @@
 //! Objects for tests, each said in a few words.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
-
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use paddock_crds::{
     Effect, Limits, PolicyKind, PolicyRef, PolicyRules, Runtime, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, TakenPolicy,
 };
-use paddock_policy::{Approving, Containment, Policy, output_grant};
+use paddock_policy::{Approving, Containment, OutputGrant, Policy, output_grant};
 use paddock_protocol::{Cause, Egress, KEY_BYTES, Output, Report, SealingKey, Transcript};
 
 use super::apply::Done;
@@ -111,6 +109,17 @@ pub(crate) fn policies() -> PoliciesSeen {
     }
 }
 
+/// The same, and the SandboxPolicy that the run names, which leaves everything to the others.
+fn policies_of(run: &ScriptRun) -> PoliciesSeen {
+    let PolicyRef { kind, name } = run.spec.policy_ref.clone();
+    let mut seen = policies();
+    if kind == PolicyKind::SandboxPolicy {
+        let taken = TakenPolicy { kind, uid: name.clone(), name, author: None, generation: 1, hash: "h".into() };
+        seen.taking_part.push(Arc::new(Policy::new(taken, Effect::Restrict, PolicyRules::default())));
+    }
+    seen
+}
+
 pub(crate) fn sealing_key() -> SealingKey {
     SealingKey::from_bytes(&[7; KEY_BYTES]).unwrap()
 }
@@ -129,14 +138,20 @@ fn seal_to(uid: &str) -> String {
 pub(crate) fn valid(run: &ScriptRun) -> ValidRun {
     let text = run.spec.script.source.inline.clone().unwrap_or_default().into_bytes();
     let input = run.spec.script.input.as_ref().map(ToString::to_string);
-    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies(), &fixed(run), &InputSeen::default(), at(0)).unwrap()
+    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies_of(run), &fixed(run), &InputSeen::default(), at(0)).unwrap()
 }
 
 /// Everything in order, no pod.
 pub(crate) fn seen(run: &ScriptRun) -> Seen {
+    decided(valid(run))
+}
+
+/// The same, where this was decided.
+pub(crate) fn decided(valid: ValidRun) -> Seen {
+    static OUTPUT: LazyLock<OutputGrant> = LazyLock::new(|| output_grant(&policies().taking_part));
     Seen {
         bound: Bound::Yes,
-        decision: Some(Ok(Box::new(valid(run)))),
+        decision: Some(Ok(Box::new(valid))),
         sandbox: SandboxSeen::Ready,
         pod: PodSeen::Absent,
         stream: StreamSeen::default(),
@@ -145,8 +160,9 @@ pub(crate) fn seen(run: &ScriptRun) -> Seen {
         is_refused_too_often: false,
         approving: Approving::NotNeeded,
         awaiting: 0,
+        is_one_too_many: false,
         has_lost_approval: false,
-        output: Ok(output_grant(&policies().taking_part)),
+        output: Ok(OUTPUT.clone()),
         leading_since: at(-1000),
     }
 }

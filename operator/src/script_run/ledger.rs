@@ -200,6 +200,18 @@ impl Ledger {
         admission
     }
 
+    /// Whether a run that holds a slot is one of more than may. It was given the slot by a leader before this one whose last write came late, or the limit
+    /// was lowered.
+    pub(crate) fn exceeds(
+        &self,
+        entry: &Entry,
+        limits: QueueLimits,
+        cluster: ClusterLimits,
+        living: impl Fn(&mut dyn FnMut(LivingPod<'_>)),
+    ) -> bool {
+        self.lock().with_orphans(living, |line| line.exceeds(entry.asker(), limits, cluster))
+    }
+
     /// Who would get a slot that has become free in this namespace, by namespace and name.
     pub(crate) fn next(
         &self,

@@ -16,13 +16,14 @@ use paddock_protocol::{Opener, Transcript};
 use super::access::{forbidden_to_the_operator, may_read};
 use super::guarded::{Unfit, read_whole};
 use super::job::{Fixed, hash};
+use super::ledger::LivingPod;
 use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
 use super::step::{SandboxSeen, Seen};
 use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, requester, validate};
 use super::{Body, Watched, copies, given};
 use crate::approvals::{self, Approvals};
-use crate::context::Context;
+use crate::context::{Context, entry};
 use crate::error::{Error, code, within};
 use crate::input_check::{self, Question, Schema};
 use crate::names::{RUN_UID, pod_name, sandbox_namespace};
@@ -136,6 +137,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let approving = approving(to_approve, approvals.of_a_start(), now);
     let has_lost_approval = has_lost_approval(run, &approvals, now);
     let awaiting = if to_approve.is_some() { context.ledger.awaiting(&run.namespace().unwrap_or_default(), &uid) } else { 0 };
+    let is_one_too_many = is_one_too_many(run, valid.map(Box::as_ref), &pod, context);
     let leading_since = context.fence.up_since();
     let network = context.egress.used(&uid);
     let most_refused = network_limits(&policies.taking_part).refused;
@@ -149,6 +151,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         containment,
         approving,
         awaiting,
+        is_one_too_many,
         has_lost_approval,
         output,
         network,
@@ -156,6 +159,14 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         bound,
         leading_since,
     })
+}
+
+/// Whether the run holds a slot without a pod, and more hold slots than may.
+fn is_one_too_many(run: &ScriptRun, decision: Option<&ValidRun>, pod: &PodSeen, context: &Context) -> bool {
+    let holds_a_slot = run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Admitted));
+    let living = |each: &mut dyn FnMut(LivingPod<'_>)| context.pods.living(each);
+    let exceeds = |valid: &ValidRun| context.ledger.exceeds(&entry(run), valid.grant.queue, context.settings.cluster_limits, living);
+    holds_a_slot && *pod == PodSeen::Absent && decision.is_some_and(exceeds)
 }
 
 fn is_running(status: &ScriptRunStatus) -> bool {

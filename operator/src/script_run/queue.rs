@@ -203,6 +203,17 @@ impl Line {
         self.wait(asker, limits, cluster, full)
     }
 
+    /// Whether more hold slots than may, where a run holds one. What is not known of that one yet is counted all the same.
+    pub(crate) fn exceeds(&self, holder: Asker<'_>, limits: QueueLimits, cluster: ClusterLimits) -> bool {
+        let unknown = usize::from(!self.holds_a_slot(holder.namespace, &holder.turn.uid));
+        let tenant = self.tenants.get(holder.namespace);
+        let active = tenant.map_or(0, |tenant| tenant.active.len()) + unknown;
+        let of_the_policy = tenant.map_or(0, |tenant| tenant.active_of(holder.policy)) + unknown;
+        self.active + unknown > cluster.concurrent
+            || active > limits.concurrent as usize
+            || limits.policy_concurrent.is_some_and(|most| of_the_policy > most as usize)
+    }
+
     /// Whether the asker's own limits have no slot, whoever else asks.
     fn full(&self, asker: Asker<'_>, limits: QueueLimits) -> Option<Full> {
         let tenant = self.tenants.get(asker.namespace);

@@ -15,7 +15,7 @@ use super::outcome::Outcome;
 use super::pod_facts::{PodLife, PodSeen, WaitsFor};
 use super::queue::{Admission, Full};
 use super::result::{network_usage, signed};
-use super::step::{Seen, Step, is_suspended};
+use super::step::{Back, Seen, Step, is_suspended};
 use super::text::{cut, visible};
 use super::validate::{ValidRun, requester};
 use crate::names::sandbox_namespace;
@@ -45,7 +45,7 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
         }
         (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
         (Step::CreatePod, Done::Yes) => report.has_room(),
-        (Step::StandBack, _) => report.stands_back(),
+        (Step::StandBack(why), _) => report.stands_back(*why),
         (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
         (Step::RecordStop(reason), _) => report.stopped(reason, seen),
         (Step::RecordResult, Done::Told(result)) => report.result(seen, result),
@@ -322,8 +322,14 @@ impl Report {
         }
     }
 
-    fn stands_back(&mut self) {
-        self.waits(&Reason::QuotaExceeded, "the quota of the sandbox namespace has no room; the run asks for a slot again in a while");
+    fn stands_back(&mut self, why: Back) {
+        match why {
+            Back::NoRoom => {
+                let message = "the quota of the sandbox namespace has no room; the run asks for a slot again in a while";
+                self.waits(&Reason::QuotaExceeded, message);
+            }
+            Back::TooMany => self.waits(&Reason::WaitingForSlot, "more runs hold slots than may; the run waits for its turn"),
+        }
     }
 
     fn started(&mut self, run: &ScriptRun, seen: &Seen, boot: &str, valid: &ValidRun) {

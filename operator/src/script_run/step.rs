@@ -35,6 +35,8 @@ pub(crate) struct Seen {
     pub(crate) approving: Approving,
     /// How many other runs of the namespace wait for theirs.
     pub(crate) awaiting: usize,
+    /// It holds a slot and has no pod, and more hold slots than may.
+    pub(crate) is_one_too_many: bool,
     /// An approval by which the run was admitted is gone, and that ends it.
     pub(crate) has_lost_approval: bool,
     /// What becomes of what the script puts out, or why that cannot be told.
@@ -47,6 +49,15 @@ pub(crate) struct Seen {
     pub(crate) bound: Bound,
     /// Since when this replica may write without a gap.
     pub(crate) leading_since: Timestamp,
+}
+
+/// Why a run gives its slot back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Back {
+    /// A quota has no room for its pod, and others may have.
+    NoRoom,
+    /// More hold slots than may.
+    TooMany,
 }
 
 /// State of the sandbox namespace.
@@ -118,8 +129,8 @@ pub(crate) enum Step {
     Admit,
     /// Create ConfigMap and pod.
     CreatePod,
-    /// Give the slot back: a quota has no room for the pod, and others may have.
-    StandBack,
+    /// Give the slot back.
+    StandBack(Back),
     /// Open the stream to the runner.
     Listen,
     /// Store that the script is about to start, in this very runner.
@@ -356,7 +367,7 @@ fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settin
     }
     let admitted = status.clocks.as_ref().and_then(|clocks| clocks.admitted.clone()).map_or(now, |time| time.0);
     if seen.pod == PodSeen::Absent && is_to_stand_back(status, admitted, now) {
-        return Step::StandBack;
+        return Step::StandBack(Back::NoRoom);
     }
     // The time in which nobody led is not the run's: nobody could have started it.
     let since = admitted.max(seen.leading_since);
@@ -378,6 +389,7 @@ fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settin
     };
     let is_admitted_as_it_is = status.job_digest.as_ref() == Some(&valid.digest);
     match &seen.pod {
+        PodSeen::Absent if seen.is_one_too_many => Step::StandBack(Back::TooMany),
         PodSeen::Absent if !is_admitted_as_it_is => Step::Admit,
         PodSeen::Absent if seen.sandbox != SandboxSeen::Ready => Step::PrepareSandbox,
         PodSeen::Absent => Step::CreatePod,

@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use paddock_crds::PolicyKind;
 use proptest::prelude::*;
@@ -234,8 +234,70 @@ proptest! {
     }
 }
 
-/// A goal of its own, 1 ms, with room for a machine that is busy and for a build that is not optimised: 10,000 who wait in 100 tenants, whether one slot is
-/// free or a thousand.
+/// Runs of one tenant, created one by one with priorities of at most `most`, are given the slots; whoever is given one, everybody who still waits was
+/// created later, or at most `most` seconds before.
+fn served_by_priority(created: &[(i64, i64)], most: i64, slots: usize, lasting: i64) {
+    let (mut line, p) = (Line::default(), policy("p"));
+    let all = limits(u32::try_from(slots).unwrap());
+    let mut births = Vec::new();
+    let mut clock = 0;
+    for (number, (gap, priority)) in created.iter().enumerate() {
+        clock += gap;
+        let name = number.to_string();
+        births.push((clock, Turn { arrived: clock - priority.min(&most), uid: format!("u{number:05}"), name }));
+    }
+    let (mut waiting, mut running): (Vec<usize>, Vec<(i64, usize)>) = (Vec::new(), Vec::new());
+    let (mut born, mut now) = (0, 0);
+    while born < births.len() || !waiting.is_empty() {
+        while born < births.len() && births[born].0 <= now {
+            line.put(Asker { namespace: "t", policy: &p, turn: &births[born].1 }, Place::Waits);
+            waiting.push(born);
+            born += 1;
+        }
+        for (_, number) in running.extract_if(.., |(end, _)| *end <= now) {
+            line.take_out(Asker { namespace: "t", policy: &p, turn: &births[number].1 });
+        }
+        for (_, name) in line.next("t", cluster(slots), |_, _| all, now * SECOND) {
+            let number: usize = name.parse().unwrap();
+            let asker = Asker { namespace: "t", policy: &p, turn: &births[number].1 };
+            assert_eq!(line.admit(asker, all, cluster(slots), |_, _| all, now * SECOND), Admission::Admit, "who is next is admitted");
+            line.put(asker, Place::Active);
+            running.push((now + lasting, number));
+            waiting.retain(|other| *other != number);
+            let longest = waiting.iter().map(|other| births[number].0 - births[*other].0).max();
+            assert!(longest.is_none_or(|longest| longest <= most), "one waits that was created {longest:?} s before {number}");
+        }
+        now += 1;
+    }
+}
+
+proptest! {
+    /// Within a tenant a priority is a head start: it keeps nobody waiting for ever, however many come with one.
+    #[test]
+    fn a_priority_starves_nobody(
+        created in prop::collection::vec((0..3_i64, 0..60_i64), 1..150), most in 0..40_i64, slots in 1..4_usize, lasting in 1..6_i64,
+    ) {
+        served_by_priority(&created, most, slots, lasting);
+    }
+
+    /// A decision that admits leaves no more slots taken than there are, and one run more is seen to be one too many.
+    #[test]
+    fn one_too_many_is_seen(active in 0..6_usize, of_cluster in 1..6_usize, of_tenant in 1..6_u32) {
+        let line = line(active, &[]);
+        let (known, new) = (Turn { arrived: 0, uid: "active-0".into(), name: String::new() }, turn(9));
+        let exceeds = |turn: &Turn| line.exceeds(Asker { namespace: "t", policy: &policy("p"), turn }, limits(of_tenant), cluster(of_cluster));
+        let most = of_cluster.min(of_tenant as usize);
+        prop_assert_eq!(exceeds(&new), active + 1 > most);
+        if active > 0 {
+            prop_assert_eq!(exceeds(&known), active > most);
+        }
+        let is_admitted = line.admit(Asker { namespace: "t", policy: &policy("p"), turn: &new }, limits(of_tenant), cluster(of_cluster), |_, _| limits(of_tenant), SECOND) == Admission::Admit;
+        prop_assert_eq!(is_admitted, !exceeds(&new));
+    }
+}
+
+/// 1 ms where the build is optimised, as `make bench-queue` measures it; else with room for a machine that does other things: 10,000 who wait in 100
+/// tenants, whether one slot is free or a thousand.
 #[rstest]
 #[case::one(1)]
 #[case::a_hundred(100)]
@@ -257,7 +319,8 @@ fn a_decision_among_ten_thousand_is_quick(#[case] free: usize) {
     }
     let each = begin.elapsed() / 100;
     println!("{each:?} for each decision where {free} slots are free");
-    assert!(each.as_millis() < 40, "{each:?}");
+    let most = if cfg!(debug_assertions) { Duration::from_millis(40) } else { Duration::from_millis(1) };
+    assert!(each <= most, "{each:?}");
 }
 
 /// Who gave a slot back is counted among those that wait, is in nobody's way, and is not sent away.

@@ -450,15 +450,30 @@ fn no_more_wait_for_approvals_than_may_wait() {
     assert_eq!(step(&waits, &seen(200, &waits), 1), Step::AwaitApproval { until: at(60) }, "who waits already goes on");
 }
 
+/// A slot that a leader before this one gave away with a write that came late, or that a lowered limit took away.
+#[test]
+fn a_run_that_holds_one_slot_too_many_gives_it_back_before_it_has_a_pod() {
+    let run = admitted(0);
+    let too_many = Seen { is_one_too_many: true, ..seen(&run) };
+    assert_eq!((step(&run, &seen(&run), 1), step(&run, &too_many, 1)), (Step::CreatePod, Step::StandBack(Back::TooMany)));
+    let with_pod = Seen { pod: present(a_pod(&run)), ..too_many.clone() };
+    assert!(!matches!(step(&run, &with_pod, 1), Step::StandBack(_)), "what has a pod goes on");
+    let back = after(&run, &too_many, &Step::StandBack(Back::TooMany), &Done::Yes, 1);
+    let admitted = status(&back).condition(&ConditionType::Admitted).unwrap().clone();
+    assert_eq!((admitted.status, admitted.reason), (ConditionStatus::False, Reason::WaitingForSlot));
+    assert_eq!(crate::context::entry(&back).place, Some(Place::Waits), "it has its turn by its age");
+    assert_eq!(step(&back, &seen(&back), 2), Step::Admit);
+}
+
 /// A quota that is full for longer than its controller lags does not hold a slot that others could use.
 #[test]
 fn a_run_that_a_quota_has_no_room_for_gives_its_slot_back_and_asks_again() {
     let full =
         |run: &ScriptRun, second| after(run, &seen(run), &Step::CreatePod, &Done::NotCreated(Reason::QuotaExceeded, "x".into()), second);
-    let back = |run: &ScriptRun, second| after(run, &seen(run), &Step::StandBack, &Done::Yes, second);
+    let back = |run: &ScriptRun, second| after(run, &seen(run), &Step::StandBack(Back::NoRoom), &Done::Yes, second);
     let again = |run: &ScriptRun, second| after(run, &seen(run), &Step::Admit, &Done::Queued(Admission::Admit), second);
     let run = full(&admitted(0), 0);
-    assert_eq!((step(&run, &seen(&run), 4), step(&run, &seen(&run), 5)), (Step::CreatePod, Step::StandBack));
+    assert_eq!((step(&run, &seen(&run), 4), step(&run, &seen(&run), 5)), (Step::CreatePod, Step::StandBack(Back::NoRoom)));
     let run = back(&run, 5);
     assert_eq!(status(&run).phase, Some(Phase::Queued));
     assert_eq!(crate::context::entry(&run).place, Some(Place::StandsAside), "nobody waits behind it, and it holds no slot");
@@ -469,7 +484,7 @@ fn a_run_that_a_quota_has_no_room_for_gives_its_slot_back_and_asks_again() {
     assert!(matches!(step(&cancelled, &seen(&run), 6), Step::Finish(outcome) if outcome.phase == Phase::Cancelled));
     // Every time it tries once more, and then waits for longer, but not for ever.
     let run = full(&again(&run, 7), 7);
-    assert_eq!((step(&run, &seen(&run), 7), step(&run, &seen(&run), 8)), (Step::CreatePod, Step::StandBack));
+    assert_eq!((step(&run, &seen(&run), 7), step(&run, &seen(&run), 8)), (Step::CreatePod, Step::StandBack(Back::NoRoom)));
     let run = back(&again(&run, 1000), 1001);
     assert_eq!(step(&run, &seen(&run), 1002), Step::Rest { wake: Some(Duration::from_secs(29)) });
     // Its start budget begins anew with each slot.
