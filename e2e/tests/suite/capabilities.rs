@@ -411,12 +411,39 @@ async fn an_author_who_loses_the_right_while_a_run_waits_grants_nothing_any_more
         .await;
         let waiting = tenant.create(hers("true", &json!({ "secrets": ["smtp"] }))).await;
         tenant.until(&waiting, "Queued", |status| status.phase == Some(Phase::Queued)).await;
-        let bindings: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
-        bindings.delete("reads-lost-anna", &DeleteParams::default()).await.unwrap();
-        let secrets: Api<Secret> = Api::namespaced(user("lost-anna").await, &tenant.name);
-        eventually("she may not any more", || async { if secrets.get("smtp").await.is_err() { Ok(()) } else { Err("she may") } }).await;
+        let_read_no_more(&tenant, "lost-anna", "smtp").await;
         tenant.patch(&first, json!({ "spec": { "cancel": true } })).await;
         assert_refused(&tenant.finished(&waiting).await, &Reason::CapabilityForbidden);
+    })
+    .await;
+}
+
+/// Takes away what [`let_read`] gave, and waits until that is in force.
+async fn let_read_no_more(tenant: &Tenant, name: &str, secret: &str) {
+    let bindings: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
+    bindings.delete(&format!("reads-{name}"), &DeleteParams::default()).await.unwrap();
+    let secrets: Api<Secret> = Api::namespaced(user(name).await, &tenant.name);
+    eventually("they may not any more", || async { if secrets.get(secret).await.is_err() { Ok(()) } else { Err("they may") } }).await;
+}
+
+#[tokio::test]
+async fn a_requester_who_loses_the_right_while_a_run_waits_is_given_nothing_any_more() {
+    granting("unread", |tenant| async move {
+        secret(&tenant, "smtp", json!({}), VALUE).await;
+        tenant.bind("unread-jane", "paddock-edit").await;
+        let_read(&tenant, "unread-jane", &["smtp"]).await;
+        let jane: Api<ScriptRun> = Api::namespaced(user("unread-jane").await, &tenant.name);
+        tenant.policy_with(json!({ "suspend": "Queue" })).await;
+        tenant.policy_is_seen("limited").await;
+        let mut run = ScriptRun::new("waits", serde_json::from_value(asking("true", &json!({ "secrets": ["smtp"] })).0).unwrap());
+        run.spec.policy_ref = serde_json::from_value(json!({ "kind": "SandboxPolicy", "name": "limited" })).unwrap();
+        let waiting = eventually("she may create runs", || async { jane.create(&PostParams::default(), &run).await }).await;
+        tenant.until(&waiting, "Queued", |status| status.phase == Some(Phase::Queued)).await;
+        let_read_no_more(&tenant, "unread-jane", "smtp").await;
+        tenant.policy_with(json!({ "suspend": null })).await;
+        let refused = tenant.finished(&waiting).await;
+        assert_refused(&refused, &Reason::CapabilityForbidden);
+        assert_eq!(status(&refused).message.unwrap(), "the requester may not read the Secret smtp");
     })
     .await;
 }

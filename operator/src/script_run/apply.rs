@@ -60,6 +60,7 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         Step::AddFinalizer => add_finalizer(run, context).await,
         Step::PrepareSandbox => prepare(run, seen, context).await,
         Step::Admit => Ok(reserve(run, seen, context)),
+        Step::AwaitApproval { .. } => Ok(await_approvals(run, seen, context)),
         Step::CreatePod => match valid(seen) {
             Some(valid) => create(run, valid, context).await,
             None => Ok(Done::Wait(Duration::from_secs(1))),
@@ -81,13 +82,9 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         Step::RemovePod => remove_pod(run, seen, context).await,
         Step::Release => release(run, context).await,
         Step::DeleteRun => delete_run(run, context).await,
-        Step::Leave
-        | Step::Rest { .. }
-        | Step::StandBack(_)
-        | Step::Hold(..)
-        | Step::AwaitApproval { .. }
-        | Step::RecordStart { .. }
-        | Step::RecordStop(_) => Ok(Done::Yes),
+        Step::Leave | Step::Rest { .. } | Step::StandBack(_) | Step::Hold(..) | Step::RecordStart { .. } | Step::RecordStop(_) => {
+            Ok(Done::Yes)
+        }
         Step::RecordResult => tell(run, seen, context).await,
         Step::Finish(_) => {
             // The status is for the author of the script; what the kubelet said is for the administrator.
@@ -208,6 +205,19 @@ fn reserve(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
         context.wake_next(&valid.namespace, Some(&valid.name));
     }
     Done::Queued(admission)
+}
+
+/// A run that has been told once what it waits for is not sent away.
+fn await_approvals(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
+    let Some(valid) = valid(seen) else {
+        return Done::Wait(Duration::from_secs(1));
+    };
+    let is_new = run.status.as_ref().and_then(|status| status.approval.as_ref()).is_none_or(|approval| approval.demanded.is_empty());
+    if context.ledger.await_approvals(entry(run), valid.grant.queue.queued as usize) || !is_new {
+        Done::Yes
+    } else {
+        Done::Queued(Admission::Refuse(Full::Tenant))
+    }
 }
 
 /// Pod first, then the ConfigMap that it mounts, so that the ConfigMap can belong to the pod and go with it. The kubelet waits for it.

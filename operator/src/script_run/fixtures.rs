@@ -159,7 +159,6 @@ pub(crate) fn decided(valid: ValidRun) -> Seen {
         network: None,
         is_refused_too_often: false,
         approving: Approving::NotNeeded,
-        awaiting: 0,
         is_one_too_many: false,
         has_lost_approval: false,
         output: Ok(OUTPUT.clone()),

@@ -229,9 +229,14 @@ impl Ledger {
         self.lock().line.heads(namespace)
     }
 
-    /// How many others of the namespace wait for approvals.
-    pub(crate) fn awaiting(&self, namespace: &str, uid: &str) -> usize {
-        self.lock().line.awaiting(namespace, uid)
+    /// Lets a run wait for its approvals, unless `most` others of its namespace do already: whoever asks a moment later must count it.
+    pub(crate) fn await_approvals(&self, entry: Entry, most: usize) -> bool {
+        let mut book = self.lock();
+        let is_let = book.line.awaiting(&entry.namespace, &entry.turn.uid) < most;
+        if is_let && !book.seen.contains_key(&entry.turn.uid) {
+            book.show(Entry { place: Some(Place::Awaits), ..entry });
+        }
+        is_let
     }
 
     /// Takes an assumption back: the run is finished or gone.

@@ -136,7 +136,6 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let approvals = if are_needed { approvals::of_namespace(&run.namespace().unwrap_or_default(), context) } else { Approvals::default() };
     let approving = approving(to_approve, approvals.of_a_start(), now);
     let has_lost_approval = has_lost_approval(run, &approvals, now);
-    let awaiting = if to_approve.is_some() { context.ledger.awaiting(&run.namespace().unwrap_or_default(), &uid) } else { 0 };
     let is_one_too_many = is_one_too_many(run, valid.map(Box::as_ref), &pod, context);
     let leading_since = context.fence.up_since();
     let network = context.egress.used(&uid);
@@ -150,7 +149,6 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         stream,
         containment,
         approving,
-        awaiting,
         is_one_too_many,
         has_lost_approval,
         output,

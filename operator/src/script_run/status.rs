@@ -38,6 +38,10 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
             report.approved(&seen.approving, valid);
             report.waits(reason, message);
         }
+        (Step::AwaitApproval { .. }, Done::Queued(Admission::Refuse(_))) => {
+            let message = "as many runs wait for approvals in this namespace as may wait".to_owned();
+            report.refused(run, &Refusal { reason: Reason::QueueFull, message }, seen);
+        }
         (Step::AwaitApproval { until }, _) => report.awaits_approval(*until, valid?, &seen.approving),
         (Step::Admit, Done::Queued(admission)) => {
             report.approved(&seen.approving, valid);

@@ -33,8 +33,6 @@ pub(crate) struct Seen {
     pub(crate) containment: Containment,
     /// Where the approvals stand: as long as the run has not started.
     pub(crate) approving: Approving,
-    /// How many other runs of the namespace wait for theirs.
-    pub(crate) awaiting: usize,
     /// It holds a slot and has no pod, and more hold slots than may.
     pub(crate) is_one_too_many: bool,
     /// An approval by which the run was admitted is gone, and that ends it.
@@ -302,13 +300,8 @@ fn stands_back(run: &ScriptRun, now: Timestamp) -> Option<Duration> {
 /// `None` once enough people have approved, or nobody has to.
 fn before_the_approval(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Option<Step> {
     let end = |phase, reason, message: String| Some(Step::Finish(Outcome::plain(phase, reason, message)));
-    let is_new = run.status.as_ref().and_then(|status| status.approval.as_ref()).is_none_or(|approval| approval.demanded.is_empty());
     match &seen.approving {
         Approving::NotNeeded | Approving::Approved(_) => None,
-        Approving::Waiting { .. } if is_new && seen.awaiting >= most_that_wait(seen) => Some(Step::Refuse(Refusal {
-            reason: Reason::QueueFull,
-            message: "as many runs wait for approvals in this namespace as may wait".into(),
-        })),
         Approving::Denied { by, .. } => end(Phase::Denied, Reason::ApprovalDenied, format!("{by} has decided that it may not run")),
         Approving::Waiting { wait_seconds, .. } => {
             let until = waits_until(run, *wait_seconds, now);
@@ -319,11 +312,6 @@ fn before_the_approval(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Option<S
             Some(Step::AwaitApproval { until })
         }
     }
-}
-
-fn most_that_wait(seen: &Seen) -> usize {
-    let valid = seen.decision.as_ref().and_then(|decision| decision.as_ref().ok());
-    valid.map_or(0, |valid| valid.grant.queue.queued as usize)
 }
 
 /// Counted from when the run began to wait, whatever became of the policies since.

@@ -78,6 +78,21 @@ fn it_holds_or_not(#[case] source: &str, #[case] expected: bool) {
     assert_eq!(holds(source), Ok(expected));
 }
 
+/// A platform that acts for somebody names them: rules see both.
+#[rstest]
+#[case::by_name("requester.username == 'jane' && endUser != null && endUser.username == 'joe'", true)]
+#[case::by_group("endUser != null && 'trial' in endUser.groups && !('trial' in requester.groups)", true)]
+#[case::nobody("endUser == null", false)]
+fn the_end_user_is_seen_beside_the_requester(#[case] source: &str, #[case] expected: bool) {
+    let expression = Expression::compile(source).unwrap();
+    let trial = ["trial".to_owned()];
+    let held = with_subject(|subject| {
+        let end_user = Some(UserFacts { username: "joe", groups: &trial });
+        expression.holds(&variables(&Subject { end_user, ..subject }).unwrap())
+    });
+    assert_eq!(held, Ok(expected));
+}
+
 #[rstest]
 #[case::key("run.labels.project == 'a'", "there is no project")]
 #[case::computed_key("{'x': 1}[requester.username] == 1", "there is no such key")]

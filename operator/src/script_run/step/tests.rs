@@ -443,11 +443,15 @@ fn a_runner_that_was_started_after_the_script_had_ended_is_stopped() {
 #[test]
 fn no_more_wait_for_approvals_than_may_wait() {
     let run = a_run();
-    let seen = |awaiting, run: &ScriptRun| Seen { approving: lacking_approvals(60, 0), awaiting, ..seen(run) };
-    assert_eq!(step(&run, &seen(99, &run), 0), Step::AwaitApproval { until: at(60) });
-    assert!(matches!(step(&run, &seen(100, &run), 0), Step::Refuse(refusal) if refusal.reason == Reason::QueueFull));
-    let waits = after(&run, &seen(99, &run), &Step::AwaitApproval { until: at(60) }, &Done::Yes, 0);
-    assert_eq!(step(&waits, &seen(200, &waits), 1), Step::AwaitApproval { until: at(60) }, "who waits already goes on");
+    let seen = Seen { approving: lacking_approvals(60, 0), ..seen(&run) };
+    let awaits = Step::AwaitApproval { until: at(60) };
+    assert_eq!(step(&run, &seen, 0), awaits);
+    let waits = after(&run, &seen, &awaits, &Done::Yes, 0);
+    assert_eq!(crate::context::entry(&waits).place, Some(Place::Awaits));
+    let refused = after(&run, &seen, &awaits, &Done::Queued(Admission::Refuse(Full::Tenant)), 0);
+    let accepted = status(&refused).condition(&ConditionType::Accepted).unwrap().clone();
+    assert_eq!((accepted.status, &accepted.reason), (ConditionStatus::False, &Reason::QueueFull));
+    assert_eq!(status(&refused).message.as_deref(), Some("as many runs wait for approvals in this namespace as may wait"));
 }
 
 /// A slot that a leader before this one gave away with a write that came late, or that a lowered limit took away.
