@@ -5,7 +5,7 @@ mod checks;
 
 use anyhow::Result;
 use futures::future::join_all;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{DeleteParams, PostParams};
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Api, ResourceExt as _};
@@ -20,7 +20,7 @@ use crate::manifest::policy_ref;
 use crate::show::document;
 use crate::table::{Cell, plain, table};
 use crate::terminal::{Progress, Tone, has_colours, printable};
-use checks::{Check, PROBES, Probe, Seen, Verdict, checks};
+use checks::{Check, NodeSeen, PROBES, PrivilegedPod, Probe, Seen, Verdict, checks};
 
 const REQUESTER: &str = "paddock.dev/requester";
 
@@ -54,8 +54,10 @@ async fn look(cluster: &Cluster, arguments: &Doctor) -> Result<Seen> {
     let ended = join_all(PROBES.iter().map(|probe| ended(cluster, arguments, probe))).await;
     progress.end();
     let runs: Vec<ScriptRun> = ended.into_iter().collect::<Result<_>>()?;
-    let node = runs.iter().find_map(|run| run.status.as_ref()?.pod.as_ref()?.node.clone());
-    Ok(Seen { caller, forged, node_kernel: kernel(cluster, node.as_deref()).await, runs })
+    let pod = runs.iter().find_map(|run| run.status.as_ref()?.pod.clone());
+    let node = node(cluster, pod.as_ref().and_then(|pod| pod.node.as_deref())).await;
+    let privileged_pod = privileged_pod(cluster, pod.map(|pod| pod.namespace)).await;
+    Ok(Seen { caller, forged, node, privileged_pod, runs })
 }
 
 fn probe_run(arguments: &Doctor, probe: &Probe) -> Result<ScriptRun> {
@@ -99,8 +101,26 @@ async fn forge(cluster: &Cluster, arguments: &Doctor) -> Result<Option<String>> 
     }
 }
 
-/// The kernel of a node, for those who may read nodes.
-async fn kernel(cluster: &Cluster, node: Option<&str>) -> Option<String> {
+/// What a node says of itself, for those who may read nodes.
+async fn node(cluster: &Cluster, name: Option<&str>) -> Option<NodeSeen> {
     let nodes: Api<Node> = Api::all(cluster.client.clone());
-    Some(nodes.get_opt(node?).await.ok()??.status?.node_info?.kernel_version)
+    let status = nodes.get_opt(name?).await.ok()??.status?;
+    let has_one_cpu = status.capacity.is_some_and(|capacity| capacity.get("cpu").is_some_and(|cpu| cpu.0 == "1"));
+    Some(NodeSeen { kernel: status.node_info?.kernel_version, has_one_cpu })
+}
+
+/// Asks, without creating it, for a pod with all privileges in the namespace of the sandboxes.
+async fn privileged_pod(cluster: &Cluster, namespace: Option<String>) -> PrivilegedPod {
+    let Some(namespace) = namespace else { return PrivilegedPod::NotTried };
+    let pod = json!({
+        "metadata": { "generateName": "doctor-" },
+        "spec": { "hostNetwork": true, "containers": [{ "name": "all", "image": "none.invalid/none", "securityContext": { "privileged": true } }] },
+    });
+    let Ok(pod) = serde_json::from_value::<Pod>(pod) else { return PrivilegedPod::NotTried };
+    let only_asked = PostParams { dry_run: true, ..posting() };
+    match Api::<Pod>::namespaced(cluster.client.clone(), &namespace).create(&only_asked, &pod).await {
+        Ok(_) => PrivilegedPod::Taken,
+        Err(kube::Error::Api(answer)) if answer.message.contains("violates PodSecurity") => PrivilegedPod::Refused,
+        Err(_) => PrivilegedPod::NotTried,
+    }
 }

@@ -252,8 +252,12 @@ async fn a_cluster_is_looked_at_by_who_may_only_run_scripts() {
         tenant.bind("doctor", "paddock-view").await;
         let seen: Value = serde_json::from_str(&desk.type_("kubectl paddock doctor -n $N --as doctor -o json").expect(0).out).unwrap();
         let checks = seen["checks"].as_array().unwrap();
-        assert!(checks.len() == 11 && checks.iter().all(|check| check["verdict"] == "Holds"), "{seen:#}");
+        assert!(checks.len() == 13 && checks.iter().all(|check| check["verdict"] == "Holds"), "{seen:#}");
         assert_eq!((&checks[0]["seen"], &checks[2]["name"]), (&"created by doctor".into(), &"kernel is gVisor's".into()));
+        // Who may create pods anywhere also learns whether Pod Security would let them.
+        let by_admin = desk.type_("kubectl paddock doctor -n $N").expect(0);
+        by_admin.shows("Pod Security is enforced");
+        by_admin.shows("a pod with all privileges was refused beside the sandboxes");
         // What could not be looked at is not called good.
         desk.type_("kubectl paddock doctor -n $N --runtime missing").expect(1).shows("Unknown   Refused");
         eventually("the runs are deleted", || async {

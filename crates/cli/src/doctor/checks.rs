@@ -16,7 +16,7 @@ pub(crate) struct Probe {
 const MANY_BYTES: u64 = 4 << 30;
 
 /// In the POSIX shell, and with what every image with a shell has. Their order is that in which [`checks`] takes them.
-pub(crate) const PROBES: [Probe; 3] = [
+pub(crate) const PROBES: [Probe; 5] = [
     Probe {
         name: "inside",
         script: "echo \"kernel=$(uname -r)\"
@@ -32,7 +32,30 @@ echo \"written=$(wc -c < /workspace/probe)\"
     },
     Probe { name: "memory", script: "tail /dev/zero", timeout_seconds: 60 },
     Probe { name: "time", script: "sleep 600", timeout_seconds: 1 },
+    // How far one process counts in two seconds, and how far four do together: with less than a core for all of them it is about the same.
+    Probe {
+        name: "cpu",
+        script: "cd /workspace
+count() { i=0; trap 'echo $i; exit' TERM; while :; do i=$((i+1)); done; }
+count > 1 &
+sleep 2
+kill $!
+wait
+all=
+for file in 2 3 4 5; do count > $file & all=\"$all $!\"; done
+sleep 2
+kill $all
+wait
+echo \"one=$(cat 1)\"
+echo \"four=$(($(cat 2) + $(cat 3) + $(cat 4) + $(cat 5)))\"
+",
+        timeout_seconds: 60,
+    },
+    Probe { name: "processes", script: "i=0; while [ $i -lt 20000 ]; do sleep 600 & i=$((i+1)); done", timeout_seconds: 10 },
 ];
+
+/// Four processes that together get so many times what one gets have more than a core.
+const MOST_OF_FOUR: f64 = 1.6;
 
 /// What was found out.
 pub(crate) struct Seen {
@@ -40,10 +63,29 @@ pub(crate) struct Seen {
     pub(crate) caller: String,
     /// What the API server said to a forged stamp, if it refused it.
     pub(crate) forged: Option<String>,
-    /// The kernel of the node of a probe, if it may be read.
-    pub(crate) node_kernel: Option<String>,
+    /// The node of a probe, if it may be read.
+    pub(crate) node: Option<NodeSeen>,
+    /// What became of a pod with all privileges in the namespace of the sandboxes.
+    pub(crate) privileged_pod: PrivilegedPod,
     /// The probes, each at its end or as it was created.
     pub(crate) runs: Vec<ScriptRun>,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeSeen {
+    pub(crate) kernel: String,
+    pub(crate) has_one_cpu: bool,
+}
+
+/// What the API server said to a pod with all privileges, as a dry run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PrivilegedPod {
+    Taken,
+    /// By Pod Security.
+    Refused,
+    /// Whoever calls may not create pods there, or there is no such namespace.
+    NotTried,
 }
 
 #[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +109,44 @@ fn holds(condition: bool) -> Verdict {
 
 pub(crate) fn checks(seen: &Seen) -> Vec<Check> {
     let mut all = vec![stamp(seen), forgery(seen)];
-    all.extend(inside(seen.runs.first(), seen.node_kernel.as_deref()));
-    all.push(ending("memory limit", seen.runs.get(1), &Phase::OutOfMemory));
-    all.push(ending("time limit", seen.runs.get(2), &Phase::TimedOut));
+    all.extend(inside(seen.runs.first(), seen.node.as_ref().map(|node| node.kernel.as_str())));
+    all.push(ending("memory limit", seen.runs.get(1), &[Phase::OutOfMemory]));
+    all.push(ending("time limit", seen.runs.get(2), &[Phase::TimedOut]));
+    all.push(cpu(seen.runs.get(3), seen.node.as_ref()));
+    // What has no limit of its own under gVisor is bounded by memory and time, and none of them outlives its run.
+    let ends = [Phase::OutOfMemory, Phase::TimedOut, Phase::RunnerKilled, Phase::Failed];
+    all.push(ending("many processes end with their run", seen.runs.get(4), &ends));
+    all.extend(pod_security(seen.privileged_pod));
     all
+}
+
+fn cpu(run: Option<&ScriptRun>, node: Option<&NodeSeen>) -> Check {
+    let status = run.and_then(|run| run.status.clone()).unwrap_or_default();
+    let counted = |name: &str| fact(&stdout(&status), name).and_then(|count| count.parse::<f64>().ok()).filter(|count| *count > 0.0);
+    let name = "CPU limit";
+    let (Some(one), Some(four)) = (counted("one"), counted("four")) else {
+        return Check { name, verdict: Verdict::Unknown, seen: why_not(&status) };
+    };
+    let verdict = match node {
+        // There nobody gets more than one, whether it is limited or not.
+        Some(node) if node.has_one_cpu => Verdict::Unknown,
+        _ => holds(four / one <= MOST_OF_FOUR),
+    };
+    Check { name, verdict, seen: format!("four processes did {:.1} times what one did", four / one) }
+}
+
+/// For those alone who could create the pod if nothing but Pod Security was in the way.
+fn pod_security(tried: PrivilegedPod) -> Option<Check> {
+    let (verdict, seen) = match tried {
+        PrivilegedPod::Refused => (Verdict::Holds, "a pod with all privileges was refused beside the sandboxes"),
+        PrivilegedPod::Taken => (Verdict::Fails, "the API server takes a pod with all privileges beside the sandboxes"),
+        PrivilegedPod::NotTried => return None,
+    };
+    Some(Check { name: "Pod Security is enforced", verdict, seen: seen.to_owned() })
+}
+
+fn stdout(status: &ScriptRunStatus) -> String {
+    status.result.as_ref().and_then(|result| result.stdout.as_ref()).map(|stdout| stdout.text.clone()).unwrap_or_default()
 }
 
 fn stamp(seen: &Seen) -> Check {
@@ -92,7 +168,7 @@ fn fact<'a>(output: &'a str, name: &str) -> Option<&'a str> {
 /// Those that one script answers. What it did not print is not known.
 fn inside(run: Option<&ScriptRun>, node_kernel: Option<&str>) -> Vec<Check> {
     let status = run.and_then(|run| run.status.clone()).unwrap_or_default();
-    let output = status.result.as_ref().and_then(|result| result.stdout.as_ref()).map(|stdout| stdout.text.clone()).unwrap_or_default();
+    let output = stdout(&status);
     let of = |name: &'static str, fact_name: &str, judge: &dyn Fn(&str) -> Verdict, tell: &dyn Fn(&str) -> String| match fact(
         &output, fact_name,
     ) {
@@ -128,11 +204,11 @@ fn inside(run: Option<&ScriptRun>, node_kernel: Option<&str>) -> Vec<Check> {
     ]
 }
 
-/// A probe that must come to a certain end.
-fn ending(name: &'static str, run: Option<&ScriptRun>, expected: &Phase) -> Check {
+/// A probe that must come to one of these ends.
+fn ending(name: &'static str, run: Option<&ScriptRun>, expected: &[Phase]) -> Check {
     let status = run.and_then(|run| run.status.clone()).unwrap_or_default();
     let verdict = match &status.phase {
-        Some(phase) if phase == expected => Verdict::Holds,
+        Some(phase) if expected.contains(phase) => Verdict::Holds,
         // One that failed may not have had the program that it needs.
         Some(Phase::Succeeded) => Verdict::Fails,
         _ => Verdict::Unknown,
@@ -165,9 +241,15 @@ mod tests {
 
     const GOOD: &str = "kernel=4.19.0-gvisor\nuser=65532\ntoken=0\ninterfaces=lo \nroot=read-only\nnames=none\nwritten=16777216\n";
 
+    fn node(has_one_cpu: bool) -> NodeSeen {
+        NodeSeen { kernel: "6.1.0".into(), has_one_cpu }
+    }
+
     fn seen(inside: &str, memory: &str, time: &str) -> Seen {
-        let runs = vec![run("Succeeded", inside), run(memory, ""), run(time, "")];
-        Seen { caller: "ada".into(), forged: Some("no".into()), node_kernel: Some("6.1.0".into()), runs }
+        let cpu = run("Succeeded", "one=1000\nfour=1100\n");
+        let runs = vec![run("Succeeded", inside), run(memory, ""), run(time, ""), cpu, run(memory, "")];
+        let privileged_pod = PrivilegedPod::Refused;
+        Seen { caller: "ada".into(), forged: Some("no".into()), node: Some(node(false)), privileged_pod, runs }
     }
 
     fn not_holding(seen: &Seen) -> Vec<(&'static str, Verdict)> {
@@ -177,31 +259,38 @@ mod tests {
     #[test]
     fn a_cluster_that_keeps_everything_has_nothing_to_tell() {
         assert_eq!(not_holding(&seen(GOOD, "OutOfMemory", "TimedOut")), []);
-        assert_eq!(checks(&seen(GOOD, "OutOfMemory", "TimedOut")).len(), 11);
+        assert_eq!(checks(&seen(GOOD, "OutOfMemory", "TimedOut")).len(), 14);
+        let tenants = Seen { privileged_pod: PrivilegedPod::NotTried, ..seen(GOOD, "OutOfMemory", "TimedOut") };
+        assert_eq!(checks(&tenants).len(), 13, "who may not create pods there is told nothing of it");
     }
 
     #[test]
     fn each_thing_that_does_not_hold_is_seen() {
         let bad = "kernel=6.1.0\nuser=0\ntoken=1\ninterfaces=lo\nroot=writable\nnames=found\nwritten=4294967296\n";
-        let failing = Seen { caller: "bob".into(), forged: None, ..seen(bad, "Succeeded", "Succeeded") };
+        let mut failing = seen(bad, "Succeeded", "Succeeded");
+        (failing.caller, failing.forged, failing.privileged_pod) = ("bob".into(), None, PrivilegedPod::Taken);
+        failing.runs[3] = run("Succeeded", "one=1000\nfour=1900\n");
         let found = not_holding(&failing);
-        assert_eq!(found.len(), 10, "{found:?}");
+        assert_eq!(found.len(), 13, "{found:?}");
         assert!(found.iter().all(|(_, verdict)| *verdict == Verdict::Fails) && !found.iter().any(|(check, _)| *check == "no network"));
     }
 
     #[test]
     fn what_could_not_be_looked_at_is_not_called_good() {
-        let unknown = Seen { node_kernel: None, ..seen("kernel=5.0\ninterfaces=lo eth0 \n", "Refused", "StartTimedOut") };
+        let mut unknown = Seen { node: None, ..seen("kernel=5.0\ninterfaces=lo eth0 \n", "Refused", "StartTimedOut") };
+        unknown.runs[3] = run("Failed", "one=0\nfour=0\n");
         let found = not_holding(&unknown);
         assert!(found.iter().all(|(_, verdict)| *verdict == Verdict::Unknown), "{found:?}");
-        assert_eq!(found.len(), 9);
+        assert_eq!(found.len(), 11);
         let none = Seen { runs: Vec::new(), ..unknown };
-        assert_eq!(not_holding(&none).len(), 10, "no run, and so no stamp either");
+        assert_eq!(not_holding(&none).len(), 12, "no run, and so no stamp either");
+        let small = Seen { node: Some(node(true)), ..seen(GOOD, "OutOfMemory", "TimedOut") };
+        assert_eq!(not_holding(&small), [("CPU limit", Verdict::Unknown)], "of one CPU nobody gets more than one");
     }
 
     /// A sandbox of gVisor is known by its own word where nodes may not be read.
     #[test]
     fn a_kernel_that_says_so_is_gvisors() {
-        assert_eq!(not_holding(&Seen { node_kernel: None, ..seen(GOOD, "OutOfMemory", "TimedOut") }), []);
+        assert_eq!(not_holding(&Seen { node: None, ..seen(GOOD, "OutOfMemory", "TimedOut") }), []);
     }
 }
