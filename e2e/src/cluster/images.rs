@@ -52,6 +52,11 @@ pub fn build_base(layout: &Layout, say: &dyn Fn(&str)) -> Result<Vec<PathBuf>> {
     Ok(archives)
 }
 
+/// Builds an image of these Debian packages and what they need, unless it is in the cache.
+pub fn build_of_packages(layout: &Layout, name: &'static str, packages: &'static str) -> Result<PathBuf> {
+    runtime(layout, &RuntimeImage { name, folder: "debian", packages, program: None }, &|_| {})
+}
+
 fn archive(layout: &Layout, name: &str, recipe: &str) -> PathBuf {
     let digest: String = Sha256::digest(recipe).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let short = name.rsplit('/').next().unwrap_or(name).replace(':', "_");

@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use crate::harness::disturb::{begin, begin_what_has_ended, end, kill_operator, leader, process_of, upgrade};
-use crate::harness::internet::{Host, https, names};
-use crate::harness::{OPERATOR_NAMESPACE, Script, Tenant, assert_end, assert_refused, eventually, namespace, status, stdout};
+use crate::harness::internet::{COMMIT, Host, https, names};
+use crate::harness::{OPERATOR_NAMESPACE, Script, Tenant, assert_end, assert_refused, eventually, layout, namespace, status, stdout};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
@@ -13,6 +13,7 @@ use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::{Signal, kill};
 use paddock_crds::{Phase, Reason, ScriptRun, ScriptRunStatus};
+use paddock_e2e::cluster::{component, images};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -21,6 +22,7 @@ const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 14);
 /// Another, so that tests do not meet.
 const LIVE: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 15);
 const NODE: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 16);
+const CLIENTS: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 19);
 const REPLICA: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 17);
 const LEADER: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 18);
 /// The API server's.
@@ -241,6 +243,44 @@ https.get("https://node.example.com/", (answer) => answer.on("data", (data) => c
         }, "capabilities": { "network": ["node.example.com"] } }));
         let run = tenant.run(by_policy(&tenant, script)).await;
         assert_eq!(stdout(&run), "fetch hello\nhttps hello\n", "{:#?}", run.status);
+    })
+    .await;
+}
+
+/// What people have in their scripts: none of these was told of a gateway.
+#[tokio::test]
+async fn curl_git_requests_and_httpx_reach_it_too() {
+    const IMAGE: &str = "docker.io/strange/clients:12";
+    const PACKAGES: &str = "dash,coreutils,curl,git,python3-minimal,python3-requests,python3-httpx";
+    const SCRIPT: &str = r#"
+cd /workspace
+python3 -c 'import json, os; print(json.load(open(os.environ["PADDOCK_INPUT"]))["authority"])' > authority.pem
+at=https://clients.example.com
+echo "curl $(curl --silent --show-error --cacert authority.pem $at/)"
+echo "git $(GIT_SSL_CAINFO=authority.pem git ls-remote $at/repository)"
+python3 -c 'import requests, sys; print("requests", requests.get(sys.argv[1], verify="authority.pem").text)' $at/
+python3 -c 'import httpx, sys; print("httpx", httpx.get(sys.argv[1], verify="authority.pem").text)' $at/
+curl --silent --show-error --cacert authority.pem https://clients.example.org/
+echo "elsewhere $?"
+"#;
+    let _alone = alone().await;
+    let archive = images::build_of_packages(&layout(), IMAGE, PACKAGES).unwrap();
+    images::load(&layout(), &component::built(&layout()).unwrap(), &archive).unwrap();
+    let host = https("clients.example.com", CLIENTS);
+    names(&[("clients.example.com", CLIENTS), ("clients.example.org", CLIENTS)]);
+    namespace("clients", json!({}), |tenant| async move {
+        let mut rules = grants(&json!([{ "hosts": ["*.example.com"] }]));
+        rules["runtimes"] = json!([{ "name": "clients", "image": IMAGE, "command": ["/bin/sh"] }]);
+        tenant.cluster_policy(rules).await;
+        let script = Script::shell(SCRIPT).with(json!({
+            "script": { "runtime": "clients", "input": { "authority": host.authority } },
+            "capabilities": { "network": ["clients.example.com"] }, "timeoutSeconds": 60,
+        }));
+        let run = tenant.run(by_policy(&tenant, script)).await;
+        let told = format!("curl hello\ngit {COMMIT}\trefs/heads/main\nrequests hello\nhttpx hello\nelsewhere 56\n");
+        assert_eq!(stdout(&run), told, "{:#?}", run.status);
+        assert!(status(&run).result.unwrap().stderr.unwrap().text.contains("403"), "{:#?}", run.status);
+        tenant.no_cluster_policy().await;
     })
     .await;
 }

@@ -87,7 +87,11 @@ impl Host {
     }
 }
 
-/// Serves HTTP over TLS for `name` at this address: `hello` at once, or, where `/slow` is asked for, a line every 10 ms for ever.
+/// What Git finds in `/repository`.
+pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// Serves HTTP over TLS for `name` at this address: `hello` at once, or, where `/slow` is asked for, a line every 10 ms for ever. Git finds one branch in
+/// `/repository`.
 pub fn https(name: &str, address: Ipv4Addr) -> Host {
     own(address);
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
@@ -125,7 +129,10 @@ fn serve(socket: TcpStream, config: Arc<ServerConfig>, slow: &AtomicUsize) -> Op
         slow.fetch_sub(1, Ordering::SeqCst);
         return None;
     }
-    stream.write_all(b"hello").ok()?;
+    // The dumb protocol of Git: one branch.
+    let is_of_git = head.starts_with(b"GET /repository/info/refs");
+    let body = if is_of_git { format!("{COMMIT}\trefs/heads/main\n") } else { "hello".to_owned() };
+    stream.write_all(body.as_bytes()).ok()?;
     stream.conn.send_close_notify();
     stream.flush().ok()
 }
