@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use crate::harness::disturb::{begin, begin_what_has_ended, end, kill_operator, leader, process_of, upgrade};
-use crate::harness::internet::{COMMIT, Host, https, names};
+use crate::harness::internet::{COMMIT, Host, echo, https, names};
 use crate::harness::{OPERATOR_NAMESPACE, Script, Tenant, assert_end, assert_refused, eventually, layout, namespace, status, stdout};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -25,6 +25,8 @@ const NODE: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 16);
 const CLIENTS: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 19);
 const REPLICA: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 17);
 const LEADER: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 18);
+/// Nobody's in the cluster.
+const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 5);
 /// The API server's.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 1);
 
@@ -280,6 +282,43 @@ echo "elsewhere $?"
         let told = format!("curl hello\ngit {COMMIT}\trefs/heads/main\nrequests hello\nhttpx hello\nelsewhere 56\n");
         assert_eq!(stdout(&run), told, "{:#?}", run.status);
         assert!(status(&run).result.unwrap().stderr.unwrap().text.contains("403"), "{:#?}", run.status);
+        tenant.no_cluster_policy().await;
+    })
+    .await;
+}
+
+/// A net that the policies name is reached whatever is spoken there, also where it is a private one; what is beside it is not.
+#[tokio::test]
+async fn a_net_that_is_named_is_reached_as_it_is() {
+    const SCRIPT: &str = r#"
+import os, socket, urllib.parse
+proxy = urllib.parse.urlsplit(os.environ["HTTPS_PROXY"])
+for to in ["10.77.0.5:5432", "10.77.0.5:5433", "10.77.0.6:5432", "10.77.1.5:5432", "database.example.com:5432"]:
+    connection = socket.create_connection((proxy.hostname, proxy.port))
+    connection.sendall(f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n".encode())
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += connection.recv(1)
+    told = head.decode().split("\r\n")[0]
+    if " 200" in told:
+        connection.sendall(b"ping")
+        told += " " + connection.recv(4).decode()
+    print(to, told)
+"#;
+    let _alone = alone().await;
+    echo(PRIVATE, 5432);
+    names(&[("database.example.com", PRIVATE)]);
+    namespace("net", json!({}), |tenant| async move {
+        tenant.cluster_policy(grants(&json!([{ "cidrs": ["10.77.0.0/24"], "ports": [5432, 5433] }]))).await;
+        let run = tenant.run(asking(&tenant, SCRIPT, &["tcp://10.77.0.5:5432"], &json!({}))).await;
+        let refused = "HTTP/1.1 403 NotGranted";
+        let told = format!(
+            "10.77.0.5:5432 HTTP/1.1 200 OK ping\n10.77.0.5:5433 {refused}\n10.77.0.6:5432 {refused}\n10.77.1.5:5432 {refused}\ndatabase.example.com:5432 {refused}\n"
+        );
+        assert_eq!(stdout(&run), told, "{:#?}", run.status);
+        // A net that no policy names is not granted, whoever asks.
+        let other = tenant.run(asking(&tenant, SCRIPT, &["tcp://10.77.1.5:5432"], &json!({}))).await;
+        assert_refused(&other, &Reason::CapabilityRefused);
         tenant.no_cluster_policy().await;
     })
     .await;

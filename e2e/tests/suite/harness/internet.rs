@@ -112,6 +112,17 @@ pub fn https(name: &str, address: Ipv4Addr) -> Host {
     Host { authority: made.cert.pem(), slow }
 }
 
+/// Sends back at this address and port whatever comes.
+pub fn echo(address: Ipv4Addr, port: u16) {
+    own(address);
+    let listener = inside(move || TcpListener::bind(SocketAddr::from((address, port))).unwrap());
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            std::thread::spawn(move || std::io::copy(&mut &socket, &mut &socket));
+        }
+    });
+}
+
 fn serve(socket: TcpStream, config: Arc<ServerConfig>, slow: &AtomicUsize) -> Option<()> {
     let mut stream = StreamOwned::new(ServerConnection::new(config).ok()?, socket);
     let mut head = Vec::new();
