@@ -37,8 +37,6 @@ pub(crate) use writers::Writers;
 const RETRY: Duration = Duration::from_secs(5);
 /// Longest message of a problem, in characters.
 const LONGEST_MESSAGE: usize = 1024;
-/// Room in it for the number of those that it does not name.
-const MORE: usize = 32;
 
 /// Both kinds, as far as they are the same.
 pub(crate) trait PolicyObject: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize {
@@ -407,10 +405,9 @@ fn status_of(stored: Option<&PolicyStatus>, generation: i64, wrong: &Wrong<'_>, 
         let message = format!("a run was refused because {rule} could not be evaluated on it: {why}");
         Some(condition(PolicyConditionType::RuleFailed, true, &PolicyReason::EvaluationFailed, &message))
     }));
-    if let Some(first) = together.first() {
-        let more = if together.len() > 1 { format!("; and {} more", together.len() - 1) } else { String::new() };
-        let message = format!("{}{more}", cut(&first.message, LONGEST_MESSAGE - MORE));
-        conditions.push(condition(PolicyConditionType::Contradicted, true, &PolicyReason::PoliciesDisagree, &message));
+    if !together.is_empty() {
+        let all = together.iter().map(|found| found.message.as_str()).collect::<Vec<_>>().join("; ");
+        conditions.push(condition(PolicyConditionType::Contradicted, true, &PolicyReason::PoliciesDisagree, cut(&all, LONGEST_MESSAGE)));
     }
     let shown = problems.iter().take(SHOWN_PROBLEMS);
     let status = PolicyStatus {
@@ -488,7 +485,7 @@ mod tests {
         let two = [contradiction("a and b do not agree"), contradiction("a and c neither")];
         let contradicted = status(Some(&good), &object(1, 5), &two, at(6)).unwrap();
         let told = &contradicted.conditions[2];
-        assert_eq!((&told.type_, told.message.as_str()), (&PolicyConditionType::Contradicted, "a and b do not agree; and 1 more"));
+        assert_eq!((&told.type_, told.message.as_str()), (&PolicyConditionType::Contradicted, "a and b do not agree; a and c neither"));
         assert_eq!(contradicted.conditions[0].status, ConditionStatus::True, "by itself it is right");
         assert_eq!(status(Some(&contradicted), &object(1, 5), &two, at(7)), None);
         let agreed = status(Some(&contradicted), &object(1, 5), &[], at(8)).unwrap();

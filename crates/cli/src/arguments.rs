@@ -125,7 +125,7 @@ pub(crate) enum Command {
     Policy(PolicyCommand),
     /// Look whether this cluster keeps what Paddock promises: scripts try what must not be possible
     #[command(
-        after_help = "Runs three scripts in the namespace, with the rights of whoever calls, and deletes them. Exits with 0 if every check holds, and with 1 if one fails or could not be looked at."
+        after_help = "Runs five scripts in the namespace, with the rights of whoever calls, and deletes them. Exits with 0 if every check holds, and with 1 if one fails or could not be looked at."
     )]
     Doctor(Doctor),
     /// Write a starter kit into a new folder: a policy, a script, a run and a test

@@ -11,8 +11,8 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{
-    ClusterSandboxPolicy, Decision, Effect, PolicyKind, PolicyRef, PolicyRules, Reason, Requester, Risk, SandboxPolicy, ScriptRun,
-    TakenPolicy, Verdict,
+    ClusterSandboxPolicy, ConditionStatus, ConditionType, Decision, Effect, PolicyKind, PolicyRef, PolicyRules, Reason, Requester, Risk,
+    SandboxPolicy, ScriptRun, ScriptRunStatus, TakenPolicy, Verdict,
 };
 use paddock_policy::{
     Ask, Containment, Digests, Facts, Gateway, Hashes, ObjectKind, Policy, Refusal, Subject, TenantFacts, containment, demanded, digests,
@@ -43,7 +43,14 @@ impl Written {
     pub(crate) fn add(&mut self, text: &str, file: &Path) -> Result<()> {
         let shown = file.display();
         let documents: Vec<Value> = serde_saphyr::from_multiple(text).with_context(|| format!("{shown} is no YAML"))?;
-        for value in documents.into_iter().filter(|value| !value.is_null()) {
+        // What `kubectl get -o yaml` writes of several is one list.
+        let objects = documents.into_iter().flat_map(|mut value| match value["kind"].as_str() {
+            Some("List" | "ClusterSandboxPolicyList" | "SandboxPolicyList") => {
+                value["items"].as_array_mut().map(std::mem::take).unwrap_or_default()
+            }
+            _ => vec![value],
+        });
+        for value in objects.filter(|value| !value.is_null()) {
             let no_policy = || format!("{shown} holds a policy that cannot be read");
             match value["kind"].as_str().unwrap_or_default() {
                 "ClusterSandboxPolicy" => self.cluster.push(serde_json::from_value(value).with_context(no_policy)?),
@@ -331,15 +338,23 @@ fn labels(given: &[String]) -> Result<BTreeMap<String, String>> {
 
 /// What the operator has stored of a run.
 async fn of_run(cluster: &Cluster, name: &Path) -> Result<Explanation> {
-    let run = cluster.run(&name.to_string_lossy()).await?;
-    let status = run.status.unwrap_or_default();
-    let accepted = status.condition(&paddock_crds::ConditionType::Accepted).cloned();
-    let accepted = accepted.context("nothing was decided on the run yet")?;
-    let allowed = accepted.status == paddock_crds::ConditionStatus::True;
+    stored(cluster.run(&name.to_string_lossy()).await?.status.unwrap_or_default())
+}
+
+/// Of a run that was accepted, what it lacks is told as well: approvals, or that its policies are resumed.
+fn stored(status: ScriptRunStatus) -> Result<Explanation> {
+    ensure!(status.condition(&ConditionType::Accepted).is_some(), "nothing was decided on the run yet");
+    let lacks = |type_, only: Option<Reason>| {
+        let condition = status.condition(&type_).filter(|condition| condition.status == ConditionStatus::False);
+        condition.filter(|condition| only.is_none_or(|reason| condition.reason == reason)).cloned()
+    };
+    let lacking = lacks(ConditionType::Accepted, None)
+        .or_else(|| lacks(ConditionType::Approved, None))
+        .or_else(|| lacks(ConditionType::Admitted, Some(Reason::Suspended)));
     Ok(Explanation {
-        allowed,
-        reason: (!allowed).then(|| accepted.reason.to_string()),
-        message: (!allowed).then_some(accepted.message),
+        allowed: lacking.is_none(),
+        reason: lacking.as_ref().map(|condition| condition.reason.to_string()),
+        message: lacking.map(|condition| condition.message),
         policies: status.policies,
         decisions: status.decisions,
         risk: status.risk,
@@ -440,6 +455,46 @@ spec: {limits: {max: {memory: 64Mi}}, suspend: Queue}
         let own = spec.replace("ClusterSandboxPolicy, name: base", "SandboxPolicy, name: own");
         assert!(told_of(&own, "tier=gold").ends_with("waits: Suspended: it would wait: SandboxPolicy/own: suspend\n"));
         assert!(told_of(&own.replace("name: own", "name: other"), "tier=gold").contains("refused: PolicyNotFound"));
+    }
+
+    #[test]
+    fn a_list_is_as_many_documents() {
+        let mut written = Written::default();
+        let list = "apiVersion: v1\nkind: List\nitems:\n- {kind: ClusterSandboxPolicy, metadata: {name: a}, spec: {namespaceSelector: {}}}\n- {kind: SandboxPolicy, metadata: {name: b}, spec: {}}\n";
+        written.add(&list.replace("{kind", "{apiVersion: paddock.dev/v1alpha1, kind"), Path::new("x.yaml")).expect("policies");
+        assert_eq!((written.cluster.len(), written.namespaced.len()), (1, 1));
+        let error = Written::default().add("{kind: List, items: [{kind: Pod}]}", Path::new("x.yaml")).expect_err("no policy");
+        assert_eq!(error.to_string(), "x.yaml must hold policies alone, and holds Pod");
+    }
+
+    #[test]
+    fn what_a_stored_run_lacks_is_told() {
+        let condition = |type_: &str, status: &str, reason: &str| serde_json::json!({ "type": type_, "status": status, "reason": reason, "message": format!("of {reason}"), "lastTransitionTime": "2026-11-27T00:00:00Z" });
+        let told_of = |conditions: Vec<Value>| {
+            let status = serde_json::from_value(serde_json::json!({ "conditions": conditions })).expect("a status");
+            stored(status).map(|explanation| (explanation.allowed, told(&explanation, false)))
+        };
+        let accepted = condition("Accepted", "True", "PolicyAllows");
+        assert!(told_of(Vec::new()).is_err());
+        for (conditions, allowed, end) in [
+            (vec![accepted.clone()], true, "allowed\n"),
+            (vec![accepted.clone(), condition("Admitted", "False", "WaitingForSlot")], true, "allowed\n"),
+            (vec![condition("Accepted", "False", "LimitExceeded")], false, "refused: LimitExceeded: of LimitExceeded\n"),
+            (
+                vec![accepted.clone(), condition("Approved", "False", "AwaitingApproval")],
+                false,
+                "waits: AwaitingApproval: of AwaitingApproval\n",
+            ),
+            (
+                vec![accepted.clone(), condition("Approved", "False", "ApprovalDenied")],
+                false,
+                "refused: ApprovalDenied: of ApprovalDenied\n",
+            ),
+            (vec![accepted, condition("Admitted", "False", "Suspended")], false, "waits: Suspended: of Suspended\n"),
+        ] {
+            let (was_allowed, told) = told_of(conditions).expect("an explanation");
+            assert_eq!((was_allowed, told.ends_with(end)), (allowed, true), "{told}");
+        }
     }
 
     #[test]

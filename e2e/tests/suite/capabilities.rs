@@ -1,12 +1,14 @@
 //! What runs ask for beside resources and time: granted or refused one by one, and never what requester or author may not have themselves.
 
-use crate::harness::{self, Script, Tenant, assert_end, assert_refused, eventually, layout, namespace, operators, status, stdout, user};
+use crate::harness::{
+    self, Script, Tenant, assert_end, assert_refused, eventually, kubectl, layout, namespace, operators, status, stdout, user,
+};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
-use paddock_crds::{ConditionType, Decision, Phase, Reason, SandboxPolicy, ScriptApproval, ScriptRun, Verdict};
+use paddock_crds::{ClusterSandboxPolicy, ConditionType, Decision, Phase, Reason, SandboxPolicy, ScriptApproval, ScriptRun, Verdict};
 use serde_json::{Value, json};
 
 /// No detector knows it.
@@ -418,6 +420,46 @@ async fn an_author_who_loses_the_right_while_a_run_waits_grants_nothing_any_more
     .await;
 }
 
+/// Whoever writes a policy of the cluster answers for what it grants in each namespace, data as well as Secrets.
+#[tokio::test]
+async fn the_author_of_a_policy_of_the_cluster_must_be_allowed_to_read_what_it_grants() {
+    namespace("wide", json!({}), |tenant| async move {
+        secret(&tenant, "smtp", json!({}), VALUE).await;
+        config_map(&tenant, "prices", "1").await;
+        tenant.let_the_operator_read("secrets", "paddock-secret-reader").await;
+        tenant.let_the_operator_read_sources().await;
+        let all = json!([{ "selector": {} }]);
+        tenant.cluster_policy(json!({ "capabilities": { "secrets": all, "data": all } })).await;
+        let name = &tenant.name;
+        kubectl(&["create", "clusterrole", name, "--verb=get,patch", "--resource=clustersandboxpolicies.paddock.dev"], "").unwrap();
+        kubectl(&["create", "clusterrolebinding", name, &format!("--clusterrole={name}"), "--user=wide-carl"], "").unwrap();
+        let carls: Api<ClusterSandboxPolicy> = Api::all(user("wide-carl").await);
+        let by_carl = json!({ "spec": { "limits": { "maxTimeoutSeconds": 60 } } });
+        eventually("he may", || async { carls.patch(name, &PatchParams::default(), &Patch::Merge(&by_carl)).await }).await;
+        for (capabilities, object) in [(json!({ "secrets": ["smtp"] }), "Secret smtp"), (json!({ "data": ["prices"] }), "ConfigMap prices")]
+        {
+            let by_cluster = json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": name } });
+            let refused = eventually("his policy decides", || async {
+                let run = tenant.run(asking("true", &capabilities).with(by_cluster.clone())).await;
+                if status(&run).phase == Some(Phase::Succeeded) { Err("that of before") } else { Ok(run) }
+            })
+            .await;
+            assert_refused(&refused, &Reason::CapabilityForbidden);
+            assert_eq!(
+                status(&refused).message.unwrap(),
+                format!("wide-carl, who wrote ClusterSandboxPolicy {name}, may not read the {object}")
+            );
+        }
+        // Once he may, so may the runs.
+        let_read(&tenant, "wide-carl", &["smtp"]).await;
+        let by_cluster = json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": name } });
+        assert_eq!(stdout(&tenant.run(asking("ls /paddock/secrets", &json!({ "secrets": ["smtp"] })).with(by_cluster)).await), "smtp\n");
+        kubectl(&["delete", "clusterrolebinding,clusterrole", name], "").unwrap();
+        tenant.no_cluster_policy().await;
+    })
+    .await;
+}
+
 /// Takes away what [`let_read`] gave, and waits until that is in force.
 async fn let_read_no_more(tenant: &Tenant, name: &str, secret: &str) {
     let bindings: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
@@ -440,7 +482,7 @@ async fn a_requester_who_loses_the_right_while_a_run_waits_is_given_nothing_any_
         let waiting = eventually("she may create runs", || async { jane.create(&PostParams::default(), &run).await }).await;
         tenant.until(&waiting, "Queued", |status| status.phase == Some(Phase::Queued)).await;
         let_read_no_more(&tenant, "unread-jane", "smtp").await;
-        tenant.policy_with(json!({ "suspend": null })).await;
+        tenant.policy(json!({})).await;
         let refused = tenant.finished(&waiting).await;
         assert_refused(&refused, &Reason::CapabilityForbidden);
         assert_eq!(status(&refused).message.unwrap(), "the requester may not read the Secret smtp");

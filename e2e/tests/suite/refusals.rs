@@ -47,7 +47,10 @@ fn example(section: &str) -> Option<Example> {
 
 impl Example {
     fn has_own_namespace(&self) -> bool {
-        matches!(self.steps.first(), Some(Step::Type(commands)) if commands.starts_with(OWN_NAMESPACE))
+        let is_made = matches!(self.steps.first(), Some(Step::Type(commands)) if commands.starts_with(OWN_NAMESPACE));
+        let is_named = |step: &Step| matches!(step, Step::Apply(block) | Step::Type(block) if block.contains("refusals"));
+        assert!(is_made || !self.steps.iter().any(is_named), "{}: it names a namespace that its reader does not have", self.reason);
+        is_made
     }
 
     /// The harness has made the namespace, under a name of its own.

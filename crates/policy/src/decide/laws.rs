@@ -48,14 +48,15 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 fn runtimes() -> impl Strategy<Value = Option<Vec<Runtime>>> {
-    let runtime = |name: &str, image: Option<&str>| Runtime {
+    let what = (maybe(select(vec!["one", "one", "other"])), select(vec!["/bin/x", "/bin/x", "/bin/y"]), maybe(select(vec!["mts", "js"])));
+    let offered = (subsequence(RUNTIMES.to_vec(), 0..=3), what);
+    let runtime = |name: &str, (image, command, extension): (Option<&str>, &str, Option<&str>)| Runtime {
         name: name.into(),
         image: image.map(Into::into),
-        command: image.map(|_| vec!["/bin/x".into()]),
-        extension: None,
+        command: image.map(|_| vec![command.to_owned()]),
+        extension: extension.map(Into::into),
     };
-    let offered = (subsequence(RUNTIMES.to_vec(), 0..=3), maybe(select(vec!["one", "other"])));
-    maybe(offered.prop_map(move |(names, image)| names.into_iter().map(|name| runtime(name, image)).collect()))
+    maybe(offered.prop_map(move |(names, what)| names.into_iter().map(|name| runtime(name, what)).collect()))
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
@@ -177,6 +178,8 @@ fn capabilities() -> impl Strategy<Value = Option<CapabilityRules>> {
 fn is_within(narrow: &Grant, wide: &Grant) -> bool {
     narrow.runtime.image == wide.runtime.image
         && narrow.runtime.command == wide.runtime.command
+        // Who names none leaves it to the others.
+        && (wide.runtime.extension.is_none() || narrow.runtime.extension == wide.runtime.extension)
         && narrow.memory_bytes <= wide.memory_bytes
         && narrow.cpu_milli <= wide.cpu_milli
         && narrow.scratch_bytes <= wide.scratch_bytes

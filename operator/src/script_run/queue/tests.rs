@@ -181,25 +181,29 @@ proptest! {
     /// The line is the same in whatever order it is built, and taking out what was put in leaves nothing.
     #[test]
     fn it_is_built_from_what_is_stored_in_any_order(
-        (entries, shuffled) in prop::collection::vec((0..3_usize, 0..2_usize, 0..50_i64, any::<bool>()), 0..40)
+        (entries, shuffled) in prop::collection::vec((0..3_usize, 0..2_usize, 0..50_i64, 0..4_usize, 0..9_i64), 0..40)
             .prop_flat_map(|entries| (Just(entries.clone()), Just(entries).prop_shuffle()))
     ) {
         let distinct: BTreeSet<i64> = entries.iter().map(|entry| entry.2).collect();
         prop_assume!(distinct.len() == entries.len());
-        let build = |entries: &[(usize, usize, i64, bool)]| {
+        let build = |entries: &[(usize, usize, i64, usize, i64)]| {
             let mut line = Line::default();
-            for (tenant, of, arrived, waits) in entries {
-                let place = if *waits { Place::Waits } else { Place::Active };
-                line.put(Asker { namespace: ["a", "b", "c"][*tenant], policy: &policy(["p", "q"][*of]), turn: &turn(*arrived) }, place);
+            for (tenant, of, arrived, place, served) in entries {
+                let namespace = ["a", "b", "c"][*tenant];
+                let place = [Place::Waits, Place::Active, Place::Awaits, Place::StandsAside][*place];
+                line.put(Asker { namespace, policy: &policy(["p", "q"][*of]), turn: &turn(*arrived) }, place);
+                line.was_served(namespace, *served);
             }
             line
         };
         let mut built = build(&entries);
         prop_assert_eq!(&built, &build(&shuffled));
-        for (tenant, of, arrived, _) in &entries {
+        for (tenant, of, arrived, ..) in &entries {
             built.take_out(Asker { namespace: ["a", "b", "c"][*tenant], policy: &policy(["p", "q"][*of]), turn: &turn(*arrived) });
         }
-        prop_assert_eq!((built.active, built.waiting), (0, 0));
+        prop_assert_eq!((built.active, built.waiting, built.aside), (0, 0, 0));
+        built.forget_idle();
+        prop_assert_eq!(built, Line::default());
     }
 
     /// No sequence of answers gives away more than there is.

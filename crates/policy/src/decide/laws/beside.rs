@@ -1,15 +1,20 @@
 //! Laws of what policies decide beside the grant: input, output, use of the network, containment, rules and approvals.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use paddock_crds::{
-    Deny, Detector, Effect, InputRules, LargeResult, Limits, MaskRule, MaskRules, OutputRules, PolicyKind, PolicyRules, ScriptSchema,
-    Suspend, TakenPolicy,
+    Deny, Detector, Effect, InputRules, LargeResult, Limits, MaskRule, MaskRules, OutputRules, PolicyKind, PolicyRules, Requester,
+    ScriptSchema, Suspend, TakenPolicy,
 };
 use proptest::option::of as maybe;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::json;
 
-use crate::{Containment, Facts, Policy, containment, input_demand, network_limits, output_grant};
+use crate::{
+    CapabilityGrant, Containment, Facts, Policy, RunFacts, Subject, TenantFacts, containment, demanded, input_demand, judge_rules,
+    network_limits, output_grant, risk,
+};
 
 /// Of the only script that there is.
 const HASH: &str = "abc";
@@ -136,5 +141,83 @@ proptest! {
         let (one, other) = (network_limits(&all), network_limits(&shuffled));
         prop_assert_eq!((one.connections, one.bytes, one.refused.map(|(most, _)| most)), (other.connections, other.bytes, other.refused.map(|(most, _)| most)));
         prop_assert_eq!(hardness(&all, "third"), hardness(&shuffled, "third"));
+    }
+}
+
+/// A policy with expressions, demands and a list of requesters that it denies.
+fn of_people() -> impl Strategy<Value = Policy> {
+    let conditions = vec!["true", "run.timeoutSeconds < 20", "requester.username == 'jane'", "run.labels.team == 'a'"];
+    let rules = subsequence(conditions.clone(), 0..=2);
+    let demands = subsequence(conditions, 0..=2);
+    let denied = subsequence(vec!["jane", "joe"], 0..=1);
+    (any::<bool>(), 0..1000_u32, rules, demands, denied).prop_map(|(allows, number, rules, demands, denied)| {
+        let named = |all: Vec<&str>, field: &str| -> Vec<serde_json::Value> {
+            all.into_iter().enumerate().map(|(index, text)| json!({ "name": format!("n{index}"), field: text })).collect()
+        };
+        let requesters: Vec<_> = denied.into_iter().map(|name| json!({ "kind": "User", "name": name })).collect();
+        let rules =
+            json!({ "rules": named(rules, "expression"), "approvals": named(demands, "when"), "deny": { "requesters": requesters } });
+        let (kind, effect) =
+            if allows { (PolicyKind::ClusterSandboxPolicy, Effect::Allow) } else { (PolicyKind::SandboxPolicy, Effect::Restrict) };
+        let taken =
+            TakenPolicy { kind, name: format!("p{number:03}"), uid: number.to_string(), author: None, generation: 1, hash: String::new() };
+        let policy = Policy::new(taken, effect, serde_json::from_value(rules).unwrap());
+        assert_eq!(policy.problems, []);
+        policy
+    })
+}
+
+/// What the policies have against a run of jane's: whether a rule refuses it, who has to approve it (`None` where that cannot be told, and it is refused),
+/// and whether she is denied.
+fn against(policies: &[Policy]) -> (bool, Option<BTreeSet<String>>, bool) {
+    let labels = BTreeMap::new();
+    let run = RunFacts {
+        name: "run",
+        labels: &labels,
+        runtime: "shell",
+        image: "i",
+        script_hash: HASH,
+        input_bytes: 0,
+        timeout_seconds: 30,
+        memory_bytes: 0,
+        cpu_milli: 0,
+        scratch_bytes: 0,
+        network: Vec::new(),
+        secrets: Vec::new(),
+        data: Vec::new(),
+        volumes: Vec::new(),
+        dynamic_code: false,
+        subprocess: false,
+    };
+    let requester = Requester { username: "jane".into(), uid: None, groups: Vec::new() };
+    let risk = risk(&CapabilityGrant::default());
+    let tenant = TenantFacts { name: "team", labels: &labels };
+    let subject =
+        Subject { run, tenant, requester: (&requester).into(), end_user: None, risk: (&risk).into(), now: jiff::Timestamp::UNIX_EPOCH };
+    let demanded = demanded(policies, &subject).ok().map(|all| all.into_iter().map(|demanded| demanded.rule).collect());
+    let denied = containment(policies, Facts { requester: Some(&requester), ..Facts::default() });
+    (judge_rules(policies, &subject).refusal.is_some(), demanded, matches!(denied, Containment::Denied { .. }))
+}
+
+proptest! {
+    #[test]
+    fn one_policy_more_never_lets_people_do_more(others in prop::collection::vec(of_people(), 0..4), more in of_people()) {
+        let mut all = others;
+        let before = against(&all);
+        all.push(more);
+        let after = against(&all);
+        prop_assert!(after.0 >= before.0 && after.2 >= before.2, "{before:?} {after:?}");
+        match (&before.1, &after.1) {
+            (Some(before), Some(after)) => prop_assert!(before.is_subset(after)),
+            (None, Some(_)) => prop_assert!(false, "what could not be told is told by one policy more"),
+            (_, None) => {}
+        }
+    }
+
+    #[test]
+    fn the_order_does_not_matter_for_people(
+        (all, shuffled) in prop::collection::vec(of_people(), 0..5).prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()))
+    ) {
+        prop_assert_eq!(against(&all), against(&shuffled));
     }
 }
