@@ -333,8 +333,7 @@ impl Context {
 
     /// A run has given its slot back, as is stored of it now.
     pub(crate) fn stood_back(&self, run: &ScriptRun) {
-        self.ledger.show(entry(run));
-        self.ledger.forget(&run.uid().unwrap_or_default());
+        self.ledger.stand_back(entry(run));
         self.wake_next(&run.namespace().unwrap_or_default(), None);
     }
 

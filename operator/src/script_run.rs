@@ -208,7 +208,10 @@ fn error_policy(run: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Acti
     let namespace = run.namespace();
     context.metrics.error(error.category());
     match error {
-        Error::Conflict => Action::requeue(Duration::from_millis(20)),
+        Error::Conflict => {
+            context.ledger.give_up_the_claim(&run.uid().unwrap_or_default());
+            Action::requeue(Duration::from_millis(20))
+        }
         Error::Crowded => Action::requeue(context.back_off(&run.uid().unwrap_or_default()).min(CROWDED)),
         _ => {
             tracing::warn!(run = name, namespace, error = error.chain(), "the pass is tried again");

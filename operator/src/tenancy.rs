@@ -80,6 +80,8 @@ async fn clean_up(context: &Context, list_anyway: bool) -> Result<(), Error> {
             None => break,
         }
     }
+    // Those that came while the list was read.
+    uids.extend(context.runs().iter().filter_map(|run| run.uid()));
     context.forget_all_but(&uids);
     for (namespace, gone) in tenants {
         // Where another namespace of that name has followed, the runs are its own, and wait for this one to go.

@@ -21,7 +21,7 @@ use serde_json::json;
 /// At least; a machine that is done with them sooner gets more, until the last of the kills.
 const RUNS: u64 = 200;
 const KILLS: usize = 9;
-/// What the cluster tier allows.
+/// What the SandboxPolicy of the runs allows; that of the cluster allows as many.
 const LIMIT: usize = 10;
 /// A shim that is making a sandbox has none for a moment.
 const LONGEST_WITHOUT_A_SANDBOX: Duration = Duration::from_secs(20);

@@ -67,6 +67,9 @@ struct Book {
     seen: HashMap<String, Entry>,
     /// Slots that were given away, by UID.
     assumed: BTreeMap<String, Entry>,
+    /// Places in line and among those that wait for approvals, by UID, of which the watch has not shown anything yet. None outlives the write that was
+    /// to store it: a run that is gone by then would keep its place.
+    claimed: HashMap<String, Entry>,
     /// Runs whose passes fail: nobody waits behind them, and they ask anew with their next pass.
     troubled: HashSet<String>,
     /// Runs that a list that is under way has shown.
@@ -76,18 +79,27 @@ struct Book {
 }
 
 impl Book {
-    /// The place of a run from what was seen and what is assumed.
-    fn settle(&mut self, uid: &str, before: Option<&Entry>) {
-        if let Some(before) = before {
+    /// Changes what is known of a run, and with it the place that it has.
+    fn change(&mut self, uid: &str, change: impl FnOnce(&mut Self)) {
+        if let Some(before) = self.known(uid).cloned() {
             self.line.take_out(before.asker());
         }
-        let seen = self.seen.get(uid);
-        let assumed = self.assumed.get(uid).map(|entry| (entry, Place::Active));
-        let Some((entry, place)) = assumed.or_else(|| seen.and_then(|entry| entry.place.map(|place| (entry, place)))) else { return };
-        if place == Place::Waits && self.troubled.contains(uid) {
-            return;
+        change(self);
+        let place = if self.assumed.contains_key(uid) { Some(Place::Active) } else { self.known(uid).and_then(|entry| entry.place) };
+        if let (Some(entry), Some(place)) = (self.known(uid).cloned(), place)
+            && !(place == Place::Waits && self.troubled.contains(uid))
+        {
+            self.line.put(entry.asker(), place);
         }
-        self.line.put(entry.asker(), place);
+    }
+
+    /// What counts: a slot that was given away, then a place that was, then what was shown.
+    fn known(&self, uid: &str) -> Option<&Entry> {
+        self.assumed.get(uid).or_else(|| self.claimed.get(uid)).or_else(|| self.seen.get(uid))
+    }
+
+    fn place(&self, uid: &str) -> Option<Place> {
+        self.known(uid).and_then(|entry| entry.place)
     }
 
     fn show(&mut self, entry: Entry) {
@@ -95,13 +107,27 @@ impl Book {
         if let Some(served) = entry.served {
             self.line.was_served(&entry.namespace, served);
         }
-        let before = if entry.place.is_some() { self.seen.insert(uid.clone(), entry) } else { self.seen.remove(&uid) };
-        self.settle(&uid, before.as_ref());
+        self.change(&uid, |book| {
+            // Where it shows no place yet it is older than the claim.
+            if entry.place.is_some() {
+                book.claimed.remove(&uid);
+                book.seen.insert(uid.clone(), entry);
+            } else {
+                book.seen.remove(&uid);
+            }
+        });
     }
 
     fn hide(&mut self, uid: &str) {
-        let before = self.seen.remove(uid);
-        self.settle(uid, before.as_ref());
+        self.change(uid, |book| {
+            book.seen.remove(uid);
+            book.claimed.remove(uid);
+        });
+    }
+
+    fn claim(&mut self, entry: Entry, place: Place) {
+        let uid = entry.turn.uid.clone();
+        self.change(&uid, |book| _ = book.claimed.insert(uid.clone(), Entry { place: Some(place), ..entry }));
     }
 }
 
@@ -151,7 +177,7 @@ impl Ledger {
         let mut book = self.lock();
         let Some(listed) = book.listed.take() else { return };
         book.is_listed = true;
-        let gone: Vec<String> = book.seen.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+        let gone: HashSet<String> = book.seen.keys().chain(book.claimed.keys()).filter(|uid| !listed.contains(*uid)).cloned().collect();
         for uid in gone {
             book.hide(&uid);
         }
@@ -165,10 +191,24 @@ impl Ledger {
 
     /// The pass of a run has failed.
     pub(crate) fn stand_aside(&self, uid: &str) {
+        self.lock().change(uid, |book| {
+            book.claimed.remove(uid);
+            book.troubled.insert(uid.to_owned());
+        });
+    }
+
+    /// Somebody else wrote the run first, or it is gone: it asks for its place anew with its next pass, if there is one.
+    pub(crate) fn give_up_the_claim(&self, uid: &str) {
+        self.lock().change(uid, |book| _ = book.claimed.remove(uid));
+    }
+
+    /// A run has given its slot back, and has this place now, as is stored of it.
+    pub(crate) fn stand_back(&self, entry: Entry) {
+        let uid = entry.turn.uid.clone();
         let mut book = self.lock();
-        if book.troubled.insert(uid.to_owned()) {
-            let before = book.seen.get(uid).cloned();
-            book.settle(uid, before.as_ref());
+        book.change(&uid, |book| _ = book.assumed.remove(&uid));
+        if let Some(place) = entry.place {
+            book.claim(entry, place);
         }
     }
 
@@ -183,19 +223,17 @@ impl Ledger {
         now: i64,
     ) -> Admission {
         let mut book = self.lock();
-        if book.troubled.remove(&entry.turn.uid) {
-            let before = book.seen.get(&entry.turn.uid).cloned();
-            book.settle(&entry.turn.uid, before.as_ref());
-        }
+        book.change(&entry.turn.uid, |book| _ = book.troubled.remove(&entry.turn.uid));
         let admission = book.with_orphans(living, |line| line.admit(entry.asker(), limits, cluster, limits_of, now));
         if admission == Admission::Admit {
             let uid = entry.turn.uid.clone();
             book.line.was_served(&entry.namespace, now);
-            let before = book.seen.get(&uid).cloned();
-            book.assumed.insert(uid.clone(), entry);
-            book.settle(&uid, before.as_ref());
-        } else if matches!(admission, Admission::Wait { .. }) && !book.seen.contains_key(&entry.turn.uid) {
-            book.show(Entry { place: Some(Place::Waits), ..entry });
+            book.change(&uid, |book| {
+                book.claimed.remove(&uid);
+                book.assumed.insert(uid.clone(), entry);
+            });
+        } else if matches!(admission, Admission::Wait { .. }) && book.place(&entry.turn.uid) != Some(Place::Waits) {
+            book.claim(entry, Place::Waits);
         }
         admission
     }
@@ -233,30 +271,33 @@ impl Ledger {
     pub(crate) fn await_approvals(&self, entry: Entry, most: usize) -> bool {
         let mut book = self.lock();
         let is_let = book.line.awaiting(&entry.namespace, &entry.turn.uid) < most;
-        if is_let && !book.seen.contains_key(&entry.turn.uid) {
-            book.show(Entry { place: Some(Place::Awaits), ..entry });
+        if is_let && book.place(&entry.turn.uid) != Some(Place::Awaits) {
+            book.claim(entry, Place::Awaits);
         }
         is_let
     }
 
-    /// Takes an assumption back: the run is finished or gone.
+    /// Takes back what was given to a run: it is finished or gone.
     pub(crate) fn forget(&self, uid: &str) {
-        let mut book = self.lock();
-        book.troubled.remove(uid);
-        let before = book.assumed.remove(uid);
-        book.settle(uid, before.as_ref());
+        self.lock().change(uid, |book| {
+            book.troubled.remove(uid);
+            book.claimed.remove(uid);
+            book.assumed.remove(uid);
+        });
     }
 
-    /// Takes back the assumptions of runs that are gone; returns the namespaces that had some.
+    /// Takes back what was given to runs that are gone; returns the namespaces that had some.
     pub(crate) fn forget_all_but(&self, present: &HashSet<String>) -> HashSet<String> {
         let mut book = self.lock();
         book.troubled.retain(|uid| present.contains(uid));
-        let gone: Vec<String> = book.assumed.keys().filter(|uid| !present.contains(*uid)).cloned().collect();
+        let given: HashSet<String> = book.assumed.keys().chain(book.claimed.keys()).cloned().collect();
         let mut freed = HashSet::new();
-        for uid in gone {
-            let before = book.assumed.remove(&uid);
-            freed.extend(before.iter().map(|entry| entry.namespace.clone()));
-            book.settle(&uid, before.as_ref());
+        for uid in given.into_iter().filter(|uid| !present.contains(uid)) {
+            freed.extend(book.known(&uid).map(|entry| entry.namespace.clone()));
+            book.change(&uid, |book| {
+                book.claimed.remove(&uid);
+                book.assumed.remove(&uid);
+            });
         }
         freed
     }

@@ -250,6 +250,8 @@ impl World {
             8 => self.touch(&uid, |run| run.metadata.deletion_timestamp = Some(now)),
             9 => self.second += 40,
             12 if self.born < RUNS => self.create_run(),
+            // Somebody takes the finalizer off and deletes it.
+            13 if self.chance.one_in(4) => _ = self.runs.remove(&uid),
             _ => {}
         }
     }
@@ -334,6 +336,16 @@ impl Operator {
         }
     }
 
+    /// Pods without a run are removed, and now and then what was given to runs that are gone is taken back.
+    fn clean_up(&mut self, world: &mut World, is_calm: bool) {
+        for (uid, node) in &mut world.pods {
+            node.facts.deleting |= !world.runs.contains_key(uid);
+        }
+        if is_calm || world.chance.one_in(20) {
+            self.ledger.forget_all_but(&world.runs.keys().cloned().collect());
+        }
+    }
+
     /// What the process sees of a run, and what it is about to do.
     fn look(&self, world: &World, uid: &str) -> Option<Look> {
         let run = self.view(uid)?;
@@ -376,10 +388,12 @@ impl Operator {
                 self.ledger.forget(&uid);
             }
             if matches!(step, Step::StandBack(_)) {
-                self.ledger.show(entry(&newer));
-                self.ledger.forget(&uid);
+                self.ledger.stand_back(entry(&newer));
             }
             self.written.insert(uid, newer);
+        } else {
+            // Nothing was to be written, or somebody else has, or it is gone.
+            self.ledger.give_up_the_claim(&uid);
         }
     }
 
@@ -507,27 +521,51 @@ fn check_lives(world: &World, seed: u64) {
 fn tell(seed: u64, stormy: u64) {
     let mut world = World::new(seed);
     let mut operator = Operator::fresh(&world);
+    // A pass that takes its time: of what it has seen much may have changed when it acts.
+    let mut slow: Option<Look> = None;
     for tick in 0..stormy + 2000 {
         let is_calm = tick >= stormy;
         world.happen(is_calm);
+        operator.clean_up(&mut world, is_calm);
         let uid = format!("uid-{}", world.chance.below(RUNS as u64));
         if is_calm || world.chance.one_in(2) {
             // The watch of this run catches up; at other times the operator works on what it saw last.
             operator.watch(&world, &uid);
         }
         let crash = (!is_calm && world.chance.one_in(8)).then(|| world.chance.below(3));
-        operator.pass(&mut world, &uid, crash);
+        if let Some(look) = slow.take_if(|_| is_calm || world.chance.one_in(3)) {
+            let done = operator.apply(&mut world, &look);
+            operator.write(&mut world, look, &done);
+        }
+        if slow.is_none() && !is_calm && world.chance.one_in(4) {
+            slow = operator.look(&world, &uid);
+        } else if slow.as_ref().is_none_or(|look| look.run.uid().as_ref() != Some(&uid)) {
+            operator.pass(&mut world, &uid, crash);
+        }
         if crash.is_some() {
             operator = Operator::fresh(&world);
+            slow = None;
         }
         check(&world, seed);
         if is_calm && world.runs.values().all(is_over) && world.pods.is_empty() {
-            return;
+            return leaves_nothing(&world, &mut operator, seed);
         }
     }
     let stuck: Vec<_> =
         world.runs.values().map(|run| run.status.as_ref().map(|status| (status.phase.clone(), status.message.clone()))).collect();
     panic!("seed {seed}: not at rest: {stuck:?}, {} pods", world.pods.len());
+}
+
+/// Who comes after all of them gets a slot at once, and no run that is gone is before it.
+fn leaves_nothing(world: &World, operator: &mut Operator, seed: u64) {
+    (0..RUNS).for_each(|number| operator.watch(world, &format!("uid-{number}")));
+    let one = QueueLimits { concurrent: 1, ..LIMITS };
+    for tenant in TENANTS {
+        let mut last = a_run();
+        (last.metadata.namespace, last.metadata.uid) = (Some(tenant.into()), Some(format!("last-of-{tenant}")));
+        let admission = operator.ledger.reserve(entry(&last), one, CLUSTER, |_| (), |_, _| one, 0);
+        assert_eq!(admission, Admission::Admit, "seed {seed}: {tenant}");
+    }
 }
 
 fn on_all_cores(tell: impl Fn(u64) + Sync) {
@@ -573,6 +611,10 @@ fn tell_of_a_late_call(seed: u64, stormy: u64) {
         {
             match (&look.step, done) {
                 (Step::CreatePod | Step::SendStart { .. } | Step::StopPod(_) | Step::RecordResult | Step::RemovePod | Step::Release, _) => {
+                    if look.step == Step::RemovePod {
+                        // What it had to say, it had its time for.
+                        world.told.remove(&look.run.uid().unwrap_or_default());
+                    }
                     _ = woken.apply(&mut world, &look);
                 }
                 (_, done) => woken.write(&mut world, look, &done.unwrap_or(Done::Yes)),
@@ -582,10 +624,7 @@ fn tell_of_a_late_call(seed: u64, stormy: u64) {
             operator.watch(&world, &uid);
         }
         operator.pass(&mut world, &uid, None);
-        // A pod without a run is removed by whoever looks for such pods.
-        for (uid, node) in &mut world.pods {
-            node.facts.deleting |= !world.runs.contains_key(uid);
-        }
+        operator.clean_up(&mut world, is_calm);
         check_lives(&world, seed);
         // A pod that the late call made for a run that is over by now is never told to start.
         let may_start = |uid: &&str| world.runs.get(*uid).is_some_and(crate::context::is_active);
@@ -626,10 +665,8 @@ fn tell_of_a_paused_leader(seed: u64, stormy: u64) {
             operator.watch(&world, &uid);
         }
         operator.pass(&mut world, &uid, None);
-        // A pod that the woken one made for a run that was gone has no run, and whoever looks for such pods removes it.
-        for (uid, node) in &mut world.pods {
-            node.facts.deleting |= !world.runs.contains_key(uid);
-        }
+        // Also a pod that the woken one made for a run that was gone.
+        operator.clean_up(&mut world, is_calm);
         check_lives(&world, seed);
         if is_calm && world.runs.values().all(is_over) && world.pods.is_empty() {
             return;

@@ -1,4 +1,5 @@
 use paddock_crds::{PolicyKind, PolicyRef};
+use rstest::rstest;
 
 use super::super::queue::{Full, Place};
 use super::*;
@@ -135,4 +136,58 @@ fn who_waits_for_approvals_is_counted_and_in_nobodys_way() {
     assert!(is_let("ns", "d", 2) && !is_let("ns", "e", 2), "each that is let is counted before its status is seen");
     ledger.hide("b");
     assert!(is_let("ns", "e", 2));
+}
+
+/// A pass may hold a run that is gone: what it claims for it goes with the write that fails, whatever that fails by, or with the next look at all runs.
+#[rstest]
+#[case::gone(|ledger: &Ledger, uid: &str| ledger.stand_aside(uid))]
+#[case::another_of_that_name(|ledger: &Ledger, uid: &str| ledger.give_up_the_claim(uid))]
+#[case::forgotten(|ledger: &Ledger, uid: &str| ledger.forget(uid))]
+#[case::nobody_wrote(|ledger: &Ledger, _: &str| _ = ledger.forget_all_but(&HashSet::from(["a".to_owned()])))]
+#[case::a_list_without_it(|ledger: &Ledger, _: &str| {
+    ledger.list_begins();
+    ledger.show(entry("ns", "a", Some(Place::Active)));
+    ledger.list_ends();
+})]
+fn a_run_that_is_gone_leaves_no_place_behind(#[case] ends: fn(&Ledger, &str)) {
+    let ledger = Ledger::default();
+    let one = QueueLimits { concurrent: 1, queued: 1, ..LIMITS };
+    let ask = |uid: &str| ledger.reserve(entry("ns", uid, None), one, CLUSTER, |_| (), |_, _| one, 0);
+    ledger.show(entry("ns", "a", Some(Place::Active)));
+    ledger.hide("gone");
+    assert!(matches!(ask("gone"), Admission::Wait { .. }));
+    assert_eq!(ask("b"), Admission::Refuse(Full::Tenant), "it has the only place");
+    ends(&ledger, "gone");
+    assert!(matches!(ask("b"), Admission::Wait { ahead: 0, .. }), "and leaves it");
+    ledger.hide("lost");
+    assert!(ledger.await_approvals(entry("ns", "lost", None), 1) && !ledger.await_approvals(entry("ns", "c", None), 1));
+    ends(&ledger, "lost");
+    assert!(ledger.await_approvals(entry("ns", "c", None), 1));
+}
+
+/// Many that wait in line can need an approval at once, by a policy that changes.
+#[test]
+fn who_waited_in_line_is_counted_among_those_that_wait_for_approvals() {
+    let ledger = Ledger::default();
+    for uid in ["a", "b", "c"] {
+        ledger.show(entry("ns", uid, Some(Place::Waits)));
+    }
+    let is_let = ["a", "b", "c"].map(|uid| ledger.await_approvals(entry("ns", uid, Some(Place::Waits)), 2));
+    assert_eq!((is_let, ledger.heads("ns")), ([true, true, false], vec!["c".to_owned()]));
+}
+
+/// The watch shows for a moment what was before.
+#[test]
+fn who_stood_back_has_its_new_place_at_once() {
+    let ledger = Ledger::default();
+    let one = QueueLimits { concurrent: 1, ..LIMITS };
+    let ask = |uid: &str| ledger.reserve(entry("ns", uid, None), one, CLUSTER, |_| (), |_, _| one, 0);
+    assert_eq!(ask("a"), Admission::Admit);
+    ledger.show(entry("ns", "a", Some(Place::Active)));
+    ledger.stand_back(entry("ns", "a", Some(Place::StandsAside)));
+    assert_eq!(ask("b"), Admission::Admit, "the slot is free");
+    ledger.show(entry("ns", "a", Some(Place::StandsAside)));
+    ledger.forget("b");
+    ledger.hide("a");
+    assert!(ask("c") == Admission::Admit && matches!(ask("d"), Admission::Wait { .. }));
 }

@@ -184,6 +184,17 @@ fn a_lie_about_sizes_does_not_make_the_status_invalid() {
     assert_eq!(result.stdout.unwrap().bytes, i64::MAX);
 }
 
+/// On it depends who is next after a restart: the time is that of the slot, to the microsecond, and nothing else is stored of it.
+#[test]
+fn when_a_run_was_served_is_read_from_its_status() {
+    let run = a_run();
+    assert_eq!(crate::context::entry(&run).served, None);
+    let admitted = after(&run, &seen(&run), &Step::Admit, &Done::Queued(Admission::Admit), 3);
+    assert_eq!(crate::context::entry(&admitted).served, Some(at(3).as_microsecond()));
+    let ended = after(&admitted, &seen(&admitted), &Step::RecordStop(Reason::Cancelled), &Done::Yes, 4);
+    assert_eq!(crate::context::entry(&ended).served, Some(at(3).as_microsecond()), "also of one that is over");
+}
+
 #[test]
 fn a_waiting_run_tells_for_what() {
     let run = a_run();
