@@ -100,14 +100,16 @@ fn queue(policies: &[&Policy], lines: &mut Vec<Line>) {
 /// What may be given: of objects each policy by itself, since labels are known of an object alone.
 fn capabilities(policies: &[&Policy], lines: &mut Vec<Line>) {
     for policy in policies {
-        let Some(rules) = &policy.rules.capabilities else { continue };
-        if let Some(grants) = &rules.network {
+        let rules = policy.rules.capabilities.as_ref();
+        // Who allows and names none grants none.
+        let is_meant = policy.effect == Effect::Allow;
+        if let Some(grants) = rules.and_then(|rules| rules.network.as_deref()).or(is_meant.then_some(&[])) {
             let told: Vec<String> = grants.iter().map(network_grant).collect();
             let told = if told.is_empty() { "none".to_owned() } else { told.join("; ") };
             lines.push(line("capabilities.network", told, &named(policy, "capabilities.network")));
         }
         for kind in ObjectKind::ALL {
-            if let Some(grants) = kind.of(rules) {
+            if let Some(grants) = rules.and_then(|rules| kind.of(rules)).or(is_meant.then_some(&[])) {
                 let field = kind.field();
                 let told: Vec<String> = grants.iter().map(object_grant).collect();
                 let told = if told.is_empty() { "none".to_owned() } else { told.join("; ") };
@@ -263,6 +265,8 @@ mod tests {
             ),
             ("deny", "1 hosts", "SandboxPolicy/own: deny"),
             ("capabilities.data", "none", "SandboxPolicy/own: capabilities.data"),
+            ("capabilities.volumes", "none", "ClusterSandboxPolicy/base: capabilities.volumes"),
+            ("capabilities.network", "none", "ClusterSandboxPolicy/base: capabilities.network"),
             ("capabilities.subprocess", "true", "ClusterSandboxPolicy/base: capabilities.subprocess"),
             ("capabilities.dynamicCode", "false", "ClusterSandboxPolicy/base: capabilities.dynamicCode"),
             ("weight", "100", "built-in: weight"),

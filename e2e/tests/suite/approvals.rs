@@ -1,11 +1,13 @@
 //! Runs that people have to approve, by real users with real rights.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::harness::{
     self, Script, Tenant, admin, assert_end, assert_refused, eventually, member, namespace, status, stdout, tenant, user,
 };
 use futures::future::join_all;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -119,6 +121,35 @@ async fn a_run_waits_until_enough_others_have_approved_it() {
         assert_eq!((approval.digest.as_str(), by), (needed.digest.as_str(), ["anna", "jane"].into()));
         let other = tenant.create(limited("echo approved").with(json!({ "script": { "input": { "amount": 2 } } }))).await;
         assert_ne!(awaiting(&tenant, &other).await.digest, needed.digest);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_approval_that_expires_while_the_run_waits_counts_no_more() {
+    tenant("approve-expiry", |tenant| async move {
+        demand(&tenant, json!({ "count": 2 })).await;
+        let [anna, bert] = [approver(&tenant, "anna", &[]).await, approver(&tenant, "bert", &[]).await];
+        let run = tenant.create(limited("echo approved")).await;
+        let needed = awaiting(&tenant, &run).await;
+        let mut brief = decision(&needed.digest, ApprovalDecision::Approve);
+        let until = Timestamp::now() + Duration::from_secs(4);
+        brief.spec.expires_at = Some(Time(until));
+        approvals(&anna, &tenant).create(&PostParams::default(), &brief).await.unwrap();
+        given(&tenant, &run, 1).await;
+        eventually("it has expired", || async { if Timestamp::now() > until { Ok(()) } else { Err(until) } }).await;
+        let first = approve(&bert, &tenant, &needed.digest).await;
+        tenant
+            .until(&run, "Bert's alone counts", |status| {
+                let given = status.approval.as_ref().map(|approval| approval.demanded[0].given.as_slice());
+                given.is_some_and(|given| given.len() == 1 && given[0].approver == "bert")
+            })
+            .await;
+        assert_eq!(status(&tenant.get(&run).await).phase, Some(Phase::AwaitingApproval));
+        // One that lasts lets it run.
+        approve(&anna, &tenant, &needed.digest).await;
+        assert_end(&tenant.finished(&run).await, &Phase::Succeeded, &Reason::Succeeded);
+        revoke(&bert, &tenant, &first).await;
     })
     .await;
 }

@@ -115,6 +115,20 @@ fn each_switch_changes_what_it_says() {
     }
 }
 
+/// Where the API server can stamp by itself nobody has to be asked.
+#[test]
+fn what_stamps_is_what_the_cluster_serves() {
+    for (version, stamps, other) in [
+        ("1.35.4", "MutatingWebhookConfiguration", "MutatingAdmissionPolicy"),
+        ("1.36.0", "MutatingAdmissionPolicy", "MutatingWebhookConfiguration"),
+        ("v1.37.1-gke.5", "MutatingAdmissionPolicy", "MutatingWebhookConfiguration"),
+    ] {
+        let rendered = helm(&["--kube-version", version, "--set-json", "baseline.create=false"]).unwrap();
+        let has = |kind: &str| rendered.lines().any(|line| line == format!("kind: {kind}"));
+        assert_eq!((has(stamps), has(other)), (true, false), "{version}");
+    }
+}
+
 #[test]
 fn alerts_and_dashboard_come_as_the_operators_of_others_want_them() {
     let rendered = helm(&["--set-json", "metrics.prometheusRule.create=true", "--set-json", "metrics.dashboard.create=true"]).unwrap();

@@ -74,7 +74,10 @@ async fn a_policy_that_goes_is_missed_until_it_is_back_or_forgotten() {
         tenant.cluster_policy(strict).await;
         until(&tenant, "the policy is back", || ask_for("150Mi"), |run| !is_refused(run)).await;
 
-        tenant.no_cluster_policy().await;
+        // The same where it stays and selects something else.
+        let cluster: Api<ClusterSandboxPolicy> = Api::all(tenant.client.clone());
+        let elsewhere = json!({ "spec": { "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "nowhere" } } } });
+        cluster.patch(&tenant.name, &PatchParams::default(), &Patch::Merge(&elsewhere)).await.unwrap();
         let run = until(&tenant, "the policy is missed", || ask_for("160Mi"), is_gone).await;
         let message = status(&run).message.unwrap();
         let command: Vec<&str> = message.split_once("kubectl ").unwrap().1.split(' ').collect();
@@ -86,6 +89,7 @@ async fn a_policy_that_goes_is_missed_until_it_is_back_or_forgotten() {
         kubectl(&command, "").unwrap();
         let run = until(&tenant, "the policy is forgotten", || ask_for("160Mi"), |run| !is_refused(run)).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        tenant.no_cluster_policy().await;
 
         // What applies is remembered anew.
         let namespaces: Api<Namespace> = Api::all(admin().await);
@@ -297,7 +301,10 @@ async fn what_is_denied_is_refused_and_ends_where_it_runs_or_waits() {
         let image = status(&runs).image.unwrap();
         let family = format!("{}*", &image[..image.len() - 2]);
         let runs = running(&tenant, limited("sleep 60")).await;
+        let waits = tenant.create(limited("echo waits")).await;
+        tenant.until(&waits, "it waits", |status| status.phase == Some(Phase::Queued)).await;
         tenant.cluster_policy(json!({ "effect": "Restrict", "deny": { "images": [family] } })).await;
+        assert_refused(&tenant.finished(&waits).await, &Reason::Denied);
         let run = until(&tenant, "the image is denied", || limited("echo good"), is_refused).await;
         assert_eq!(status(&run).message, Some(format!("image:{image} is denied (ClusterSandboxPolicy/{}: deny.images)", tenant.name)));
         assert_end(&tenant.finished(&runs).await, &Phase::Killed, &Reason::Denied);
@@ -311,11 +318,14 @@ async fn what_is_denied_is_refused_and_ends_where_it_runs_or_waits() {
             if is_running(&run) { Ok(run) } else { Err(status(&run).message) }
         })
         .await;
+        let waits = tenant.create(limited("echo waits")).await;
+        tenant.until(&waits, "it waits", |status| status.phase == Some(Phase::Queued)).await;
         let somebody = json!([{ "kind": "User", "name": "jane" }, { "kind": "Group", "name": "system:masters" }]);
         tenant.cluster_policy(json!({ "effect": "Restrict", "deny": { "requesters": somebody } })).await;
         let is_denied = |run: &ScriptRun| status(run).message.is_some_and(|message| message.contains("requester:"));
         let run = until(&tenant, "who creates the runs is denied", || limited("echo good"), is_denied).await;
         assert_refused(&run, &Reason::Denied);
+        assert_refused(&tenant.finished(&waits).await, &Reason::Denied);
         assert_end(&tenant.finished(&runs).await, &Phase::Killed, &Reason::Denied);
         tenant.no_cluster_policy().await;
     })
