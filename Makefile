@@ -92,6 +92,12 @@ bench-burst: install ## A hundred runs at once beside a hundred bare pods, as on
 bench-policy: ## One decision beside Rego and Cedar over the same rules, in microseconds, as JSON lines
 	@cargo run --quiet --release --manifest-path bench/Cargo.toml
 
+.PHONY: bench-egress
+bench-egress: ## The egress gateway beside direct connections, Squid and tinyproxy, as one JSON line; as root, with mmdebstrap
+	@cargo build --quiet --release -p paddock-egress
+	@test -d target/bench-egress || mmdebstrap --variant=extract --quiet --include=squid,tinyproxy-bin bookworm target/bench-egress
+	@ulimit -n $$(ulimit -Hn) && cargo run --quiet --release --manifest-path bench/Cargo.toml --bin paddock-bench-egress -- target/release/paddock-egress target/bench-egress
+
 .PHONY: bench-queue
 bench-queue: ## One decision of the queue where 10,000 runs wait in 100 tenants
 	@cargo test --release --quiet -p paddock-operator a_decision_among -- --nocapture --test-threads=1
