@@ -87,11 +87,14 @@ fn memory_holds_scratch(amounts: &Amounts, effect: Effect, problems: &mut Vec<Pr
     };
     let scratch = given(amounts.default.scratch, amounts.max.scratch, SCRATCH.built_in).map_or(0, Quantity::units);
     let Some(memory) = given(amounts.default.memory, amounts.max.memory, MEMORY.built_in).map(Quantity::units) else { return };
-    if !holds(memory, scratch) {
-        let [memory, scratch, least] = [memory, scratch, LEAST_MEMORY].map(|bytes| quantity_of_bytes(bytes).0);
-        let message = format!("a run that does not ask gets {memory} of memory, which must hold scratch, {scratch}, and {least} more");
-        problems.push(Problem { field: "limits".into(), message });
-    }
+    problems.extend(lack(memory, scratch).map(|message| Problem { field: "limits".into(), message }));
+}
+
+/// What a run lacks that does not ask, and gets so many bytes of each.
+pub(crate) fn lack(memory: u64, scratch: u64) -> Option<String> {
+    let [gets, needs, least] = [memory, scratch, LEAST_MEMORY].map(|bytes| quantity_of_bytes(bytes).0);
+    let told = || format!("a run that does not ask gets {gets} of memory, which must hold scratch, {needs}, and {least} more");
+    (!holds(memory, scratch)).then(told)
 }
 
 /// Scratch space is held in memory and counts against it.

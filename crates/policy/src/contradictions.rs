@@ -3,12 +3,10 @@
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
 
-use paddock_crds::script_run::quantity_of_bytes;
-
-use crate::amounts::{LEAST_MEMORY, MEMORY, SCRATCH, holds};
+use crate::amounts::{MEMORY, SCRATCH, lack};
 use crate::bounds::bounds;
 use crate::decide::{Policy, in_order};
-use crate::runtime::{disagreements, offered};
+use crate::runtime::{disagreements, in_common, offered};
 
 /// Policies that contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,17 +31,14 @@ fn contradiction<'a>(between: impl IntoIterator<Item = &'a Policy>, message: Str
 }
 
 fn of_runtimes(policies: &[&Policy]) -> Vec<Contradiction> {
-    let offering: Vec<(&Policy, BTreeSet<&str>)> = policies
-        .iter()
-        .filter_map(|policy| Some((*policy, offered(policy)?.iter().map(|runtime| runtime.name.as_str()).collect())))
-        .collect();
-    let is_in_all = |name: &&str| offering.iter().all(|(_, names)| names.contains(name));
-    let common: BTreeSet<&str> = offering.first().iter().flat_map(|(_, names)| names).copied().filter(|name| is_in_all(name)).collect();
+    let offering: Vec<&Policy> = policies.iter().copied().filter(|policy| offered(policy).is_some()).collect();
+    let common = in_common(policies);
     // Who offers none means it.
-    if common.is_empty() && offering.iter().all(|(_, names)| !names.is_empty()) && !offering.is_empty() {
-        let who: Vec<String> = offering.iter().map(|(policy, _)| policy.full_name()).collect();
+    let is_meant = offering.is_empty() || offering.iter().any(|policy| offered(policy).is_some_and(<[_]>::is_empty));
+    if common.is_empty() && !is_meant {
+        let who: Vec<String> = offering.iter().map(|policy| policy.full_name()).collect();
         let message = format!("no runtime is offered by all of {}: every run is refused", who.join(", "));
-        return vec![contradiction(offering.iter().map(|(policy, _)| *policy), message)];
+        return vec![contradiction(offering, message)];
     }
     let each = common.into_iter().flat_map(|name| disagreements(policies, name));
     each.map(|found| contradiction(found.between, format!("{}: runs that use it are refused", found.message))).collect()
@@ -52,18 +47,11 @@ fn of_runtimes(policies: &[&Policy]) -> Vec<Contradiction> {
 /// What a run gets that asks for neither must be something that can be had.
 fn of_memory(policies: &[&Policy]) -> Option<Contradiction> {
     let (memory, scratch) = (bounds(policies, &MEMORY), bounds(policies, &SCRATCH));
-    let [gets, needs] = [memory.default, scratch.default].map(crate::Quantity::units);
-    if holds(gets, needs) {
-        return None;
-    }
+    let lack = lack(memory.default.units(), scratch.default.units())?;
     let between: Vec<&Policy> = [memory.default_by(), scratch.default_by()].into_iter().flatten().collect();
     let who: BTreeSet<String> = between.iter().map(|policy| policy.full_name()).collect();
     let who = who.into_iter().collect::<Vec<_>>().join(" and ");
-    let [gets, needs, least] = [gets, needs, LEAST_MEMORY].map(|bytes| quantity_of_bytes(bytes).0);
-    let message = format!(
-        "by {who} a run that does not ask gets {gets} of memory, which must hold scratch, {needs}, and {least} more: runs that ask for neither \
-         are refused"
-    );
+    let message = format!("by {who} {lack}: runs that ask for neither are refused");
     Some(contradiction(between, message))
 }
 

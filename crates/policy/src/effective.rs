@@ -12,6 +12,7 @@ use crate::decide::{GRACE, Policy, TIMEOUT, in_order, most_priority, named};
 use crate::network_limits::network_limits;
 use crate::output::output_grant;
 use crate::queue::queue_limits;
+use crate::runtime::in_common;
 use crate::{Containment, Facts, containment, input_demand};
 
 /// One line: the field, what it comes to, and which rule says so, where it is one.
@@ -21,7 +22,11 @@ pub type Line = (String, String, String);
 pub fn effective(policies: &[impl Borrow<Policy>]) -> Vec<Line> {
     let policies = in_order(policies);
     let mut lines = Vec::new();
-    lines.push(line("runtimes", runtimes(&policies).join(", "), &all_that(&policies, "runtimes", |rules| rules.runtimes.is_some())));
+    lines.push(line(
+        "runtimes",
+        in_common(&policies).into_iter().collect::<Vec<_>>().join(", "),
+        &all_that(&policies, "runtimes", |rules| rules.runtimes.is_some()),
+    ));
     for field in [MEMORY, CPU, SCRATCH] {
         let bounds = bounds(&policies, &field);
         let [default, most] = [bounds.default, bounds.ceiling].map(|value| shown(field.name, value));
@@ -39,19 +44,6 @@ pub fn effective(policies: &[impl Borrow<Policy>]) -> Vec<Line> {
 
 fn line(field: &str, value: impl Into<String>, rule: &str) -> Line {
     (field.to_owned(), value.into(), rule.to_owned())
-}
-
-/// Those that every policy offers that names any.
-fn runtimes(policies: &[&Policy]) -> Vec<String> {
-    let offers = |policy: &&Policy, name: &str| match &policy.rules.runtimes {
-        Some(offered) => offered.iter().any(|runtime| runtime.name == name),
-        None => policy.effect == Effect::Restrict,
-    };
-    let named = policies.iter().flat_map(|policy| policy.rules.runtimes.iter().flatten()).map(|runtime| runtime.name.clone());
-    let mut all: Vec<String> = named.filter(|name| policies.iter().all(|policy| offers(policy, name))).collect();
-    all.sort();
-    all.dedup();
-    all
 }
 
 /// The policies that say something of a field.

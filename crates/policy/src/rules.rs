@@ -121,24 +121,7 @@ mod tests {
 
     fn judged(policies: &[Policy]) -> RulesJudged {
         let labels = BTreeMap::new();
-        let run = RunFacts {
-            name: "run",
-            labels: &labels,
-            runtime: "python",
-            image: "",
-            script_hash: "",
-            input_bytes: 0,
-            timeout_seconds: 30,
-            memory_bytes: 0,
-            cpu_milli: 0,
-            scratch_bytes: 0,
-            network: Vec::new(),
-            secrets: vec!["smtp"],
-            data: Vec::new(),
-            volumes: Vec::new(),
-            dynamic_code: false,
-            subprocess: true,
-        };
+        let run = RunFacts { secrets: vec!["smtp"], subprocess: true, ..RunFacts::plain(&labels) };
         let tenant = TenantFacts { name: "team", labels: &labels };
         let requester = UserFacts { username: "jane", groups: &[] };
         let risk = risk(&CapabilityGrant::default());

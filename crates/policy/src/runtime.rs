@@ -1,5 +1,7 @@
 //! What a runtime is. Every policy that speaks of runtimes must offer it, and one that allows has to; those that say what it is must agree.
 
+use std::collections::BTreeSet;
+
 use paddock_crds::{Effect, Reason, Runtime};
 
 use crate::capabilities::No;
@@ -21,6 +23,12 @@ pub(crate) struct Disagreement<'a> {
 /// What a policy offers; `None` if it leaves that to the others.
 pub(crate) fn offered(policy: &Policy) -> Option<&[Runtime]> {
     policy.rules.runtimes.as_deref().or((policy.effect == Effect::Allow).then_some(&[]))
+}
+
+/// Names of those that every policy offers that names any.
+pub(crate) fn in_common<'a>(policies: &[&'a Policy]) -> BTreeSet<&'a str> {
+    let named = |policy: &&'a Policy| -> Option<BTreeSet<&'a str>> { Some(offered(policy)?.iter().map(|one| one.name.as_str()).collect()) };
+    policies.iter().filter_map(named).reduce(|common, names| &common & &names).unwrap_or_default()
 }
 
 /// The runtime, with the rule that says what it is.

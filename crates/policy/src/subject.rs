@@ -65,6 +65,31 @@ pub struct RunFacts<'a> {
     pub subprocess: bool,
 }
 
+#[cfg(test)]
+impl<'a> RunFacts<'a> {
+    /// One that asks for nothing.
+    pub(crate) fn plain(labels: &'a BTreeMap<String, String>) -> Self {
+        Self {
+            name: "run",
+            labels,
+            runtime: "python",
+            image: "",
+            script_hash: "",
+            input_bytes: 0,
+            timeout_seconds: 30,
+            memory_bytes: 0,
+            cpu_milli: 0,
+            scratch_bytes: 0,
+            network: Vec::new(),
+            secrets: Vec::new(),
+            data: Vec::new(),
+            volumes: Vec::new(),
+            dynamic_code: false,
+            subprocess: false,
+        }
+    }
+}
+
 /// [`Risk`] as expressions see it.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct RiskFacts<'a> {

@@ -85,8 +85,7 @@ impl Book {
             self.line.take_out(before.asker());
         }
         change(self);
-        let place = if self.assumed.contains_key(uid) { Some(Place::Active) } else { self.known(uid).and_then(|entry| entry.place) };
-        if let (Some(entry), Some(place)) = (self.known(uid).cloned(), place)
+        if let (Some(entry), Some(place)) = (self.known(uid).cloned(), self.place(uid))
             && !(place == Place::Waits && self.troubled.contains(uid))
         {
             self.line.put(entry.asker(), place);
@@ -223,14 +222,16 @@ impl Ledger {
         now: i64,
     ) -> Admission {
         let mut book = self.lock();
-        book.change(&entry.turn.uid, |book| _ = book.troubled.remove(&entry.turn.uid));
+        if book.troubled.contains(&entry.turn.uid) {
+            book.change(&entry.turn.uid, |book| _ = book.troubled.remove(&entry.turn.uid));
+        }
         let admission = book.with_orphans(living, |line| line.admit(entry.asker(), limits, cluster, limits_of, now));
         if admission == Admission::Admit {
             let uid = entry.turn.uid.clone();
             book.line.was_served(&entry.namespace, now);
             book.change(&uid, |book| {
                 book.claimed.remove(&uid);
-                book.assumed.insert(uid.clone(), entry);
+                book.assumed.insert(uid.clone(), Entry { place: Some(Place::Active), ..entry });
             });
         } else if matches!(admission, Admission::Wait { .. }) && book.place(&entry.turn.uid) != Some(Place::Waits) {
             book.claim(entry, Place::Waits);

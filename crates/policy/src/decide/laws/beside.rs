@@ -171,24 +171,7 @@ fn of_people() -> impl Strategy<Value = Policy> {
 /// and whether she is denied.
 fn against(policies: &[Policy]) -> (bool, Option<BTreeSet<String>>, bool) {
     let labels = BTreeMap::new();
-    let run = RunFacts {
-        name: "run",
-        labels: &labels,
-        runtime: "shell",
-        image: "i",
-        script_hash: HASH,
-        input_bytes: 0,
-        timeout_seconds: 30,
-        memory_bytes: 0,
-        cpu_milli: 0,
-        scratch_bytes: 0,
-        network: Vec::new(),
-        secrets: Vec::new(),
-        data: Vec::new(),
-        volumes: Vec::new(),
-        dynamic_code: false,
-        subprocess: false,
-    };
+    let run = RunFacts::plain(&labels);
     let requester = Requester { username: "jane".into(), uid: None, groups: Vec::new() };
     let risk = risk(&CapabilityGrant::default());
     let tenant = TenantFacts { name: "team", labels: &labels };
