@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::arguments::{Run, Shown};
 use crate::cluster::{Cluster, explained, patching, posting};
 use crate::exit::{Exit, advice};
+use crate::interrupt::{Interrupted, Interrupts};
 use crate::manifest::{Texts, input_file, script_run};
 use crate::show::{document, put_out};
 use crate::terminal::Progress;
@@ -46,13 +47,17 @@ pub(crate) async fn run(cluster: &Cluster, run: Run) -> Result<Exit> {
         print!("{}", document(&wanted, run.output == Shown::Json)?);
         return Ok(Exit::Done);
     }
-    let created = cluster.runs().create(&posting(), &wanted).await.map_err(|error| explained(error, "create the run"))?;
-    let name = created.name_any();
+    let api = cluster.runs();
+    let posting = posting();
+    let created = async { api.create(&posting, &wanted).await.map_err(|error| explained(error, "create the run")) };
     if run.detach {
-        println!("scriptrun.paddock.dev/{name}");
+        println!("scriptrun.paddock.dev/{}", created.await?.name_any());
         return Ok(Exit::Done);
     }
-    let ended = follow_to_the_end(cluster, &name, true, |status| status.is_true(&ConditionType::Finished)).await?;
+    // Before it is created: whoever interrupts this program leaves no run behind that goes on.
+    let interrupts = Interrupts::noticed(Interrupted::EndTheRun)?;
+    let name = created.await?.name_any();
+    let ended = follow_to_the_end(cluster, &name, interrupts, |status| status.is_true(&ConditionType::Finished)).await?;
     let status = ended.status.clone().unwrap_or_default();
     match run.output {
         Shown::Text => tell_end(cluster, &name, &status),
@@ -86,7 +91,7 @@ pub(crate) async fn logs(cluster: &Cluster, name: &str, follow: bool) -> Result<
     let mut run = cluster.run(name).await?;
     let has_something = |status: &ScriptRunStatus| status.result.is_some() || status.is_true(&ConditionType::Finished);
     if follow {
-        run = follow_to_the_end(cluster, name, false, has_something).await?;
+        run = follow_to_the_end(cluster, name, Interrupts::noticed(Interrupted::StopWaiting)?, has_something).await?;
     }
     let status = run.status.unwrap_or_default();
     match &status.result {
@@ -116,7 +121,8 @@ pub(crate) async fn cancel(cluster: &Cluster, name: &str, wait: bool) -> Result<
         println!("{name} is being ended");
         return Ok(Exit::Done);
     }
-    let ended = follow_to_the_end(cluster, name, false, |status| status.is_true(&ConditionType::Finished)).await?;
+    let interrupts = Interrupts::noticed(Interrupted::StopWaiting)?;
+    let ended = follow_to_the_end(cluster, name, interrupts, |status| status.is_true(&ConditionType::Finished)).await?;
     let status = ended.status.unwrap_or_default();
     println!("{name} {}", status.phase.as_ref().map_or("over", Phase::as_str));
     Ok(Exit::of(&status).unwrap_or(Exit::Failed))
@@ -127,22 +133,25 @@ async fn ask_to_end(api: &Api<ScriptRun>, name: &str) -> Result<()> {
     api.patch(name, &patching(), &patch).await.map_err(|error| explained(error, "cancel the run")).map(drop)
 }
 
-/// Watches a run until its status is as `wanted`. Where the run is this program's own, an interrupt ends it, and a second one stops waiting.
-async fn follow_to_the_end(cluster: &Cluster, name: &str, own: bool, wanted: impl Fn(&ScriptRunStatus) -> bool) -> Result<ScriptRun> {
+/// Watches a run until its status is as `wanted`.
+async fn follow_to_the_end(
+    cluster: &Cluster,
+    name: &str,
+    mut interrupts: Interrupts,
+    wanted: impl Fn(&ScriptRunStatus) -> bool,
+) -> Result<ScriptRun> {
     let api = cluster.runs();
     let watched = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut changes = std::pin::pin!(watcher(api.clone(), watched).default_backoff());
     let mut progress = Progress::new();
     let mut turns = tokio::time::interval(TURN);
-    let mut interrupts = 0;
     loop {
         let event = tokio::select! {
             event = changes.try_next() => event,
             _ = turns.tick() => { progress.turn(); continue }
-            _ = tokio::signal::ctrl_c() => {
-                interrupts += 1;
+            interrupted = interrupts.next() => {
                 progress.end();
-                if !own || interrupts > 1 {
+                if interrupted == Interrupted::StopWaiting {
                     bail!("not waited for any longer: kubectl paddock describe {name} -n {} tells where it is", cluster.namespace);
                 }
                 eprintln!("ending {name}; once more to stop waiting");

@@ -8,6 +8,7 @@ mod doctor;
 mod exit;
 mod explain;
 mod follow;
+mod interrupt;
 mod manifest;
 mod objects;
 mod policy;

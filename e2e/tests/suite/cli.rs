@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::harness::{Script, Tenant, eventually, kubectl, layout, status, tenant};
+use futures::TryStreamExt as _;
 use kube::ResourceExt as _;
 use kube::api::ListParams;
+use kube::runtime::watcher;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use paddock_crds::{ConditionType, Phase};
@@ -191,6 +193,18 @@ async fn an_interrupt_ends_the_run() {
         let typed = Typed::of(line, &child.wait_with_output().unwrap()).expect(130);
         typed.tells("ending slow");
         assert_eq!(status(&api.get("slow").await.unwrap()).phase, Some(Phase::Cancelled));
+
+        // Between the creation and the watch is the moment at which nothing waits for an interrupt.
+        for attempt in 0..5 {
+            let name = format!("at-once-{attempt}");
+            let line = format!("exec kubectl-paddock run slow.sh -n $N --name {name}");
+            let mut changes = std::pin::pin!(watcher(api.clone(), watcher::Config::default().fields(&format!("metadata.name={name}"))));
+            while !matches!(changes.try_next().await.unwrap(), Some(watcher::Event::InitDone)) {}
+            let child = desk.command(&line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            while !matches!(changes.try_next().await.unwrap(), Some(watcher::Event::Apply(_))) {}
+            kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+            Typed::of(&line, &child.wait_with_output().unwrap()).expect(130);
+        }
 
         desk.type_("kubectl paddock run slow.sh -n $N --name detached --detach").expect(0).shows("scriptrun.paddock.dev/detached");
         desk.type_("kubectl paddock cancel detached -n $N --wait").expect(130).shows("detached Cancelled");
