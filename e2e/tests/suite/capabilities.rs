@@ -34,21 +34,56 @@ async fn config_map(tenant: &Tenant, name: &str, value: &str) {
 
 /// Lets somebody read these Secrets, and nothing else.
 async fn let_read(tenant: &Tenant, name: &str, secrets: &[&str]) {
+    let_get(tenant, name, "secrets", secrets).await;
+}
+
+/// Lets somebody `get` these objects of a kind in the namespace of the tenant.
+async fn let_get(tenant: &Tenant, name: &str, resource: &str, objects: &[&str]) {
     let role = json!({
-        "metadata": { "name": format!("reads-{name}") },
-        "rules": [{ "apiGroups": [""], "resources": ["secrets"], "resourceNames": secrets, "verbs": ["get"] }],
+        "metadata": { "name": format!("{resource}-{name}") },
+        "rules": [{ "apiGroups": [""], "resources": [resource], "resourceNames": objects, "verbs": ["get"] }],
     });
     let roles: Api<Role> = Api::namespaced(tenant.client.clone(), &tenant.name);
     roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
     let binding = json!({
-        "metadata": { "name": format!("reads-{name}") },
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": format!("reads-{name}") },
+        "metadata": { "name": format!("{resource}-{name}") },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": format!("{resource}-{name}") },
         "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name }],
     });
     let bindings: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
     bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
-    let api: Api<Secret> = Api::namespaced(user(name).await, &tenant.name);
-    eventually("the role is in force", || async { api.get(secrets[0]).await.map(drop) }).await;
+    may_get(&tenant.name, name, resource, objects[0], true).await;
+}
+
+/// Takes away what [`let_get`] gave.
+async fn let_get_no_more(tenant: &Tenant, name: &str, resource: &str, object: &str) {
+    let bindings: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
+    bindings.delete(&format!("{resource}-{name}"), &DeleteParams::default()).await.unwrap();
+    may_get(&tenant.name, name, resource, object, false).await;
+}
+
+/// Waits until the API server says so of this user.
+async fn may_get(namespace: &str, name: &str, resource: &str, object: &str, wanted: bool) {
+    let asked = ["auth", "can-i", "get", &format!("{resource}/{object}"), "--namespace", namespace, "--as", name];
+    eventually("the role is in force, or is no more", || async {
+        if kubectl(&asked, "").is_ok() == wanted { Ok(()) } else { Err(format!("{name} on {resource}/{object}")) }
+    })
+    .await;
+}
+
+/// What requesters and authors must be allowed to read: the kind, its resource, its capability, and the name of the one that there is.
+const OBJECTS: [(&str, &str, &str, &str); 3] = [
+    ("Secret", "secrets", "secrets", "smtp"),
+    ("ConfigMap", "configmaps", "data", "prices"),
+    ("PersistentVolumeClaim", "persistentvolumeclaims", "volumes", "corpus"),
+];
+
+/// One of each, once the sandbox namespace is there.
+async fn objects(tenant: &Tenant) -> Corpus {
+    assert_end(&tenant.run(asking("true", &json!({}))).await, &Phase::Succeeded, &Reason::Succeeded);
+    secret(tenant, "smtp", json!({}), VALUE).await;
+    config_map(tenant, "prices", "1").await;
+    Corpus::of(tenant).await
 }
 
 /// A namespace whose ClusterSandboxPolicy grants everything; it is this test's, and so is the SandboxPolicy `limited`.
@@ -393,99 +428,119 @@ async fn nobody_is_given_what_they_may_not_read_themselves() {
 #[tokio::test]
 async fn an_author_who_loses_the_right_while_a_run_waits_grants_nothing_any_more() {
     granting("lost", |tenant| async move {
-        secret(&tenant, "smtp", json!({}), VALUE).await;
+        let corpus = objects(&tenant).await;
         tenant.role("lost-anna", "sandboxpolicies", &["get", "create", "update", "patch"]).await;
-        let_read(&tenant, "lost-anna", &["smtp"]).await;
+        for (_, resource, _, name) in OBJECTS {
+            let_get(&tenant, "lost-anna", resource, &[name]).await;
+        }
         let annas: Api<SandboxPolicy> = Api::namespaced(user("lost-anna").await, &tenant.name);
+        let grants = OBJECTS.map(|(_, _, capability, name)| (capability, json!([{ "name": name }])));
         let policy = json!({
             "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPolicy", "metadata": { "name": "hers" },
-            "spec": { "capabilities": { "secrets": [{ "name": "smtp" }] }, "limits": { "maxConcurrent": 1 } },
+            "spec": { "capabilities": serde_json::Map::from_iter(grants.map(|(name, list)| (name.to_owned(), list))), "limits": { "maxConcurrent": 1 } },
         });
         eventually("she may", || async { annas.patch("hers", &PatchParams::apply("e2e"), &Patch::Apply(&policy)).await }).await;
         let hers = |text: &str, capabilities: &Value| {
             asking(text, capabilities).with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "hers" } }))
         };
         let first = eventually("her policy is there", || async {
-            let run = tenant.create(hers("sleep 30", &json!({}))).await;
+            let run = tenant.create(hers("sleep 60", &json!({}))).await;
             let seen = tenant.until(&run, "it is decided on", |status| !status.conditions.is_empty()).await;
             if status(&seen).phase == Some(Phase::Refused) { Err(status(&seen).message) } else { Ok(run) }
         })
         .await;
-        let waiting = tenant.create(hers("true", &json!({ "secrets": ["smtp"] }))).await;
-        tenant.until(&waiting, "Queued", |status| status.phase == Some(Phase::Queued)).await;
-        let_read_no_more(&tenant, "lost-anna", "smtp").await;
+        let mut all = Vec::new();
+        for (kind, _, capability, name) in OBJECTS {
+            let waiting = tenant.create(hers("true", &json!({ capability: [name] }))).await;
+            tenant.until(&waiting, "Queued", |status| status.phase == Some(Phase::Queued)).await;
+            all.push((waiting, format!("lost-anna, who wrote SandboxPolicy hers, may not read the {kind} {name}")));
+        }
+        for (_, resource, _, name) in OBJECTS {
+            let_get_no_more(&tenant, "lost-anna", resource, name).await;
+        }
         tenant.patch(&first, json!({ "spec": { "cancel": true } })).await;
-        assert_refused(&tenant.finished(&waiting).await, &Reason::CapabilityForbidden);
+        for (waiting, message) in all {
+            let refused = tenant.finished(&waiting).await;
+            assert_refused(&refused, &Reason::CapabilityForbidden);
+            assert_eq!(status(&refused).message.unwrap(), message);
+        }
+        corpus.remove().await;
     })
     .await;
 }
 
-/// Whoever writes a policy of the cluster answers for what it grants in each namespace, data as well as Secrets.
+/// Whoever writes a policy of the cluster answers for what it grants in each namespace.
 #[tokio::test]
 async fn the_author_of_a_policy_of_the_cluster_must_be_allowed_to_read_what_it_grants() {
     namespace("wide", json!({}), |tenant| async move {
-        secret(&tenant, "smtp", json!({}), VALUE).await;
-        config_map(&tenant, "prices", "1").await;
         tenant.let_the_operator_read("secrets", "paddock-secret-reader").await;
         tenant.let_the_operator_read_sources().await;
         let all = json!([{ "selector": {} }]);
-        tenant.cluster_policy(json!({ "capabilities": { "secrets": all, "data": all } })).await;
+        tenant.cluster_policy(json!({ "capabilities": { "secrets": all, "data": all, "volumes": all } })).await;
+        tenant.policy(json!({})).await;
+        let corpus = objects(&tenant).await;
         let name = &tenant.name;
         kubectl(&["create", "clusterrole", name, "--verb=get,patch", "--resource=clustersandboxpolicies.paddock.dev"], "").unwrap();
         kubectl(&["create", "clusterrolebinding", name, &format!("--clusterrole={name}"), "--user=wide-carl"], "").unwrap();
         let carls: Api<ClusterSandboxPolicy> = Api::all(user("wide-carl").await);
         let by_carl = json!({ "spec": { "limits": { "maxTimeoutSeconds": 60 } } });
         eventually("he may", || async { carls.patch(name, &PatchParams::default(), &Patch::Merge(&by_carl)).await }).await;
-        for (capabilities, object) in [(json!({ "secrets": ["smtp"] }), "Secret smtp"), (json!({ "data": ["prices"] }), "ConfigMap prices")]
-        {
-            let by_cluster = json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": name } });
+        let by_cluster = json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": name } });
+        let ask = |capability: &str, object: &str| asking("ls /paddock/*/*", &json!({ capability: [object] })).with(by_cluster.clone());
+        for (kind, _, capability, object) in OBJECTS {
             let refused = eventually("his policy decides", || async {
-                let run = tenant.run(asking("true", &capabilities).with(by_cluster.clone())).await;
+                let run = tenant.run(ask(capability, object)).await;
                 if status(&run).phase == Some(Phase::Succeeded) { Err("that of before") } else { Ok(run) }
             })
             .await;
             assert_refused(&refused, &Reason::CapabilityForbidden);
-            assert_eq!(
-                status(&refused).message.unwrap(),
-                format!("wide-carl, who wrote ClusterSandboxPolicy {name}, may not read the {object}")
-            );
+            let told = format!("wide-carl, who wrote ClusterSandboxPolicy {name}, may not read the {kind} {object}");
+            assert_eq!(status(&refused).message.unwrap(), told);
         }
+        // A right in the namespace of the tenant is none to what is in that of its sandboxes.
+        let_get(&tenant, "wide-carl", "persistentvolumeclaims", &["corpus"]).await;
+        assert_refused(&tenant.run(ask("volumes", "corpus")).await, &Reason::CapabilityForbidden);
+        let of_sandboxes = ["--namespace", &tenant.sandbox()];
+        kubectl(&[&["create", "role", "carl", "--verb=get", "--resource=persistentvolumeclaims"], &of_sandboxes[..]].concat(), "").unwrap();
+        kubectl(&[&["create", "rolebinding", "carl", "--role=carl", "--user=wide-carl"], &of_sandboxes[..]].concat(), "").unwrap();
+        may_get(&tenant.sandbox(), "wide-carl", "persistentvolumeclaims", "corpus", true).await;
+        assert_end(&tenant.run(ask("volumes", "corpus")).await, &Phase::Succeeded, &Reason::Succeeded);
+        corpus.remove().await;
         // Once he may, so may the runs.
         let_read(&tenant, "wide-carl", &["smtp"]).await;
-        let by_cluster = json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": name } });
-        assert_eq!(stdout(&tenant.run(asking("ls /paddock/secrets", &json!({ "secrets": ["smtp"] })).with(by_cluster)).await), "smtp\n");
+        assert_end(&tenant.run(ask("secrets", "smtp")).await, &Phase::Succeeded, &Reason::Succeeded);
         kubectl(&["delete", "clusterrolebinding,clusterrole", name], "").unwrap();
         tenant.no_cluster_policy().await;
     })
     .await;
 }
 
-/// Takes away what [`let_read`] gave, and waits until that is in force.
-async fn let_read_no_more(tenant: &Tenant, name: &str, secret: &str) {
-    let bindings: Api<RoleBinding> = Api::namespaced(tenant.client.clone(), &tenant.name);
-    bindings.delete(&format!("reads-{name}"), &DeleteParams::default()).await.unwrap();
-    let secrets: Api<Secret> = Api::namespaced(user(name).await, &tenant.name);
-    eventually("they may not any more", || async { if secrets.get(secret).await.is_err() { Ok(()) } else { Err("they may") } }).await;
-}
-
 #[tokio::test]
 async fn a_requester_who_loses_the_right_while_a_run_waits_is_given_nothing_any_more() {
     granting("unread", |tenant| async move {
-        secret(&tenant, "smtp", json!({}), VALUE).await;
+        let corpus = objects(&tenant).await;
         tenant.bind("unread-jane", "paddock-edit").await;
-        let_read(&tenant, "unread-jane", &["smtp"]).await;
         let jane: Api<ScriptRun> = Api::namespaced(user("unread-jane").await, &tenant.name);
         tenant.policy_with(json!({ "suspend": "Queue" })).await;
         tenant.policy_is_seen("limited").await;
-        let mut run = ScriptRun::new("waits", serde_json::from_value(asking("true", &json!({ "secrets": ["smtp"] })).0).unwrap());
-        run.spec.policy_ref = serde_json::from_value(json!({ "kind": "SandboxPolicy", "name": "limited" })).unwrap();
-        let waiting = eventually("she may create runs", || async { jane.create(&PostParams::default(), &run).await }).await;
-        tenant.until(&waiting, "Queued", |status| status.phase == Some(Phase::Queued)).await;
-        let_read_no_more(&tenant, "unread-jane", "smtp").await;
+        let mut all = Vec::new();
+        for (kind, resource, capability, name) in OBJECTS {
+            let_get(&tenant, "unread-jane", resource, &[name]).await;
+            let run = ScriptRun::new(capability, serde_json::from_value(asking("true", &json!({ capability: [name] })).0).unwrap());
+            let waiting = eventually("she may create runs", || async { jane.create(&PostParams::default(), &run).await }).await;
+            tenant.until(&waiting, "Queued", |status| status.phase == Some(Phase::Queued)).await;
+            all.push((waiting, format!("the requester may not read the {kind} {name}")));
+        }
+        for (_, resource, _, name) in OBJECTS {
+            let_get_no_more(&tenant, "unread-jane", resource, name).await;
+        }
         tenant.policy(json!({})).await;
-        let refused = tenant.finished(&waiting).await;
-        assert_refused(&refused, &Reason::CapabilityForbidden);
-        assert_eq!(status(&refused).message.unwrap(), "the requester may not read the Secret smtp");
+        for (waiting, message) in all {
+            let refused = tenant.finished(&waiting).await;
+            assert_refused(&refused, &Reason::CapabilityForbidden);
+            assert_eq!(status(&refused).message.unwrap(), message);
+        }
+        corpus.remove().await;
     })
     .await;
 }

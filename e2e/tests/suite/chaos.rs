@@ -1,28 +1,37 @@
-//! Two hundred runs or more while what runs them is killed at random. `CHAOS_SEED` repeats a sequence of kills; the moment of each is the
-//! machine's.
+//! Two hundred runs or more of one tenant, and those of another one that deletes half of its own, while what runs them is killed or frozen at
+//! random. `CHAOS_SEED` repeats a sequence of kills; the moment of each is the machine's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::disturb::{begin, ctr, end, kill_operator, scale, with_arguments};
+use crate::harness::disturb::{begin, ctr, end, kill_operator, leader, process_of, scale, with_arguments};
 use crate::harness::{
     OPERATOR_NAMESPACE, Script, Tenant, admin, eventually, eventually_within, kubectl, layout, operators, status, stdout, tenant,
 };
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, PostParams};
-use kube::{Api, ResourceExt as _};
+use kube::{Api, Client, ResourceExt as _};
+use nix::sys::signal::{Signal, kill};
 use paddock_crds::{ConditionType, Phase, ScriptRun};
 use paddock_protocol::{Lines, Reader, SealingKey};
 use serde_json::json;
+use tokio::task::JoinHandle;
 
 /// At least; a machine that is done with them sooner gets more, until the last of the kills.
 const RUNS: u64 = 200;
-const KILLS: usize = 9;
-/// What the SandboxPolicy of the runs allows; that of the cluster allows as many.
+const KILLS: usize = 10;
+/// What the SandboxPolicy of the runs allows.
 const LIMIT: usize = 10;
+/// What that of the other tenant allows.
+const LIMIT_OF_OTHER: usize = 4;
+/// What the cluster allows: too few for both.
+const LIMIT_OF_CLUSTER: usize = 11;
+/// Runs of the other tenant that are not over, at most.
+const OPEN_OF_OTHER: usize = 8;
 /// A shim that is making a sandbox has none for a moment.
 const LONGEST_WITHOUT_A_SANDBOX: Duration = Duration::from_secs(20);
 /// All runs together.
@@ -45,13 +54,16 @@ impl Random {
 #[derive(Clone, Copy)]
 enum Victim {
     Leader,
+    /// Its process stands still until another one leads, and then goes on where it was.
+    Frozen,
     Replica,
     ApiServer,
     Containerd,
 }
 
 /// One round of kills. Each is done once before any is done again, in an order made by chance.
-const ROUND: [Victim; 6] = [Victim::Leader, Victim::Leader, Victim::Replica, Victim::ApiServer, Victim::ApiServer, Victim::Containerd];
+const ROUND: [Victim; 7] =
+    [Victim::Leader, Victim::Leader, Victim::Frozen, Victim::Replica, Victim::ApiServer, Victim::ApiServer, Victim::Containerd];
 
 /// Says what it killed how often.
 async fn kill_at_random(seed: u64) -> BTreeMap<&'static str, u32> {
@@ -69,6 +81,10 @@ async fn kill_at_random(seed: u64) -> BTreeMap<&'static str, u32> {
             Victim::Leader => {
                 kill_operator(&client).await;
                 "the leader's process"
+            }
+            Victim::Frozen => {
+                freeze(&client).await;
+                "the leader, frozen"
             }
             Victim::Replica => {
                 // The other replica takes over once the lease has run out.
@@ -94,6 +110,24 @@ async fn kill_at_random(seed: u64) -> BTreeMap<&'static str, u32> {
         *done.entry(what).or_default() += 1;
     }
     done
+}
+
+async fn freeze(client: &Client) {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    let holder = || async {
+        let lease = leases.get("paddock-operator").await.map_err(|error| error.to_string())?;
+        Ok::<_, String>(lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default())
+    };
+    let process = process_of(client, &leader(client).await).await;
+    let before = eventually("the holder of the lease", holder).await;
+    // It may have ended by itself meanwhile.
+    let _ = kill(process, Signal::SIGSTOP);
+    eventually("another one leads", || async {
+        let now = holder().await?;
+        if now.is_empty() || now == before { Err(now) } else { Ok(()) }
+    })
+    .await;
+    let _ = kill(process, Signal::SIGCONT);
 }
 
 async fn restart(name: &str, away: Duration) {
@@ -144,19 +178,33 @@ fn processes() -> Vec<(String, Vec<String>)> {
     entries(Path::new("/proc")).iter().filter_map(of_process).collect()
 }
 
-/// Looks again and again whether the limit holds. Says how often it looked, and the most pods that it saw.
-async fn watch_the_limit(tenant: Tenant, stop: Arc<AtomicBool>) -> (u32, usize) {
-    let (mut looks, mut most) = (0, 0);
+/// The most pods that were seen at once, of each of two tenants and of both.
+#[derive(Default, Debug)]
+struct Most {
+    looks: u32,
+    pods: [usize; 2],
+    of_both: usize,
+}
+
+/// Looks again and again whether the limits hold.
+async fn watch_the_limits(tenants: [Tenant; 2], stop: Arc<AtomicBool>) -> Most {
+    let mut most = Most::default();
     while !stop.load(Ordering::Relaxed) {
-        if let Ok(list) = tenant.pods().list(&ListParams::default()).await {
-            let lives =
-                |pod: &&Pod| !matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
-            most = most.max(list.items.iter().filter(lives).count());
-            looks += 1;
+        let [one, other] = [&tenants[0], &tenants[1]].map(living_pods);
+        if let (Some(one), Some(other)) = futures::join!(one, other) {
+            most.pods = [most.pods[0].max(one), most.pods[1].max(other)];
+            most.of_both = most.of_both.max(one + other);
+            most.looks += 1;
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    (looks, most)
+    most
+}
+
+async fn living_pods(tenant: &Tenant) -> Option<usize> {
+    let list = tenant.pods().list(&ListParams::default()).await.ok()?;
+    let lives = |pod: &&Pod| !matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
+    Some(list.items.iter().filter(lives).count())
 }
 
 fn is_active(run: &ScriptRun) -> bool {
@@ -203,7 +251,7 @@ async fn starts(kept: &Path, runs: &[ScriptRun]) -> BTreeMap<String, u32> {
     starts
 }
 
-async fn create(tenant: &Tenant, number: u64) {
+async fn create(tenant: &Tenant, number: u64) -> ScriptRun {
     let pause = number % 7;
     let text = format!("echo run {number}\nsleep 0.$(({pause} * 12))\necho $(({number} * 7919)) > $PADDOCK_RESULT\necho end\n");
     let script = Script::shell(&text).with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" }, "timeoutSeconds": 120 }));
@@ -211,13 +259,49 @@ async fn create(tenant: &Tenant, number: u64) {
     run.metadata.namespace = Some(tenant.name.clone());
     eventually("the run is created", || async {
         match tenant.runs().create(&PostParams::default(), &run).await {
-            Ok(_) => Ok(()),
             // An answer that was lost.
-            Err(kube::Error::Api(answer)) if answer.code == 409 => Ok(()),
-            Err(error) => Err(error),
+            Err(kube::Error::Api(answer)) if answer.code == 409 => tenant.runs().get(&run.name_any()).await,
+            other => other,
         }
     })
-    .await;
+    .await
+}
+
+/// Creates runs, and deletes one that may wait, run or be over for each that it creates but one, until it is told to stop. Says what it created and
+/// what of it it deleted.
+async fn create_and_delete(tenant: Tenant, mut random: Random, stop: Arc<AtomicBool>) -> (Vec<ScriptRun>, BTreeSet<String>) {
+    let (mut created, mut deleted) = (Vec::<ScriptRun>::new(), BTreeSet::new());
+    while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(200 + random.below(1500))).await;
+        let Ok(runs) = tenant.runs().list(&ListParams::default()).await else { continue };
+        if runs.items.iter().filter(|run| !is_over(run)).count() < OPEN_OF_OTHER {
+            created.push(create(&tenant, created.len() as u64).await);
+        }
+        let kept: Vec<_> = runs.items.iter().filter(|run| run.metadata.deletion_timestamp.is_none()).collect();
+        if random.below(2) == 0 && !kept.is_empty() {
+            let name = kept[usize::try_from(random.below(kept.len() as u64)).unwrap()].name_any();
+            eventually("the run is deleted", || async {
+                match tenant.runs().delete(&name, &DeleteParams::default()).await {
+                    Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+                    other => other.map(drop),
+                }
+            })
+            .await;
+            deleted.insert(name);
+        }
+    }
+    (created, deleted)
+}
+
+/// Every run of these succeeded, with what it should have put out.
+fn assert_all_succeeded(runs: &[ScriptRun]) {
+    for run in runs {
+        let number: u64 = run.name_any().trim_start_matches("run-").parse().unwrap();
+        let told = status(run);
+        assert_eq!(told.phase, Some(Phase::Succeeded), "lost: {} {:#?}", run.name_any(), run.status);
+        assert_eq!(stdout(run), format!("run {number}\nend\n"), "wrong: {:#?}", run.status);
+        assert_eq!(told.result.unwrap().output, Some(json!(number * 7919)), "wrong: {:#?}", run.status);
+    }
 }
 
 /// What the node says of a pod that neither starts nor goes, in a few lines.
@@ -253,91 +337,136 @@ fn is_over(run: &ScriptRun) -> bool {
     status(run).is_true(&ConditionType::Finished)
 }
 
+/// What creates runs, kills, and looks on.
+struct World {
+    stop: Arc<AtomicBool>,
+    killer: JoinHandle<BTreeMap<&'static str, u32>>,
+    keepers: [JoinHandle<()>; 2],
+    mender: JoinHandle<()>,
+    limits: JoinHandle<Most>,
+    deleter: JoinHandle<(Vec<ScriptRun>, BTreeSet<String>)>,
+}
+
+impl World {
+    fn begin(tenants: [&Tenant; 2], kept: &Path, seed: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let keeper = |tenant: &Tenant| tokio::spawn(keep_logs(tenant.sandbox(), kept.to_owned(), stop.clone()));
+        Self {
+            keepers: tenants.map(keeper),
+            mender: tokio::spawn(end_shims_without_a_sandbox(stop.clone())),
+            limits: tokio::spawn(watch_the_limits(tenants.map(Tenant::clone), stop.clone())),
+            deleter: tokio::spawn(create_and_delete(tenants[1].clone(), Random(seed + 1), stop.clone())),
+            killer: tokio::spawn(kill_at_random(seed)),
+            stop,
+        }
+    }
+}
+
+/// Creates runs until the last of the kills, and waits until they are over. Says with them how many were active at once.
+async fn all_runs(tenant: &Tenant, world: &World) -> (Vec<ScriptRun>, usize) {
+    let created = AtomicU64::new(0);
+    let most = AtomicUsize::new(0);
+    let runs = eventually_within(PATIENCE, "all runs are over", || async {
+        let runs = tenant.runs().list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
+        most.fetch_max(runs.iter().filter(|run| is_active(run)).count(), Ordering::Relaxed);
+        let open: Vec<String> =
+            runs.iter().filter(|run| !is_over(run)).map(|run| format!("{}: {:?}", run.name_any(), status(run).phase)).collect();
+        let before = created.load(Ordering::Relaxed);
+        let is_last = world.killer.is_finished();
+        let more = if before < RUNS {
+            RUNS - before
+        } else if !is_last && open.len() < 3 * LIMIT {
+            LIMIT as u64
+        } else {
+            0
+        };
+        for number in before..before + more {
+            create(tenant, number).await;
+        }
+        created.store(before + more, Ordering::Relaxed);
+        if open.is_empty() && is_last && runs.len() as u64 == before {
+            return Ok(runs);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let first = runs.iter().find(|run| !is_over(run)).filter(|_| is_last && open.len() < 3);
+        let held = match first {
+            Some(run) => what_holds(tenant, run).await,
+            None => String::new(),
+        };
+        Err(format!("{} of {}, {before} created: {open:?}{held}", open.len(), runs.len()))
+    })
+    .await;
+    (runs, most.into_inner())
+}
+
+/// The runs that the other tenant did not delete, once they are over.
+async fn those_left(tenant: &Tenant, deleted: &BTreeSet<String>) -> Vec<ScriptRun> {
+    eventually_within(PATIENCE, "the runs of the other tenant are over, or gone", || async {
+        let runs = tenant.runs().list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
+        let open = runs.iter().find(|run| !is_over(run) || deleted.contains(&run.name_any()));
+        open.map_or(Ok(()), |run| Err(format!("{}: {:?}", run.name_any(), run.status)))?;
+        Ok::<_, String>(runs)
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_wrong_or_stuck_whatever_is_killed() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let seed = std::env::var("CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(now);
     eprintln!("CHAOS_SEED={seed}");
-    tenant("chaos", move |tenant| async move {
-        // On the file system of the logs.
-        let kept = layout().state.join(&tenant.name);
-        std::fs::create_dir_all(&kept).unwrap();
-        tenant.policy(json!({ "maxConcurrent": LIMIT, "maxQueued": 1000 })).await;
-        // A node whose runtime is killed again and again takes longer than usual to make a sandbox.
-        with_arguments(&tenant.client, &["--start-budget-seconds=900"]).await;
-        scale(&tenant.client, 2).await;
-        let stop = Arc::new(AtomicBool::new(false));
-        let keeper = tokio::spawn(keep_logs(tenant.sandbox(), kept.clone(), stop.clone()));
-        let watcher = tokio::spawn(watch_the_limit(tenant.clone(), stop.clone()));
-        let mender = tokio::spawn(end_shims_without_a_sandbox(stop.clone()));
-        let killer = tokio::spawn(kill_at_random(seed));
-        let began = Instant::now();
-        let created = AtomicU64::new(0);
-        let most_runs = AtomicUsize::new(0);
-        let runs = eventually_within(PATIENCE, "all runs are over", || async {
-            let runs = tenant.runs().list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
-            most_runs.fetch_max(runs.iter().filter(|run| is_active(run)).count(), Ordering::Relaxed);
-            let open: Vec<String> =
-                runs.iter().filter(|run| !is_over(run)).map(|run| format!("{}: {:?}", run.name_any(), status(run).phase)).collect();
-            let before = created.load(Ordering::Relaxed);
-            let more = if before < RUNS {
-                RUNS - before
-            } else if !killer.is_finished() && open.len() < 3 * LIMIT {
-                LIMIT as u64
-            } else {
-                0
-            };
-            for number in before..before + more {
-                create(&tenant, number).await;
-            }
-            created.store(before + more, Ordering::Relaxed);
-            let is_done = open.is_empty() && killer.is_finished() && runs.len() as u64 == before;
-            if is_done {
-                return Ok(runs);
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            let first = runs.iter().find(|run| !is_over(run)).filter(|_| killer.is_finished() && open.len() < 3);
-            let held = match first {
-                Some(run) => what_holds(&tenant, run).await,
-                None => String::new(),
-            };
-            Err(format!("{} of {}, {before} created: {open:?}{held}", open.len(), runs.len()))
-        })
-        .await;
-        let took = began.elapsed();
-        stop.store(true, Ordering::Relaxed);
-        let kills = killer.await.unwrap();
-        let ((looks, most_pods), most_runs) = (watcher.await.unwrap(), most_runs.into_inner());
-        keeper.await.unwrap();
-        mender.await.unwrap();
-        with_arguments(&tenant.client, &[]).await;
-        eprintln!(
-            "{} runs in {took:.0?} beside {kills:?}; looked {looks} times: at most {most_runs} runs and {most_pods} pods of {LIMIT}",
-            runs.len()
-        );
-
-        let mut phases = BTreeMap::new();
-        for run in &runs {
-            *phases.entry(format!("{:?}", status(run).phase)).or_insert(0) += 1;
-            let number: u64 = run.name_any().trim_start_matches("run-").parse().unwrap();
-            if status(run).phase == Some(Phase::Succeeded) {
-                assert_eq!(stdout(run), format!("run {number}\nend\n"), "wrong: {:#?}", run.status);
-                assert_eq!(status(run).result.unwrap().output, Some(json!(number * 7919)), "wrong: {:#?}", run.status);
-            } else {
-                eprintln!("{}: {:#?}", run.name_any(), run.status);
-            }
-        }
-        assert_eq!(phases, [(format!("{:?}", Some(Phase::Succeeded)), runs.len())].into(), "lost");
-        let starts = starts(&kept, &runs).await;
-        let not_once: Vec<_> =
-            runs.iter().map(|run| (run.name_any(), starts.get(&run.uid().unwrap()))).filter(|(_, count)| *count != Some(&1)).collect();
-        assert!(not_once.is_empty(), "not started exactly once: {not_once:?}");
-        assert!(most_runs <= LIMIT && most_pods <= LIMIT && looks > 20, "the limit: {most_runs} runs, {most_pods} pods, {looks} looks");
-        assert_eq!(kills.len(), 4, "not everything was killed: {kills:?}");
-        leaves_nothing(&tenant).await;
-        std::fs::remove_dir_all(&kept).unwrap();
+    tenant("chaos", move |one| async move {
+        tenant("chaos-other", move |other| async move { kill_what_runs_them(&one, &other, seed).await }).await;
     })
     .await;
+}
+
+async fn kill_what_runs_them(tenant: &Tenant, other: &Tenant, seed: u64) {
+    // On the file system of the logs.
+    let kept = layout().state.join(&tenant.name);
+    std::fs::create_dir_all(&kept).unwrap();
+    tenant.policy(json!({ "maxConcurrent": LIMIT, "maxQueued": 1000 })).await;
+    other.policy(json!({ "maxConcurrent": LIMIT_OF_OTHER })).await;
+    // A node whose runtime is killed again and again takes longer than usual to make a sandbox.
+    with_arguments(&tenant.client, &["--start-budget-seconds=900", &format!("--max-concurrent={LIMIT_OF_CLUSTER}")]).await;
+    scale(&tenant.client, 2).await;
+    let began = Instant::now();
+    let world = World::begin([tenant, other], &kept, seed);
+    let (runs, most_runs) = all_runs(tenant, &world).await;
+    let took = began.elapsed();
+    world.stop.store(true, Ordering::Relaxed);
+    let (created, deleted) = world.deleter.await.unwrap();
+    let left = those_left(other, &deleted).await;
+    let (kills, most) = (world.killer.await.unwrap(), world.limits.await.unwrap());
+    world.mender.await.unwrap();
+    for keeper in world.keepers {
+        keeper.await.unwrap();
+    }
+    with_arguments(&tenant.client, &[]).await;
+    let (of_other, gone) = (created.len(), deleted.len());
+    eprintln!(
+        "{} runs, and {of_other} of which {gone} were deleted, in {took:.0?} beside {kills:?}; at most {most_runs} runs, {most:?}",
+        runs.len()
+    );
+
+    assert_all_succeeded(&runs);
+    assert_all_succeeded(&left);
+    assert_eq!(left.len() + gone, of_other, "lost");
+    let all: Vec<ScriptRun> = runs.iter().chain(&created).cloned().collect();
+    let starts = starts(&kept, &all).await;
+    let count = |run: &ScriptRun| starts.get(&run.uid().unwrap()).copied();
+    let not_once: Vec<_> =
+        runs.iter().chain(&left).map(|run| (run.name_any(), count(run))).filter(|(_, count)| *count != Some(1)).collect();
+    assert!(not_once.is_empty(), "not started exactly once: {not_once:?}");
+    let twice: Vec<_> = created.iter().map(|run| (run.name_any(), count(run))).filter(|(_, count)| *count > Some(1)).collect();
+    assert!(twice.is_empty(), "started more than once: {twice:?}");
+    assert!(most_runs <= LIMIT && most.pods[0] <= LIMIT && most.pods[1] <= LIMIT_OF_OTHER, "the limits: {most_runs}, {most:?}");
+    assert!(most.of_both <= LIMIT_OF_CLUSTER && most.looks > 20, "the limit of the cluster: {most:?}");
+    assert!(gone > 5, "{of_other} runs of which {gone} were deleted");
+    assert_eq!(kills.len(), 5, "not everything was killed: {kills:?}");
+    leaves_nothing(tenant).await;
+    leaves_nothing(other).await;
+    std::fs::remove_dir_all(&kept).unwrap();
 }
 
 /// Pods and jobs are gone, and so are the runs once they are deleted: no finalizer holds any.

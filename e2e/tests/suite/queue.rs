@@ -7,8 +7,8 @@ use crate::harness::{Script, Tenant, admin, assert_end, assert_refused, eventual
 use futures::future::join_all;
 use futures::join;
 use kube::ResourceExt as _;
-use kube::api::ListParams;
-use paddock_crds::{Phase, Reason, ScriptRun};
+use kube::api::{DeleteParams, ListParams};
+use paddock_crds::{ConditionType, Phase, Reason, ScriptRun, ScriptRunStatus};
 use serde_json::json;
 
 fn lasting(seconds: u32) -> Script {
@@ -42,7 +42,7 @@ fn most(runs: &[ScriptRun]) -> i32 {
 #[tokio::test]
 async fn the_slots_of_the_cluster_are_shared_and_a_priority_is_a_head_start() {
     let client = admin().await;
-    upgrade(&["queue.maxConcurrent=2".into(), "baseline.limits.maxPriority=100".into()]);
+    upgrade(&["queue.maxConcurrent=2".into(), "queue.maxQueued=8".into(), "baseline.limits.maxPriority=100".into()]);
     leader(&client).await;
     let busy = |busy: Tenant| async move {
         tenant("queue-small", |small: Tenant| async move {
@@ -80,12 +80,72 @@ async fn the_slots_of_the_cluster_are_shared_and_a_priority_is_a_head_start() {
             assert!(slot(&younger).0 < slot(&older).0);
             let refused = small.run(limited(lasting(1)).with(json!({ "priority": 101 }))).await;
             assert_refused(&refused, &Reason::LimitExceeded);
+            no_more_wait_than_may(&busy, &small).await;
         })
         .await;
     };
     tenant("queue-busy", busy).await;
-    upgrade(&["queue.maxConcurrent=1000".into(), "baseline.limits.maxPriority=0".into()]);
+    upgrade(&["queue.maxConcurrent=1000".into(), "queue.maxQueued=100000".into(), "baseline.limits.maxPriority=0".into()]);
     leader(&client).await;
+    // Here, since nothing else happens any more.
+    runs_of_a_policy_that_is_killed_are_asked_to_stop_within_half_a_second().await;
+}
+
+/// Of two slots and eight places of the cluster.
+async fn no_more_wait_than_may(busy: &Tenant, small: &Tenant) {
+    let runs = join_all((0..2).map(|_| busy.create(lasting(60)))).await;
+    join_all(runs.iter().map(|run| busy.until(run, "it has a slot", |status| status.is_true(&ConditionType::Admitted)))).await;
+    let waits = |status: &ScriptRunStatus| status.phase == Some(Phase::Queued);
+    let mut waiting = Vec::new();
+    for tenant in [busy, small].repeat(4) {
+        let run = tenant.create(lasting(60)).await;
+        tenant.until(&run, "it waits", waits).await;
+        waiting.push((tenant, run));
+    }
+    for tenant in [busy, small] {
+        let refused = tenant.run(lasting(60)).await;
+        assert_refused(&refused, &Reason::QueueFull);
+        let told = status(&refused).message.unwrap();
+        assert_eq!(told, "as many runs wait in the cluster as its administrator allows");
+    }
+    // A place is free again with whoever had it.
+    let (tenant, run) = waiting.pop().unwrap();
+    tenant.patch(&run, json!({ "spec": { "cancel": true } })).await;
+    assert_end(&tenant.finished(&run).await, &Phase::Cancelled, &Reason::Cancelled);
+    let run = busy.create(lasting(60)).await;
+    busy.until(&run, "it waits", waits).await;
+    for tenant in [busy, small] {
+        tenant.runs().delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
+    }
+}
+
+/// `suspend: Kill`, by the clocks of the operator and of the node.
+async fn runs_of_a_policy_that_is_killed_are_asked_to_stop_within_half_a_second() {
+    tenant("queue-killed", |tenant| async move {
+        tenant.policy(json!({})).await;
+        let limited = json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } });
+        let script = || Script::shell("while :; do date +%s%3N; sleep 0.1; done").with(limited.clone());
+        let mut all = Vec::new();
+        for round in 0..3 {
+            let runs = join_all((0..4).map(|_| tenant.create(script()))).await;
+            join_all(runs.iter().map(|run| tenant.until(run, "it runs", |status| status.is_true(&ConditionType::Started)))).await;
+            let begin = jiff::Timestamp::now();
+            tenant.policy_with(json!({ "suspend": "Kill" })).await;
+            for run in join_all(runs.iter().map(|run| tenant.finished(run))).await {
+                assert_end(&run, &Phase::Killed, &Reason::Suspended);
+                let told = status(&run).result.unwrap().stdout.unwrap();
+                let last = told.tail.as_ref().unwrap_or(&told.text).lines().rev().find_map(|line| line.parse::<i64>().ok()).unwrap();
+                let asked = status(&run).stopping.unwrap().since.0.duration_since(begin);
+                all.push((asked.as_millis(), last - begin.as_millisecond(), round));
+            }
+            tenant.policy(json!({})).await;
+            tenant.policy_is_seen("limited").await;
+        }
+        all.sort_unstable();
+        eprintln!("ms from the change of the policy until runs were asked to stop, and their last words: {all:?}");
+        assert!(all.iter().all(|(asked, last, _)| *asked <= 500 && *last <= 500), "{all:?}");
+    })
+    .await;
 }
 
 #[tokio::test]

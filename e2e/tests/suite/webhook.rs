@@ -1,14 +1,17 @@
 //! Stamps by the operator's webhook, as on a cluster that serves no MutatingAdmissionPolicy: the same as by the API server, and without a gap.
 //! The cluster serves such policies; the release is told not to use them.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::cert_manager::CertManager;
-use crate::harness::disturb::{kill_operator, upgrade};
+use crate::harness::disturb::{kill_operator, leader, upgrade};
 use crate::harness::{
-    OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, eventually_within, kubectl, member, operators, status, tenant, user,
+    OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, eventually_within, kubectl, member, namespace, operators, status,
+    stdout, tenant, user,
 };
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -16,7 +19,12 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DynamicObject, LogParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, ResourceExt as _};
+use nix::sched::{CloneFlags, setns};
 use paddock_crds::{Phase, Reason, SandboxPolicy, ScriptApproval, ScriptRun};
+use paddock_e2e::cluster::layout::Layout;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 
 fn a_run() -> ScriptRun {
@@ -70,6 +78,60 @@ async fn times(tenant: &Tenant, count: usize) -> [Duration; 3] {
     [all[count / 2], all[count * 99 / 100], all[count - 1]]
 }
 
+/// A review of the creation of a run, as an API server sends it, but for what this one does not read.
+fn review() -> String {
+    let user = json!({ "username": "jane", "uid": "7", "groups": ["system:authenticated", "a", "b"] });
+    let run = serde_json::to_value(a_run()).unwrap();
+    let request = json!({ "uid": "r", "operation": "CREATE", "namespace": "shop", "userInfo": user, "object": run, "oldObject": null });
+    json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request }).to_string()
+}
+
+/// Median, 99th of a hundred, and the longest of so many reviews that a replica answers on one connection, from where API servers are.
+async fn replies(client: &Client, count: usize) -> [Duration; 3] {
+    let address = leader(client).await.status.unwrap().pod_ip.unwrap();
+    let trusted = certificate_and_trust(client).await.1.remove(0);
+    let ask = move || {
+        let namespace = std::fs::File::open(Layout::network_namespace()).unwrap();
+        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(trusted.as_bytes()).map(Result::unwrap));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+        let connection = ClientConnection::new(config, "paddock-webhook.paddock-system.svc".try_into().unwrap()).unwrap();
+        let stream = TcpStream::connect((address.parse::<IpAddr>().unwrap(), 8443)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut stream = BufReader::new(StreamOwned::new(connection, stream));
+        let body = review();
+        let request = format!("POST /stamp/requester HTTP/1.1\r\nHost: paddock\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let mut all: Vec<_> = (0..count).map(|_| reply(&mut stream, &request)).collect();
+        all.sort();
+        [all[count / 2], all[count * 99 / 100], all[count - 1]]
+    };
+    // Only this thread enters the namespace.
+    tokio::task::spawn_blocking(|| std::thread::spawn(ask).join().unwrap()).await.unwrap()
+}
+
+/// How long one takes.
+fn reply(stream: &mut BufReader<StreamOwned<ClientConnection, TcpStream>>, request: &str) -> Duration {
+    let began = Instant::now();
+    stream.get_mut().write_all(request.as_bytes()).unwrap();
+    let (mut length, mut line) = (0, String::new());
+    while line != "\r\n" {
+        line.clear();
+        stream.read_line(&mut line).unwrap();
+        if let Some(told) = line.to_lowercase().strip_prefix("content-length:") {
+            length = told.trim().parse().unwrap();
+        }
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer).unwrap();
+    let took = began.elapsed();
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!((&answer["response"]["allowed"], &answer["response"]["patchType"]), (&json!(true), &json!("JSONPatch")), "{answer}");
+    took
+}
+
 /// The API server's own measure of its webhooks.
 const DURATION: &str = "apiserver_admission_webhook_admission_duration_seconds";
 
@@ -100,6 +162,11 @@ async fn stamps_are_those_of_the_api_server(tenant: &Tenant) {
     forged.annotations_mut().insert("paddock.dev/requester".into(), "admin".into());
     let refused = runs(&jane, tenant).create(&PostParams::default(), &forged).await;
     assert!(refused.as_ref().is_err_and(|error| error.to_string().contains("set by the cluster")), "{refused:?}");
+    for annotations in [json!({ "paddock.dev/requester": "admin" }), json!({ "paddock.dev/requester": null }), json!(null)] {
+        let patch = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
+        let refused = runs(&jane, tenant).patch(&run.name_any(), &PatchParams::default(), &patch).await;
+        assert!(refused.as_ref().is_err_and(|error| error.to_string().contains("cannot be changed")), "{refused:?}");
+    }
 
     // The author: who wrote the spec last, whatever else is written, and by whom.
     tenant.role("hook-anna", "sandboxpolicies", &["get", "create", "update", "patch"]).await;
@@ -128,6 +195,13 @@ async fn stamps_are_those_of_the_api_server(tenant: &Tenant) {
     .unwrap();
     let approval = eventually("he may", || async { berts.create(&PostParams::default(), &approval).await }).await;
     assert_eq!(approval.annotations().get("paddock.dev/approver").map(String::as_str), Some("hook-bert"));
+    let patch = Patch::Merge(json!({ "metadata": { "annotations": { "paddock.dev/approver": "hook-anna" } } }));
+    let refused = admin_approvals(tenant).patch(&approval.name_any(), &PatchParams::default(), &patch).await;
+    assert!(refused.as_ref().is_err_and(|error| error.to_string().contains("cannot be changed")), "{refused:?}");
+}
+
+fn admin_approvals(tenant: &Tenant) -> Api<ScriptApproval> {
+    Api::namespaced(tenant.client.clone(), &tenant.name)
 }
 
 /// When the certificate was made that is served.
@@ -228,15 +302,18 @@ async fn another_certificate(client: &Client) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_stamps_where_the_cluster_has_no_policies_for_it() {
+    the_baseline_has_an_author();
+    a_policy_without_an_author_gives_nobody_what_it_grants().await;
     tenant("webhook", |tenant| async move {
         let by_policy = times(&tenant, 300).await;
         let client = admin().await;
-        // Whoever writes to it first is its author: while that is nobody, the upgrade itself would need the webhook that it brings.
-        kubectl(&["annotate", "clustersandboxpolicy", "baseline", "e2e=webhook", "--overwrite"], "").unwrap();
         // A certificate is announced after 40 s and used after 46.
         upgrade(&["admission.stamps=Webhook".into(), "admission.certificateSeconds=60".into(), "replicas=2".into()]);
         assert!(paddocks_of(&client, "MutatingAdmissionPolicy", "mutatingadmissionpolicies").await.is_empty());
         Box::pin(stamps_are_those_of_the_api_server(&tenant)).await;
+        let replies = replies(&client, 1000).await;
+        eprintln!("reviews by themselves {replies:.2?} (median, p99, longest)");
+        assert!(replies[1] <= Duration::from_millis(10), "{replies:?}");
         let by_webhook = times(&tenant, 300).await;
         let (calls, quick) = calls_of_the_webhook();
         eprintln!(
@@ -264,6 +341,56 @@ async fn a_webhook_stamps_where_the_cluster_has_no_policies_for_it() {
         drop(cert_manager);
         assert!(paddocks_of(&client, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations").await.is_empty());
         assert_end(&tenant.run(Script::shell("true")).await, &Phase::Succeeded, &Reason::Succeeded);
+    })
+    .await;
+}
+
+/// Whoever writes to it first is its author: while that is nobody, an upgrade would itself need the stamps that it brings.
+fn the_baseline_has_an_author() {
+    kubectl(&["annotate", "clustersandboxpolicy", "baseline", "e2e=webhook", "--overwrite"], "").unwrap();
+}
+
+/// While nothing stamps, as before the chart is there, nobody is known as the author of a policy that is written.
+async fn nothing_stamps(tenant: &Tenant) {
+    // One writes the stamps, and one refuses what has none.
+    kubectl(&["delete", "mutatingadmissionpolicybinding,validatingadmissionpolicybinding", "paddock-author"], "").unwrap();
+    let api: Api<SandboxPolicy> = Api::namespaced(tenant.client.clone(), &tenant.name);
+    let policy = SandboxPolicy::new("unstamped", serde_json::from_value(json!({})).unwrap());
+    eventually("nothing stamps", || async {
+        let stored =
+            api.create(&PostParams { dry_run: true, ..PostParams::default() }, &policy).await.map_err(|error| error.to_string())?;
+        if stored.annotations().is_empty() { Ok(()) } else { Err(format!("{:?}", stored.annotations())) }
+    })
+    .await;
+}
+
+async fn a_policy_without_an_author_gives_nobody_what_it_grants() {
+    namespace("nobody", json!({}), |tenant| async move {
+        nothing_stamps(&tenant).await;
+        let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "smtp" }, "stringData": { "password": "x" } });
+        kubectl(&["apply", "--namespace", &tenant.name, "--filename", "-"], &secret.to_string()).unwrap();
+        tenant.let_the_operator_read("secrets", "paddock-secret-reader").await;
+        tenant.cluster_policy(json!({ "capabilities": { "secrets": [{ "name": "smtp" }] } })).await;
+        let asks = json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": tenant.name }, "capabilities": { "secrets": ["smtp"] } });
+        let script = || Script::shell("ls /paddock/secrets").with(asks.clone());
+        eventually("nobody is known", || async {
+            let told = status(&tenant.run(script()).await).message.unwrap();
+            let name = &tenant.name;
+            let expected = format!(
+                "nobody is known as the author of ClusterSandboxPolicy {name}, who must be allowed to read the Secret smtp; whoever writes to it next is"
+            );
+            if told == expected { Ok(()) } else { Err(told) }
+        })
+        .await;
+        upgrade(&[]);
+        eventually("whoever writes next is the author, whatever they write", || async {
+            let now = format!("a={:?}", Instant::now());
+            kubectl(&["annotate", "clustersandboxpolicy", &tenant.name, &now, "--overwrite"], "").unwrap();
+            let run = tenant.run(script()).await;
+            if stdout(&run) == "smtp\n" { Ok(()) } else { Err(status(&run).message) }
+        })
+        .await;
+        tenant.no_cluster_policy().await;
     })
     .await;
 }

@@ -114,7 +114,9 @@ pub async fn with_arguments(client: &Client, changed: &[&str]) {
     let spec = deployment.spec.as_mut().unwrap();
     spec.replicas = Some(1);
     let arguments = spec.template.spec.as_mut().unwrap().containers[0].args.as_mut().unwrap();
-    for wanted in ["--runner-delivery=auto", "--start-budget-seconds=60", "--log-format=json"].iter().chain(changed) {
+    for wanted in
+        ["--runner-delivery=auto", "--start-budget-seconds=60", "--max-concurrent=1000", "--log-format=json"].iter().chain(changed)
+    {
         let (flag, _) = wanted.split_once('=').unwrap();
         let argument = arguments.iter_mut().find(|argument| argument.starts_with(flag)).unwrap();
         (*wanted).clone_into(argument);
