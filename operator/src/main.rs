@@ -15,6 +15,7 @@ mod fake_api;
 mod health;
 mod input_check;
 mod lease;
+mod listed;
 mod metrics;
 mod names;
 mod pods;

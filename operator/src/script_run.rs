@@ -45,6 +45,7 @@ use tracing::Instrument as _;
 
 use crate::context::{Context, entry};
 use crate::error::Error;
+use crate::listed::for_controller;
 use apply::Done;
 pub(crate) use guarded::{Body, Guarded, Watched};
 use queue::Admission;
@@ -82,10 +83,11 @@ pub(crate) async fn run(
     let watched = watcher(api, watcher::Config::default().page_size(PAGE))
         .default_backoff()
         .reflect(writer)
-        .inspect_ok(move |event| note(event, &queued))
-        .applied_objects();
-    Controller::for_stream(watched, reader)
+        .inspect_ok(move |event| note(event, &queued));
+    let (changed, listed) = for_controller(watched);
+    Controller::for_stream(changed, reader)
         .with_config(Config::default().concurrency(concurrency))
+        .reconcile_all_on(listed)
         .reconcile_on(woken)
         .graceful_shutdown_on(stop)
         .run(reconcile, error_policy, context)
