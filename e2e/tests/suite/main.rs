@@ -18,6 +18,7 @@ mod disruption;
 mod documents;
 mod economy;
 mod egress;
+mod everyone;
 mod examples;
 mod failures;
 mod gitops;
