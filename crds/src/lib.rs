@@ -21,8 +21,8 @@ pub use policy_status::{PolicyCondition, PolicyConditionType, PolicyReason, Poli
 pub use risk::{Risk, RiskLevel, RiskPart, RiskReason};
 pub use sandbox_policy::{
     ApprovalDemand, Binding, CapabilityRules, ClusterSandboxPolicy, ClusterSandboxPolicySpec, DeniedSubject, Deny, Detector, Effect,
-    InputRules, LargeResult, Limits, MaskRule, MaskRules, NetworkGrant, ObjectGrant, OutputRules, PolicyRule, PolicyRules, ResourceAmounts,
-    Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SubjectKind, Suspend,
+    InputRules, LargeResult, Limits, MaskRule, MaskRules, NetworkGrant, NetworkProtocol, ObjectGrant, OutputRules, PolicyRule, PolicyRules,
+    ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SubjectKind, Suspend,
 };
 pub use script_approval::{ApprovalDecision, ScriptApproval, ScriptApprovalSpec};
 pub use script_run::{

@@ -166,12 +166,13 @@ pub struct CapabilityRules {
     pub subprocess: Option<bool>,
 }
 
-/// Somewhere to connect to: hosts by their names, spoken to over TLS, or nets, whatever is spoken.
+/// Somewhere to connect to: hosts by their names, spoken to over TLS unless `protocol` says otherwise, or nets, whatever is spoken.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Eq, Default)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.hosts) != has(self.cidrs)").message("exactly one of hosts and cidrs must be set"))]
 #[x_kube(validation = Rule::new("!has(self.cidrs) || has(self.ports)").message("cidrs need ports"))]
 #[x_kube(validation = Rule::new("!has(self.cidrs) || !has(self.addresses)").message("addresses belong to hosts"))]
+#[x_kube(validation = Rule::new("!has(self.cidrs) || !has(self.protocol)").message("protocol belongs to hosts"))]
 pub struct NetworkGrant {
     /// Names of hosts; `*.example.com` stands for every name below it, and not for itself. The gateway looks them up, checks that the TLS
     /// handshake is for the same name, and connects to public addresses alone.
@@ -183,7 +184,10 @@ pub struct NetworkGrant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "cidrs_schema")]
     pub cidrs: Option<Vec<String>>,
-    /// Ports. For hosts built-in: 443.
+    /// What is spoken with the hosts. Built-in: `TLS`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<NetworkProtocol>,
+    /// Ports. For hosts built-in: 443, or 80 where `protocol` is `HTTP`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "ports_schema")]
     pub ports: Option<Vec<i32>>,
@@ -192,6 +196,18 @@ pub struct NetworkGrant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "cidrs_schema")]
     pub addresses: Option<Vec<String>>,
+}
+
+/// What is spoken with a host.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum NetworkProtocol {
+    /// Anything within TLS that is for the host that was asked for. The gateway does not read it.
+    #[default]
+    #[serde(rename = "TLS")]
+    Tls,
+    /// HTTP that nothing protects: whoever is between the gateway and the host reads and changes what is said. Runs ask for it as `http://HOST`.
+    #[serde(rename = "HTTP")]
+    Http,
 }
 
 /// A list of ports.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::destination::HTTP_PORT;
 use crate::host::{BadHost, HostName};
 
 /// `HOST:PORT`, as the target of CONNECT (RFC 9110, 7.1): there is no default for the port.
@@ -42,6 +43,12 @@ impl Authority {
     pub fn parse(text: &str) -> Result<Self, BadAuthority> {
         let (host, port) = text.rsplit_once(':').ok_or(BadAuthority::Port)?;
         Ok(Self { port: parse_port(port)?, host: Host::parse(host)? })
+    }
+
+    /// Reads what stands behind `http://` in the target of a request (RFC 9110, 4.2.1): without a port it is 80.
+    pub fn of_http(text: &str) -> Result<Self, BadAuthority> {
+        let has_port = text.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+        if has_port { Self::parse(text) } else { Ok(Self { port: HTTP_PORT, host: Host::parse(text)? }) }
     }
 }
 

@@ -10,8 +10,10 @@ use crate::pattern::{BadPattern, HostPattern};
 
 /// The port of TLS where none is written.
 const TLS_PORT: u16 = 443;
+/// The port of plain HTTP where none is written.
+pub(crate) const HTTP_PORT: u16 = 80;
 
-/// `HOST`, `HOST:PORT`, or `tcp://NET:PORT`.
+/// `HOST`, `HOST:PORT`, `http://HOST`, `http://HOST:PORT`, or `tcp://NET:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Destination {
     /// Where to.
@@ -25,6 +27,8 @@ pub struct Destination {
 pub enum Reach {
     /// Hosts by their names, over TLS.
     Hosts(HostPattern),
+    /// Hosts by their names, over HTTP that nothing protects.
+    Plain(HostPattern),
     /// Addresses, over whatever the script speaks.
     Net(IpNet),
 }
@@ -35,8 +39,8 @@ pub enum BadDestination {
     /// The port is missing where there is no usual one, or is none.
     #[error("a port of 1 to 65535 is missing")]
     Port,
-    /// Another scheme than `tcp`.
-    #[error("a host is written without a scheme, and addresses with tcp://")]
+    /// Another scheme than `tcp` and `http`.
+    #[error("a host is written without a scheme, with http:// where nothing protects what is said, and addresses with tcp://")]
     Scheme,
     /// An address is written like a host.
     #[error("addresses are written with tcp://, as in tcp://192.0.2.0/24:5432")]
@@ -62,21 +66,30 @@ impl Destination {
             let (net, port) = rest.rsplit_once(':').ok_or(BadDestination::Port)?;
             return Ok(Self { to: Reach::Net(parse_net(net)?), port: parse_port(port).map_err(|_| BadDestination::Port)? });
         }
+        if let Some(rest) = text.strip_prefix("http://") {
+            let (hosts, port) = hosts_and_port(rest, HTTP_PORT)?;
+            return Ok(Self { to: Reach::Plain(hosts), port });
+        }
         if text.contains("://") {
             return Err(BadDestination::Scheme);
         }
-        if text.starts_with('[') || text.parse::<IpAddr>().is_ok() || text.parse::<IpNet>().is_ok() {
-            return Err(BadDestination::Address);
-        }
-        let (hosts, port) = match text.rsplit_once(':') {
-            Some((hosts, port)) => (hosts, parse_port(port).map_err(|_| BadDestination::Port)?),
-            None => (text, TLS_PORT),
-        };
-        if hosts.parse::<Ipv4Addr>().is_ok() {
-            return Err(BadDestination::Address);
-        }
-        Ok(Self { to: Reach::Hosts(HostPattern::parse(hosts)?), port })
+        let (hosts, port) = hosts_and_port(text, TLS_PORT)?;
+        Ok(Self { to: Reach::Hosts(hosts), port })
     }
+}
+
+fn hosts_and_port(text: &str, usual: u16) -> Result<(HostPattern, u16), BadDestination> {
+    if text.starts_with('[') || text.parse::<IpAddr>().is_ok() || text.parse::<IpNet>().is_ok() {
+        return Err(BadDestination::Address);
+    }
+    let (hosts, port) = match text.rsplit_once(':') {
+        Some((hosts, port)) => (hosts, parse_port(port).map_err(|_| BadDestination::Port)?),
+        None => (text, usual),
+    };
+    if hosts.parse::<Ipv4Addr>().is_ok() {
+        return Err(BadDestination::Address);
+    }
+    Ok((HostPattern::parse(hosts)?, port))
 }
 
 fn parse_net(text: &str) -> Result<IpNet, BadDestination> {
@@ -89,12 +102,22 @@ fn parse_net(text: &str) -> Result<IpNet, BadDestination> {
     if net.addr() == net.network() { Ok(net) } else { Err(BadDestination::HostBits) }
 }
 
-/// What would have to be asked for, so that a proxy may be asked for this.
-impl From<&Authority> for Destination {
-    fn from(authority: &Authority) -> Self {
-        let to = match &authority.host {
-            Host::Name(name) => Reach::Hosts(HostPattern::Exact(name.clone())),
-            Host::Address(address) => Reach::Net((*address).into()),
+/// What a proxy is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A tunnel, in which is said what the proxy does not read.
+    Tunnel,
+    /// An answer to a request for `http://`.
+    Http,
+}
+
+impl Destination {
+    /// What would have to be asked for, so that a proxy may be asked for this. Addresses are reached by tunnels alone.
+    pub fn of(authority: &Authority, way: Way) -> Self {
+        let to = match (&authority.host, way) {
+            (Host::Name(name), Way::Tunnel) => Reach::Hosts(HostPattern::Exact(name.clone())),
+            (Host::Name(name), Way::Http) => Reach::Plain(HostPattern::Exact(name.clone())),
+            (Host::Address(address), _) => Reach::Net((*address).into()),
         };
         Self { to, port: authority.port }
     }
@@ -107,22 +130,30 @@ impl Reach {
         if net.addr() == net.network() { Ok(Self::Net(net)) } else { Err(BadDestination::HostBits) }
     }
 
-    /// Whether it means this host.
-    pub fn has(&self, host: &Host) -> bool {
-        match (self, host) {
-            (Self::Hosts(hosts), Host::Name(name)) => hosts.matches(name),
-            (Self::Net(net), Host::Address(address)) => net.contains(address),
-            (Self::Hosts(_), Host::Address(_)) | (Self::Net(_), Host::Name(_)) => false,
+    /// Whether it means this host, reached this way.
+    pub fn has(&self, host: &Host, way: Way) -> bool {
+        match (self, host, way) {
+            (Self::Hosts(hosts), Host::Name(name), Way::Tunnel) | (Self::Plain(hosts), Host::Name(name), Way::Http) => hosts.matches(name),
+            (Self::Net(net), Host::Address(address), Way::Tunnel) => net.contains(address),
+            (Self::Hosts(_) | Self::Plain(_) | Self::Net(_), ..) => false,
+        }
+    }
+
+    /// The names that it means, if it means names.
+    pub fn hosts(&self) -> Option<&HostPattern> {
+        match self {
+            Self::Hosts(hosts) | Self::Plain(hosts) => Some(hosts),
+            Self::Net(_) => None,
         }
     }
 
     /// Whether it means everything that `other` means.
     pub fn covers(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Hosts(own), Self::Hosts(other)) => own.covers(other),
+            (Self::Hosts(own), Self::Hosts(other)) | (Self::Plain(own), Self::Plain(other)) => own.covers(other),
             (Self::Net(own), Self::Net(other)) => own.contains(other),
             // What a name leads to is not known here, and what is spoken is not the same.
-            (Self::Hosts(_), Self::Net(_)) | (Self::Net(_), Self::Hosts(_)) => false,
+            (Self::Hosts(_) | Self::Plain(_) | Self::Net(_), _) => false,
         }
     }
 }
@@ -131,6 +162,7 @@ impl fmt::Display for Reach {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hosts(hosts) => write!(formatter, "{hosts}"),
+            Self::Plain(hosts) => write!(formatter, "http://{hosts}"),
             Self::Net(net) => {
                 let is_one = net.prefix_len() == net.max_prefix_len();
                 match (net.addr(), is_one) {
@@ -164,6 +196,13 @@ mod tests {
     #[case::port("api.example.com:8443", Ok("api.example.com:8443"))]
     #[case::wide("*.Example.com.", Ok("*.example.com:443"))]
     #[case::letters("b\u{fc}cher.example:443", Ok("xn--bcher-kva.example:443"))]
+    #[case::plain("http://API.example.com", Ok("http://api.example.com:80"))]
+    #[case::plain_port("http://*.example.com:8080", Ok("http://*.example.com:8080"))]
+    #[case::plain_path("http://api.example.com/", Err(BadDestination::Pattern(BadPattern::Host(BadHost::Character))))]
+    #[case::plain_user("http://a@api.example.com", Err(BadDestination::Pattern(BadPattern::Host(BadHost::Character))))]
+    #[case::plain_address("http://192.0.2.7:80", Err(BadDestination::Address))]
+    #[case::plain_six("http://[2001:db8::1]", Err(BadDestination::Address))]
+    #[case::plain_twice("http://http://a.example.com", Err(BadDestination::Port))]
     #[case::net("tcp://192.0.2.0/24:5432", Ok("tcp://192.0.2.0/24:5432"))]
     #[case::address("tcp://192.0.2.7:5432", Ok("tcp://192.0.2.7:5432"))]
     #[case::net_of_one("tcp://192.0.2.7/32:5432", Ok("tcp://192.0.2.7:5432"))]
@@ -196,13 +235,23 @@ mod tests {
     }
 
     #[rstest]
-    #[case("api.example.com:8443", "api.example.com:8443")]
-    #[case("192.0.2.7:5432", "tcp://192.0.2.7:5432")]
-    #[case("[2001:db8::1]:5432", "tcp://[2001:db8::1]:5432")]
-    fn what_a_proxy_was_asked_for_can_be_asked_for(#[case] asked: &str, #[case] expected: &str) {
-        let destination = Destination::from(&Authority::parse(asked).unwrap());
+    #[case("api.example.com:8443", Way::Tunnel, "api.example.com:8443")]
+    #[case("api.example.com:80", Way::Http, "http://api.example.com:80")]
+    #[case("192.0.2.7:5432", Way::Tunnel, "tcp://192.0.2.7:5432")]
+    #[case("[2001:db8::1]:5432", Way::Tunnel, "tcp://[2001:db8::1]:5432")]
+    fn what_a_proxy_was_asked_for_can_be_asked_for(#[case] asked: &str, #[case] way: Way, #[case] expected: &str) {
+        let authority = Authority::parse(asked).unwrap();
+        let destination = Destination::of(&authority, way);
         assert_eq!((destination.to_string().as_str(), Destination::parse(expected)), (expected, Ok(destination.clone())));
-        assert!(destination.to.has(&Authority::parse(asked).unwrap().host));
+        for other in [Way::Tunnel, Way::Http] {
+            assert_eq!(destination.to.has(&authority.host, other), other == way);
+        }
+    }
+
+    #[test]
+    fn an_address_is_never_asked_for_over_http() {
+        let authority = Authority::parse("192.0.2.7:80").unwrap();
+        assert!(!Destination::of(&authority, Way::Http).to.has(&authority.host, Way::Http));
     }
 
     fn reach(text: &str) -> Reach {
@@ -231,6 +280,11 @@ mod tests {
     #[case("tcp://[::/0]", "tcp://10.0.0.1", false)]
     #[case("tcp://0.0.0.0/0", "api.example.com", false)]
     #[case("*.example.com", "tcp://10.0.0.1", false)]
+    #[case("http://*.example.com", "http://api.example.com", true)]
+    #[case("http://api.example.com", "http://*.example.com", false)]
+    #[case("*.example.com", "http://api.example.com", false)]
+    #[case("http://*.example.com", "api.example.com", false)]
+    #[case("tcp://0.0.0.0/0", "http://api.example.com", false)]
     fn what_a_reach_covers(#[case] one: &str, #[case] other: &str, #[case] expected: bool) {
         assert_eq!(reach(one).covers(&reach(other)), expected);
     }
@@ -241,7 +295,8 @@ mod tests {
             Reach::Net(net.trunc())
         });
         let names = prop::sample::select(vec!["example.com", "*.example.com", "a.example.com", "*.a.example.com", "b.a.example.com"]);
-        prop_oneof![four, names.prop_map(reach)]
+        let plain = names.clone().prop_map(|name| reach(&format!("http://{name}")));
+        prop_oneof![four, names.prop_map(reach), plain]
     }
 
     proptest! {
@@ -249,7 +304,9 @@ mod tests {
         fn what_covers_has_all_that_the_other_has(one in any_reach(), other in any_reach(), last in any::<u8>()) {
             let hosts = [format!("10.{last}.0.0:1"), "b.a.example.com:1".to_owned()].map(|text| Authority::parse(&text).unwrap().host);
             for host in hosts {
-                prop_assert!(!one.covers(&other) || !other.has(&host) || one.has(&host));
+                for way in [Way::Tunnel, Way::Http] {
+                    prop_assert!(!one.covers(&other) || !other.has(&host, way) || one.has(&host, way));
+                }
             }
             prop_assert!(one.covers(&one));
         }
@@ -261,7 +318,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_written_ends_in_an_answer(text in "\\PC{0,60}|(tcp://)?[\\[\\]0-9a-f:./*-]{0,40}") {
+        fn whatever_is_written_ends_in_an_answer(text in "\\PC{0,60}|(tcp://|http://)?[\\[\\]0-9a-f:./*-]{0,40}") {
             if let Ok(read) = Destination::parse(&text) {
                 prop_assert_eq!(Destination::parse(&read.to_string()), Ok(read));
             }

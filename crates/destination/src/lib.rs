@@ -11,6 +11,6 @@ mod pattern;
 
 pub use address::{Addresses, ByName, Class, class};
 pub use authority::{Authority, BadAuthority, Host};
-pub use destination::{BadDestination, Destination, Reach};
+pub use destination::{BadDestination, Destination, Reach, Way};
 pub use host::{BadHost, HostName};
 pub use pattern::{BadPattern, HostPattern};

@@ -1,11 +1,12 @@
-//! What a client asks of the gateway: `CONNECT HOST:PORT` with a token. Pure.
+//! What a client asks of the gateway: `CONNECT HOST:PORT`, or a request for `http://HOST`, with a token. Pure.
 
 use std::fmt;
 
 use http::header::{CONTENT_LENGTH, PROXY_AUTHORIZATION, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
+use http::uri::Scheme;
 use http::{Method, StatusCode, Version};
-use paddock_destination::{Authority, BadAuthority};
+use paddock_destination::{Authority, BadAuthority, Way};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -21,6 +22,18 @@ pub struct Ask {
     pub token: TokenHash,
     /// Where to.
     pub to: Authority,
+    /// What it is asked for.
+    pub way: Way,
+}
+
+impl Ask {
+    /// As reports have it: `HOST:PORT`, or `http://HOST:PORT`.
+    pub fn destination(&self) -> String {
+        match self.way {
+            Way::Tunnel => self.to.to_string(),
+            Way::Http => format!("http://{}", self.to),
+        }
+    }
 }
 
 /// Why a request is answered with something else than a tunnel. What is told of it to whoever asks is [`Refusal::body`].
@@ -47,6 +60,8 @@ pub enum Refusal {
     NotResolved,
     /// Nobody answers there.
     NotConnected,
+    /// What answers there does not speak HTTP, or stopped in the middle.
+    NoAnswer,
     /// As many tunnels are open as the run may have, or as the gateway has room for.
     TooMany,
     /// The run has sent and received as much as it may.
@@ -62,7 +77,7 @@ impl Refusal {
             Self::NoToken | Self::Grant(NoGrant::Unknown | NoGrant::OtherPod) => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
             Self::Grant(NoGrant::NotReady | NoGrant::Stale) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotGranted { .. } | Self::Address(_) => StatusCode::FORBIDDEN,
-            Self::NotResolved | Self::NotConnected => StatusCode::BAD_GATEWAY,
+            Self::NotResolved | Self::NotConnected | Self::NoAnswer => StatusCode::BAD_GATEWAY,
             Self::TooMany | Self::BudgetSpent => StatusCode::TOO_MANY_REQUESTS,
         }
     }
@@ -81,6 +96,7 @@ impl Refusal {
             Self::Address(_) => "AddressRefused",
             Self::NotResolved => "NotResolved",
             Self::NotConnected => "NotConnected",
+            Self::NoAnswer => "NoAnswer",
             Self::TooMany => "TooManyTunnels",
             Self::BudgetSpent => "BudgetSpent",
         }
@@ -110,7 +126,7 @@ struct Told<'a> {
 impl fmt::Display for Refusal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotConnect => formatter.write_str("only CONNECT over HTTP/1.1, without a body, is answered"),
+            Self::NotConnect => formatter.write_str("only CONNECT, without a body, and requests for http:// are answered"),
             Self::Target(why) => write!(formatter, "the target is no host and port: {why}"),
             Self::NoToken => formatter.write_str("there is no token"),
             Self::Grant(why) => write!(formatter, "{why}"),
@@ -118,6 +134,7 @@ impl fmt::Display for Refusal {
             Self::Address(why) => write!(formatter, "the name leads to an address that is not dialled: {why}"),
             Self::NotResolved => formatter.write_str("the name leads nowhere"),
             Self::NotConnected => formatter.write_str("nobody answers there"),
+            Self::NoAnswer => formatter.write_str("no whole answer of HTTP has come from there"),
             Self::TooMany => formatter.write_str("as many tunnels are open as may be"),
             Self::BudgetSpent => formatter.write_str("the run has sent and received as much as it may"),
         }
@@ -126,17 +143,29 @@ impl fmt::Display for Refusal {
 
 /// Reads the head of a request. Nothing in it but method, target and token is honoured, and what could be read in two ways is refused.
 pub fn read(head: &Parts) -> Result<Ask, Refusal> {
+    let (to, way) = if head.method == Method::CONNECT { (tunnel(head)?, Way::Tunnel) } else { (http(head)?, Way::Http) };
+    let mut tokens = head.headers.get_all(PROXY_AUTHORIZATION).iter();
+    let (Some(token), None) = (tokens.next(), tokens.next()) else { return Err(Refusal::NoToken) };
+    let token = token.as_bytes().strip_prefix(b"Bearer ").filter(|token| (1..=LONGEST_TOKEN).contains(&token.len()));
+    Ok(Ask { token: hash(token.ok_or(Refusal::NoToken)?), to, way })
+}
+
+fn tunnel(head: &Parts) -> Result<Authority, Refusal> {
     let has_body = head.headers.contains_key(CONTENT_LENGTH) || head.headers.contains_key(TRANSFER_ENCODING);
-    if head.method != Method::CONNECT || head.version != Version::HTTP_11 || has_body || head.headers.contains_key(UPGRADE) {
+    if head.version != Version::HTTP_11 || has_body || head.headers.contains_key(UPGRADE) {
         return Err(Refusal::NotConnect);
     }
     // hyper has read the target as an authority; what it takes for one is read again, strictly.
     let target = head.uri.authority().filter(|_| head.uri.path_and_query().is_none()).ok_or(Refusal::NotConnect)?;
-    let to = Authority::parse(target.as_str()).map_err(Refusal::Target)?;
-    let mut tokens = head.headers.get_all(PROXY_AUTHORIZATION).iter();
-    let (Some(token), None) = (tokens.next(), tokens.next()) else { return Err(Refusal::NoToken) };
-    let token = token.as_bytes().strip_prefix(b"Bearer ").filter(|token| (1..=LONGEST_TOKEN).contains(&token.len()));
-    Ok(Ask { token: hash(token.ok_or(Refusal::NoToken)?), to })
+    Authority::parse(target.as_str()).map_err(Refusal::Target)
+}
+
+fn http(head: &Parts) -> Result<Authority, Refusal> {
+    if head.uri.scheme() != Some(&Scheme::HTTP) || head.version > Version::HTTP_11 {
+        return Err(Refusal::NotConnect);
+    }
+    let target = head.uri.authority().ok_or(Refusal::NotConnect)?;
+    Authority::of_http(target.as_str()).map_err(Refusal::Target)
 }
 
 /// Of a token.
@@ -150,6 +179,8 @@ mod tests {
     use http::request::Builder;
     use rstest::rstest;
 
+    use paddock_destination::Destination;
+
     use super::*;
 
     fn connect(target: &str) -> Builder {
@@ -158,7 +189,7 @@ mod tests {
 
     fn ask(builder: Builder) -> Result<String, &'static str> {
         let (head, ()) = builder.body(()).unwrap().into_parts();
-        read(&head).map(|ask| ask.to.to_string()).map_err(|refusal| refusal.reason())
+        read(&head).map(|ask| Destination::of(&ask.to, ask.way).to_string()).map_err(|refusal| refusal.reason())
     }
 
     #[rstest]
@@ -166,7 +197,14 @@ mod tests {
     #[case::capitals(connect("API.example.com.:443"), Ok("api.example.com:443"))]
     #[case::no_port(connect("api.example.com"), Err("BadTarget"))]
     #[case::user(connect("user@api.example.com:443"), Err("BadTarget"))]
-    #[case::get(connect("http://api.example.com/").method(Method::GET), Err("NotConnect"))]
+    #[case::get(connect("http://API.example.com/").method(Method::GET), Ok("http://api.example.com:80"))]
+    #[case::post_at_a_port(connect("http://api.example.com:8080/x?y").method(Method::POST), Ok("http://api.example.com:8080"))]
+    #[case::older(connect("http://api.example.com").method(Method::GET).version(Version::HTTP_10), Ok("http://api.example.com:80"))]
+    #[case::get_of_an_address(connect("http://[2001:db8::1]/").method(Method::GET), Ok("tcp://[2001:db8::1]:80"))]
+    #[case::get_with_a_user(connect("http://u:p@api.example.com/").method(Method::GET), Err("BadTarget"))]
+    #[case::get_over_tls(connect("https://api.example.com/").method(Method::GET), Err("NotConnect"))]
+    #[case::origin_form(connect("/x").method(Method::GET), Err("NotConnect"))]
+    #[case::newer(connect("http://api.example.com/").method(Method::GET).version(Version::HTTP_2), Err("NotConnect"))]
     #[case::absolute_form(connect("http://api.example.com:443/"), Err("NotConnect"))]
     #[case::old_version(connect("a.example.com:443").version(Version::HTTP_10), Err("NotConnect"))]
     #[case::length(connect("a.example.com:443").header("Content-Length", "0"), Err("NotConnect"))]

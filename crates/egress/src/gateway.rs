@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -23,6 +23,7 @@ use crate::ask::{self, Refusal};
 use crate::carry::{Carried, carry};
 use crate::connections::Connections;
 use crate::dial::{Resolve, dial};
+use crate::forward::{self, for_the_host};
 use crate::grants::{Grants, Message, Protocol, Verdict};
 use crate::hello::{self, server_name};
 use crate::live::{Live, NoTunnel, Tunnel};
@@ -32,9 +33,11 @@ use crate::wire::{Outcome, Report};
 pub const FIRST_BYTES: Duration = Duration::from_secs(5);
 /// A tunnel on which nothing moves for so long is closed.
 pub const IDLE: Duration = Duration::from_secs(300);
-/// hyper's own least.
-const HEAD_BYTES: usize = 8 << 10;
-const MOST_HEADERS: usize = 32;
+/// A head that the runner lets through has 16 KiB, and the token comes to it.
+const HEAD_BYTES: usize = 17 << 10;
+const MOST_HEADERS: usize = 100;
+/// Of a request for `http://`, and of its answer, between what reads it and what counts it.
+const AT_ONCE: usize = 16 << 10;
 
 /// What all connections share.
 pub struct Gateway {
@@ -56,6 +59,9 @@ struct ToldBy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connection(u64);
 
+/// What the gateway says, or the host.
+type Answer = Either<Full<Bytes>, Incoming>;
+
 /// A connection that counts for its address until it is dropped.
 pub struct Counted {
     gateway: Arc<Gateway>,
@@ -67,6 +73,8 @@ struct Granted {
     run: String,
     name: String,
     to: Authority,
+    /// The same as reports have it.
+    destination: String,
     rule: String,
     protocol: Protocol,
     addresses: Addresses,
@@ -144,10 +152,11 @@ impl Gateway {
         let _ = http.serve_connection(TokioIo::new(stream), answer).with_upgrades().await;
     }
 
-    async fn answer(self: Arc<Self>, mut request: Request<Incoming>, counted: Arc<Counted>) -> Response<Full<Bytes>> {
+    async fn answer(self: Arc<Self>, mut request: Request<Incoming>, counted: Arc<Counted>) -> Response<Answer> {
         let began = Instant::now();
         let upgrade = hyper::upgrade::on(&mut request);
-        let (granted, there, address) = match self.connect(request, counted.peer, began).await {
+        let (head, body) = request.into_parts();
+        let (granted, there, address) = match self.connect(&head, counted.peer, began).await {
             Ok(connected) => connected,
             Err(refusal) => {
                 // hyper leaves the connection of a CONNECT open whatever the answer is.
@@ -160,6 +169,19 @@ impl Gateway {
                 return refused(&refusal);
             }
         };
+        if granted.protocol == Protocol::Http {
+            let request = for_the_host(Request::from_parts(head, body), &granted.to);
+            let (ours, theirs) = tokio::io::duplex(AT_ONCE);
+            tokio::spawn(async move {
+                let (outcome, carried) = carry(theirs, there, Vec::new(), &granted.tunnel, IDLE).await;
+                self.report(&granted, began, Some(address), outcome, carried);
+                drop(counted);
+            });
+            return match forward::ask(ours, request).await {
+                Some(answer) => answer.map(Either::Right),
+                None => refused(&Refusal::NoAnswer),
+            };
+        }
         tokio::spawn(async move {
             let (outcome, carried) = match upgrade.await {
                 Ok(upgraded) => through(TokioIo::new(upgraded), there, &granted).await,
@@ -168,11 +190,11 @@ impl Gateway {
             self.report(&granted, began, Some(address), outcome, carried);
             drop(counted);
         });
-        Response::new(Full::default())
+        Response::new(Either::Left(Full::default()))
     }
 
-    async fn connect(&self, request: Request<Incoming>, peer: IpAddr, began: Instant) -> Result<(Granted, TcpStream, IpAddr), Refusal> {
-        let granted = self.granted(&request.into_parts().0, peer, began)?;
+    async fn connect(&self, head: &http::request::Parts, peer: IpAddr, began: Instant) -> Result<(Granted, TcpStream, IpAddr), Refusal> {
+        let granted = self.granted(head, peer, began)?;
         // hyper drops this future when the client goes away meanwhile: names were looked up all the same.
         let dialled = {
             let mut dialling = Dialling { gateway: self, granted: &granted, began, is_over: false };
@@ -194,10 +216,10 @@ impl Gateway {
         let ask = ask::read(head)?;
         let told = lock(&self.told);
         let grant = told.grants.of(&ask.token, peer, now).map_err(Refusal::Grant)?;
-        let (rule, protocol, addresses) = match grant.decide(&ask.to) {
+        let (rule, protocol, addresses) = match grant.decide(&ask.to, ask.way) {
             Verdict::Granted { rule, protocol, addresses } => (rule, protocol, addresses),
             Verdict::Refused { rule, ask: what } => {
-                let report = Report::refused((&grant.run, &grant.name), &ask.to, &rule, Outcome::NotGranted);
+                let report = Report::refused((&grant.run, &grant.name), &ask.destination(), &rule, Outcome::NotGranted);
                 let _ = self.reports.try_send(report);
                 return Err(Refusal::NotGranted { rule, ask: what });
             }
@@ -207,15 +229,24 @@ impl Gateway {
                 NoTunnel::TooMany => (Refusal::TooMany, Outcome::TooManyTunnels),
                 NoTunnel::Spent => (Refusal::BudgetSpent, Outcome::BudgetSpent),
             };
-            let _ = self.reports.try_send(Report::refused((&grant.run, &grant.name), &ask.to, &rule, outcome));
+            let _ = self.reports.try_send(Report::refused((&grant.run, &grant.name), &ask.destination(), &rule, outcome));
             refusal
         })?;
-        Ok(Granted { run: grant.run.clone(), name: grant.name.clone(), to: ask.to, rule, protocol, addresses, tunnel })
+        Ok(Granted {
+            run: grant.run.clone(),
+            name: grant.name.clone(),
+            destination: ask.destination(),
+            to: ask.to,
+            rule,
+            protocol,
+            addresses,
+            tunnel,
+        })
     }
 
     fn report(&self, granted: &Granted, began: Instant, address: Option<IpAddr>, outcome: Outcome, carried: Carried) {
         let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let of = Report::refused((&granted.run, &granted.name), &granted.to, &granted.rule, outcome);
+        let of = Report::refused((&granted.run, &granted.name), &granted.destination, &granted.rule, outcome);
         let _ = self.reports.try_send(Report { address, sent: carried.sent, received: carried.received, milliseconds, ..of });
     }
 }
@@ -238,8 +269,8 @@ impl Drop for Dialling<'_> {
 
 impl Report {
     /// Of a request for which nothing was dialled.
-    fn refused((run, name): (&str, &str), to: &Authority, rule: &str, outcome: Outcome) -> Self {
-        let (run, name, to, rule) = (run.to_owned(), name.to_owned(), to.to_string(), rule.to_owned());
+    fn refused((run, name): (&str, &str), to: &str, rule: &str, outcome: Outcome) -> Self {
+        let (run, name, to, rule) = (run.to_owned(), name.to_owned(), to.to_owned(), rule.to_owned());
         Self { run, name, to, rule, outcome, address: None, sent: 0, received: 0, milliseconds: 0 }
     }
 }
@@ -269,6 +300,8 @@ async fn through(mut script: TokioIo<Upgraded>, there: TcpStream, granted: &Gran
         }
         // A rule for names leads to no address.
         (Protocol::Tls, Host::Address(_)) => return (Outcome::NotItsHost, Carried::default()),
+        // No tunnel.
+        (Protocol::Http, _) => return (Outcome::NotItsHost, Carried::default()),
         (Protocol::Tcp, _) => Vec::new(),
     };
     carry(script, there, first, &granted.tunnel, IDLE).await
@@ -291,15 +324,15 @@ fn outcome(refusal: &Refusal) -> Outcome {
     match refusal {
         Refusal::Address(_) => Outcome::AddressRefused,
         Refusal::NotResolved => Outcome::NotResolved,
-        Refusal::NotConnected => Outcome::NotConnected,
+        Refusal::NotConnected | Refusal::NoAnswer => Outcome::NotConnected,
         Refusal::TooMany => Outcome::TooManyTunnels,
         Refusal::BudgetSpent => Outcome::BudgetSpent,
         Refusal::NotConnect | Refusal::Target(_) | Refusal::NoToken | Refusal::Grant(_) | Refusal::NotGranted { .. } => Outcome::NotGranted,
     }
 }
 
-fn refused(refusal: &Refusal) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(refusal.body())));
+fn refused(refusal: &Refusal) -> Response<Answer> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(refusal.body()))));
     *response.status_mut() = refusal.status();
     // Most clients show the first line of an answer to CONNECT, and no body.
     response.extensions_mut().insert(hyper::ext::ReasonPhrase::from_static(refusal.reason().as_bytes()));

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use paddock_destination::{Addresses, Authority, ByName, Destination, Host, HostPattern, Reach};
+use paddock_destination::{Addresses, Authority, ByName, Destination, Host, HostPattern, Reach, Way};
 
 /// SHA-256 of a run's token. The token itself is nowhere but in the runner and, for a moment, in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +24,8 @@ impl fmt::Debug for TokenHash {
 pub enum Protocol {
     /// TLS whose ClientHello names the host of the rule.
     Tls,
+    /// One request and its answer, which the gateway reads.
+    Http,
     /// Anything, to addresses of a net.
     Tcp,
 }
@@ -222,15 +224,15 @@ pub enum Verdict {
 
 impl Grant {
     /// The one decision on a destination, whichever way a request came. Pure.
-    pub fn decide(&self, to: &Authority) -> Verdict {
-        let refused = |rule: &str| Verdict::Refused { rule: rule.to_owned(), ask: Destination::from(to).to_string() };
+    pub fn decide(&self, to: &Authority, way: Way) -> Verdict {
+        let refused = |rule: &str| Verdict::Refused { rule: rule.to_owned(), ask: Destination::of(to, way).to_string() };
         if let Host::Name(name) = &to.host
             && let Some((_, rule)) = self.denied.iter().find(|(pattern, _)| pattern.matches(name))
         {
             return refused(rule);
         }
         let (there, elsewhere): (Vec<&Rule>, Vec<&Rule>) =
-            self.rules.iter().filter(|rule| rule.to.to.has(&to.host)).partition(|rule| rule.to.port == to.port);
+            self.rules.iter().filter(|rule| rule.to.to.has(&to.host, way)).partition(|rule| rule.to.port == to.port);
         match (there.first(), elsewhere.first()) {
             (Some(rule), _) => {
                 let allowed = there.iter().map(|rule| rule.allowed.clone()).collect();
@@ -247,6 +249,7 @@ impl Grant {
 fn protocol(to: &Reach) -> Protocol {
     match to {
         Reach::Hosts(_) => Protocol::Tls,
+        Reach::Plain(_) => Protocol::Http,
         Reach::Net(_) => Protocol::Tcp,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use paddock_crds::{ApprovalDemand, Binding, Effect, NetworkGrant, ObjectGrant, PolicyKind, PolicyRules};
+use paddock_crds::{ApprovalDemand, Binding, Effect, NetworkGrant, NetworkProtocol, ObjectGrant, PolicyKind, PolicyRules};
 
 use crate::amounts::{CPU, MEMORY, SCRATCH, shown};
 use crate::bounds::bounds;
@@ -123,7 +123,8 @@ fn network_grant(grant: &NetworkGrant) -> String {
     let to = grant.hosts.iter().chain(&grant.cidrs).flatten().cloned().collect::<Vec<_>>().join(", ");
     let ports = grant.ports.as_ref().map(|ports| format!(" at {}", list(ports))).unwrap_or_default();
     let addresses = grant.addresses.as_ref().map(|nets| format!(", also in {}", nets.join(", "))).unwrap_or_default();
-    format!("{to}{ports}{addresses}")
+    let protocol = grant.protocol.filter(|protocol| *protocol == NetworkProtocol::Http).map_or("", |_| ", over http://");
+    format!("{to}{ports}{protocol}{addresses}")
 }
 
 fn object_grant(grant: &ObjectGrant) -> String {
@@ -230,7 +231,7 @@ mod tests {
             "suspend": "Queue",
             "capabilities": {
                 "data": [],
-                "network": [{ "hosts": ["api.example.com"], "addresses": ["10.1.0.0/16"] }, { "cidrs": ["10.2.0.0/16"], "ports": [5432] }],
+                "network": [{ "hosts": ["api.example.com"], "protocol": "HTTP", "addresses": ["10.1.0.0/16"] }, { "cidrs": ["10.2.0.0/16"], "ports": [5432] }],
             },
             "deny": { "hosts": ["*.example.org"] },
         });

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use paddock_crds::{Capabilities, Effect, NetworkGrant, PolicyRules, Problem, Reason, Suspend};
+use paddock_crds::{Capabilities, Effect, NetworkGrant, NetworkProtocol, PolicyRules, Problem, Reason, Suspend};
 use paddock_destination::{BadDestination, ByName, Destination, HostPattern, Reach};
 
 use crate::capabilities::{No, refusal};
@@ -55,7 +55,12 @@ const MOST_PLACES: usize = 512;
 /// Different nets in `addresses` of one policy.
 const MOST_ADDRESSES: usize = 64;
 /// Where hosts are granted without ports.
-const TLS_PORT: u16 = 443;
+const fn usual_port(protocol: NetworkProtocol) -> u16 {
+    match protocol {
+        NetworkProtocol::Tls => 443,
+        NetworkProtocol::Http => 80,
+    }
+}
 
 /// Reads what a policy says. What cannot be read is a problem of the policy.
 pub(crate) fn compile(rules: &PolicyRules, problems: &mut Vec<Problem>) -> Said {
@@ -99,12 +104,13 @@ fn entries(grant: &NetworkGrant, field: &str, problems: &mut Vec<Problem>) -> Ve
             return Vec::new();
         }
     };
-    if !is_of_hosts && grant.addresses.is_some() {
-        problem("addresses belong to hosts");
+    if !is_of_hosts && (grant.addresses.is_some() || grant.protocol.is_some()) {
+        problem("addresses and protocol belong to hosts");
         return Vec::new();
     }
+    let protocol = grant.protocol.unwrap_or_default();
     let ports = match &grant.ports {
-        None if is_of_hosts => Some(vec![TLS_PORT]),
+        None if is_of_hosts => Some(vec![usual_port(protocol)]),
         None => None,
         Some(ports) => ports.iter().map(|port| u16::try_from(*port).ok().filter(|port| *port > 0)).collect(),
     };
@@ -116,8 +122,14 @@ fn entries(grant: &NetworkGrant, field: &str, problems: &mut Vec<Problem>) -> Ve
         list.iter().filter_map(|text| take(net(text), &format!("{field}.addresses"), text, problems)).collect()
     };
     let addresses = grant.addresses.as_deref().map(&mut nets);
-    let read =
-        |text: &String| if is_of_hosts { HostPattern::parse(text).map(Reach::Hosts).map_err(Into::into) } else { Reach::of_cidr(text) };
+    let hosts = |text: &str| {
+        let hosts = HostPattern::parse(text)?;
+        Ok(match protocol {
+            NetworkProtocol::Tls => Reach::Hosts(hosts),
+            NetworkProtocol::Http => Reach::Plain(hosts),
+        })
+    };
+    let read = |text: &String| if is_of_hosts { hosts(text) } else { Reach::of_cidr(text) };
     let entry = |text: &String| {
         let to = take(read(text), field, text, problems)?;
         Some(Entry { text: text.clone(), to, ports: ports.clone(), addresses: addresses.clone() })
@@ -128,7 +140,7 @@ fn entries(grant: &NetworkGrant, field: &str, problems: &mut Vec<Problem>) -> Ve
 fn net(text: &str) -> Result<IpNet, BadDestination> {
     match Reach::of_cidr(text)? {
         Reach::Net(net) => Ok(net),
-        Reach::Hosts(_) => Err(BadDestination::Cidr),
+        Reach::Hosts(_) | Reach::Plain(_) => Err(BadDestination::Cidr),
     }
 }
 
@@ -145,8 +157,8 @@ pub(crate) fn destination(policies: &[&Policy], asked: &str, gateway: Gateway) -
         Ok(to) => to,
         Err(why) => return Err(("built-in: network".into(), Reason::InvalidSpec, format!("{asked} cannot be asked for: {why}"))),
     };
-    if let Some((_, rule)) = denied_hosts(policies).iter().find(|(denied, _)| matches!(&to.to, Reach::Hosts(hosts) if denied.covers(hosts)))
-    {
+    let is_denied = |denied: &HostPattern| to.to.hosts().is_some_and(|hosts| denied.covers(hosts));
+    if let Some((_, rule)) = denied_hosts(policies).iter().find(|(denied, _)| is_denied(denied)) {
         return refuse(rule.clone());
     }
     let mut rule = None;
@@ -186,7 +198,7 @@ fn said(policy: &Policy) -> Option<&[Entry]> {
 fn addresses_of(policy: &Policy, covering: &[&Entry]) -> Option<Vec<IpNet>> {
     let named = covering.iter().filter_map(|entry| match &entry.to {
         Reach::Net(net) => Some(vec![*net]),
-        Reach::Hosts(_) => entry.addresses.clone(),
+        Reach::Hosts(_) | Reach::Plain(_) => entry.addresses.clone(),
     });
     let all: Vec<Vec<IpNet>> = named.collect();
     let each_once: BTreeSet<IpNet> = all.iter().flatten().copied().collect();

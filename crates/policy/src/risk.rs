@@ -44,8 +44,8 @@ fn level(score: i64) -> RiskLevel {
 
 fn is_of_many_hosts(granted: &Granted) -> bool {
     match &granted.to.to {
-        Reach::Hosts(HostPattern::Exact(_)) => false,
-        Reach::Hosts(HostPattern::Below(_)) => true,
+        Reach::Hosts(HostPattern::Exact(_)) | Reach::Plain(HostPattern::Exact(_)) => false,
+        Reach::Hosts(HostPattern::Below(_)) | Reach::Plain(HostPattern::Below(_)) => true,
         Reach::Net(net) => net.prefix_len() < net.max_prefix_len(),
     }
 }
@@ -53,7 +53,7 @@ fn is_of_many_hosts(granted: &Granted) -> bool {
 /// A name does if every policy that has a say names addresses for it, a net if it begins or ends beyond what is public.
 fn leads_inside(granted: &Granted) -> bool {
     match &granted.to.to {
-        Reach::Hosts(_) => !granted.addresses.0.is_empty() && granted.addresses.0.iter().all(|nets| !nets.is_empty()),
+        Reach::Hosts(_) | Reach::Plain(_) => !granted.addresses.0.is_empty() && granted.addresses.0.iter().all(|nets| !nets.is_empty()),
         Reach::Net(net) => class(net.network()) != Class::Global || class(net.broadcast()) != Class::Global,
     }
 }

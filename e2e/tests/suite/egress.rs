@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use crate::harness::disturb::{begin, begin_what_has_ended, end, kill_operator, leader, process_of, upgrade};
-use crate::harness::internet::{COMMIT, Host, echo, https, names};
+use crate::harness::internet::{COMMIT, Host, echo, http, https, names};
 use crate::harness::{OPERATOR_NAMESPACE, Script, Tenant, assert_end, assert_refused, eventually, layout, namespace, status, stdout};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -23,6 +23,7 @@ const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 14);
 const LIVE: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 15);
 const NODE: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 16);
 const CLIENTS: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 19);
+const PLAIN: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 20);
 const REPLICA: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 17);
 const LEADER: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 18);
 /// Nobody's in the cluster.
@@ -95,6 +96,7 @@ async fn a_script_reaches_what_it_was_granted_and_nothing_else() {
 print(get("https://api.example.com/"))
 print(get("https://other.example.com/"))
 print(get("https://inside.example.com/"))
+print(get("http://api.example.com/"))
 print(connect("93.184.215.14", 443), connect("10.214.0.1", 443), connect("10.215.0.1", 10250))
 for family, protocol in (socket.AF_INET, socket.IPPROTO_ICMP), (socket.AF_INET6, socket.IPPROTO_ICMPV6):
     try:
@@ -115,14 +117,20 @@ print(sorted(name for name in os.environ if "PROXY" in name.upper()))
         let lines: Vec<&str> = told.lines().collect();
         assert_eq!(lines[0], "hello", "{told}");
         assert!(lines[1].contains("403") && lines[2].contains("403"), "{told}");
-        assert_eq!(lines[3..7], ["not connected not connected not connected", "no echo", "no echo", "no names"], "{told}");
-        assert!(lines[7].contains("HTTPS_PROXY") && lines[7].contains("NODE_USE_ENV_PROXY"), "{told}");
+        assert!(lines[3].contains("403"), "{told}");
+        assert_eq!(lines[4..8], ["not connected not connected not connected", "no echo", "no echo", "no names"], "{told}");
+        assert!(lines[8].contains("HTTPS_PROXY") && lines[8].contains("NODE_USE_ENV_PROXY"), "{told}");
         let granted: Vec<String> = status(&run).decisions.iter().map(|decision| decision.permission.clone()).collect();
         assert!(granted.contains(&"network:api.example.com:443".to_owned()), "{granted:?}");
         let used = status(&run).network.unwrap();
         let refusals: Vec<_> = used.refusals.iter().map(|refusal| (refusal.to.as_str(), refusal.reason.as_str(), refusal.count)).collect();
-        assert_eq!(refusals, [("other.example.com:443", "NotGranted", 1), ("inside.example.com:443", "AddressRefused", 1)]);
-        assert!((used.connections, used.refused) == (3, 2) && used.sent_bytes > 100 && used.received_bytes > 100, "{used:?}");
+        let expected = [
+            ("other.example.com:443", "NotGranted", 1),
+            ("inside.example.com:443", "AddressRefused", 1),
+            ("http://api.example.com:80", "NotGranted", 1),
+        ];
+        assert_eq!(refusals, expected);
+        assert!((used.connections, used.refused) == (4, 3) && used.sent_bytes > 100 && used.received_bytes > 100, "{used:?}");
         assert_eq!(status(&run).risk.unwrap().to_string(), "10 Low: ReachesNetwork 10");
 
         // What is not granted is refused before anything runs.
@@ -132,6 +140,44 @@ print(sorted(name for name in os.environ if "PROXY" in name.upper()))
         let script = "import os; print([name for name in os.environ if 'PROXY' in name.upper()])";
         let bare = tenant.run(by_policy(&tenant, Script::python(script))).await;
         assert_eq!(stdout(&bare), "[]\n");
+    })
+    .await;
+}
+
+/// Plain HTTP is a grant of its own. What the host gets is what the script has asked it for, and nothing that the gateway is told.
+#[tokio::test]
+async fn a_host_over_plain_http_is_reached_where_a_policy_says_so() {
+    const SCRIPT: &str = r#"
+print(get("http://plain.example.com/head"))
+print(get("https://plain.example.com/"))
+print(get("http://plain.example.com:8080/"))
+print(get("http://other.example.com/"))
+"#;
+    let _alone = alone().await;
+    http(PLAIN);
+    names(&[("plain.example.com", PLAIN), ("other.example.com", PLAIN)]);
+    namespace("plain", json!({}), |tenant| async move {
+        tenant.cluster_policy(grants(&json!([{ "hosts": ["plain.example.com"], "protocol": "HTTP" }]))).await;
+        let text = CLIENT.replace("ssl.create_default_context(cadata=json.load(sys.stdin)[\"authority\"])", "None") + SCRIPT;
+        let run = tenant.run(asking(&tenant, &text, &["http://plain.example.com"], &json!({}))).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        // What makes no line is made visible.
+        let told = stdout(&run).replace("\\x0d", "");
+        let (head, rest) = told.split_once("\n\n").unwrap();
+        let mut lines: Vec<&str> = head.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines.iter().filter(|line| line.contains("plain.example.com")).collect::<Vec<_>>(),
+            [&"host: plain.example.com"],
+            "{told}"
+        );
+        assert!(lines.contains(&"GET /head HTTP/1.1") && !head.to_lowercase().contains("proxy") && !head.contains("Bearer"), "{told}");
+        assert_eq!(rest.matches("403").count(), 3, "{told}");
+        let used = status(&run).network.unwrap();
+        assert!((used.connections, used.refused) == (4, 3) && used.received_bytes > 100, "{used:?}");
+        let over_tls = tenant.run(asking(&tenant, "pass", &["plain.example.com"], &json!({}))).await;
+        assert_refused(&over_tls, &Reason::CapabilityRefused);
+        tenant.no_cluster_policy().await;
     })
     .await;
 }
@@ -229,8 +275,12 @@ async fn what_is_not_granted_any_more_is_cut() {
 async fn node_reaches_it_too() {
     let _alone = alone().await;
     let host = https("node.example.com", NODE);
+    http(NODE);
     names(&[("node.example.com", NODE)]);
     granting("node", |tenant| async move {
+        tenant
+            .cluster_policy(grants(&json!([{ "hosts": ["node.example.com"] }, { "hosts": ["node.example.com"], "protocol": "HTTP" }])))
+            .await;
         let script = r#"
 import https from "node:https";
 import fs from "node:fs";
@@ -238,13 +288,14 @@ import tls from "node:tls";
 const { authority } = JSON.parse(fs.readFileSync(process.env.PADDOCK_INPUT));
 tls.setDefaultCACertificates([authority]);
 console.log("fetch", await (await fetch("https://node.example.com/")).text());
+console.log("http", await (await fetch("http://node.example.com/")).text());
 https.get("https://node.example.com/", (answer) => answer.on("data", (data) => console.log("https", data.toString())));
 "#;
         let script = Script::python("").with(json!({ "script": {
             "runtime": "javascript", "source": { "inline": script }, "input": { "authority": host.authority },
-        }, "capabilities": { "network": ["node.example.com"] } }));
+        }, "capabilities": { "network": ["node.example.com", "http://node.example.com"] } }));
         let run = tenant.run(by_policy(&tenant, script)).await;
-        assert_eq!(stdout(&run), "fetch hello\nhttps hello\n", "{:#?}", run.status);
+        assert_eq!(stdout(&run), "fetch hello\nhttp hello\nhttps hello\n", "{:#?}", run.status);
     })
     .await;
 }
@@ -264,22 +315,29 @@ python3 -c 'import requests, sys; print("requests", requests.get(sys.argv[1], ve
 python3 -c 'import httpx, sys; print("httpx", httpx.get(sys.argv[1], verify="authority.pem").text)' $at/
 curl --silent --show-error --cacert authority.pem https://clients.example.org/
 echo "elsewhere $?"
+plain=http://clients.example.com
+echo "curl $(curl --silent --show-error --data some=thing $plain/)"
+echo "git $(git ls-remote $plain/repository)"
+python3 -c 'import requests, sys; print("requests", requests.get(sys.argv[1]).text)' $plain/
+python3 -c 'import httpx, sys; print("httpx", httpx.get(sys.argv[1]).text)' $plain/
 "#;
     let _alone = alone().await;
     let archive = images::build_of_packages(&layout(), IMAGE, PACKAGES).unwrap();
     images::load(&layout(), &component::built(&layout()).unwrap(), &archive).unwrap();
     let host = https("clients.example.com", CLIENTS);
+    http(CLIENTS);
     names(&[("clients.example.com", CLIENTS), ("clients.example.org", CLIENTS)]);
     namespace("clients", json!({}), |tenant| async move {
-        let mut rules = grants(&json!([{ "hosts": ["*.example.com"] }]));
+        let mut rules = grants(&json!([{ "hosts": ["*.example.com"] }, { "hosts": ["*.example.com"], "protocol": "HTTP" }]));
         rules["runtimes"] = json!([{ "name": "clients", "image": IMAGE, "command": ["/bin/sh"] }]);
         tenant.cluster_policy(rules).await;
         let script = Script::shell(SCRIPT).with(json!({
             "script": { "runtime": "clients", "input": { "authority": host.authority } },
-            "capabilities": { "network": ["clients.example.com"] }, "timeoutSeconds": 60,
+            "capabilities": { "network": ["clients.example.com", "http://clients.example.com"] }, "timeoutSeconds": 60,
         }));
         let run = tenant.run(by_policy(&tenant, script)).await;
-        let told = format!("curl hello\ngit {COMMIT}\trefs/heads/main\nrequests hello\nhttpx hello\nelsewhere 56\n");
+        let all = format!("curl hello\ngit {COMMIT}\trefs/heads/main\nrequests hello\nhttpx hello\n");
+        let told = format!("{all}elsewhere 56\n{all}");
         assert_eq!(stdout(&run), told, "{:#?}", run.status);
         assert!(status(&run).result.unwrap().stderr.unwrap().text.contains("403"), "{:#?}", run.status);
         tenant.no_cluster_policy().await;

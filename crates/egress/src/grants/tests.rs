@@ -33,6 +33,7 @@ fn grant(run: &str, token_number: u8, expires: Instant) -> Grant {
             rule("all", "*.example.org", &[]),
             rule("inner", "in.example.org", &["10.7.0.0/16"]),
             rule("more", "*.example.org:8443", &[]),
+            rule("plain", "http://old.example.org", &[]),
             rule("database", "tcp://192.0.2.0/24:5432", &["192.0.2.0/24"]),
         ],
         denied: vec![(HostPattern::parse("paste.example.org").unwrap(), "ClusterSandboxPolicy/baseline: deny.hosts[0]".into())],
@@ -51,6 +52,12 @@ fn put(run: &str, token_number: u8, expires: Instant) -> Message {
 #[case::capitals("API.EXAMPLE.COM:443", Ok(("api", Protocol::Tls)))]
 #[case::below("a.b.example.org:8443", Ok(("more", Protocol::Tls)))]
 #[case::net("192.0.2.7:5432", Ok(("database", Protocol::Tcp)))]
+#[case::plain("http://old.example.org:80", Ok(("plain", Protocol::Http)))]
+#[case::plain_at_another_port("http://old.example.org:81", Err("plain"))]
+#[case::plain_where_tls_is_granted("http://api.example.com:443", Err("built-in: network"))]
+#[case::tunnel_where_plain_is_granted("old.example.org:80", Err("all"))]
+#[case::plain_to_an_address("http://192.0.2.7:5432", Err("built-in: network"))]
+#[case::plain_and_denied("http://paste.example.org:80", Err("ClusterSandboxPolicy/baseline: deny.hosts[0]"))]
 #[case::other_port("api.example.com:22", Err("api"))]
 #[case::other_port_of_the_net("192.0.2.7:22", Err("database"))]
 #[case::apex("example.org:443", Err("built-in: network"))]
@@ -62,10 +69,16 @@ fn put(run: &str, token_number: u8, expires: Instant) -> Message {
 #[case::mapped_address("[::ffff:192.0.2.7]:5432", Err("built-in: network"))]
 #[case::denied("paste.example.org:443", Err("ClusterSandboxPolicy/baseline: deny.hosts[0]"))]
 fn one_function_decides_on_every_destination(#[case] to: &str, #[case] expected: Result<(&str, Protocol), &str>) {
-    let decided = grant("r", 1, Instant::now()).decide(&Authority::parse(to).unwrap());
+    let (to, way) = to.strip_prefix("http://").map_or((to, Way::Tunnel), |to| (to, Way::Http));
+    let to = Authority::parse(to).unwrap();
+    let decided = grant("r", 1, Instant::now()).decide(&to, way);
     // As a run asks for it.
-    let scheme = if matches!(Authority::parse(to).unwrap().host, Host::Address(_)) { "tcp://" } else { "" };
-    let ask = format!("{scheme}{}", Authority::parse(to).unwrap());
+    let scheme = match (&to.host, way) {
+        (Host::Address(_), _) => "tcp://",
+        (Host::Name(_), Way::Http) => "http://",
+        (Host::Name(_), Way::Tunnel) => "",
+    };
+    let ask = format!("{scheme}{to}");
     match expected {
         Ok((expected, spoken)) => {
             assert!(matches!(decided, Verdict::Granted { rule, protocol, .. } if rule == expected && protocol == spoken));
@@ -80,7 +93,7 @@ fn one_function_decides_on_every_destination(#[case] to: &str, #[case] expected:
 #[case("in.example.org:8443", json!([[]]))]
 #[case("192.0.2.7:5432", json!([["192.0.2.0/24"]]))]
 fn what_one_destination_may_lead_to_another_may_not(#[case] to: &str, #[case] expected: Value) {
-    let decided = grant("r", 1, Instant::now()).decide(&Authority::parse(to).unwrap());
+    let decided = grant("r", 1, Instant::now()).decide(&Authority::parse(to).unwrap(), Way::Tunnel);
     let Verdict::Granted { addresses, .. } = decided else { panic!("{decided:?}") };
     // One for each rule that matches, each of one policy.
     let allowed: Vec<Vec<IpNet>> = serde_json::from_value(expected).unwrap();

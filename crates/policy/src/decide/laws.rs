@@ -1,7 +1,7 @@
 //! Laws that hold for every set of policies.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use paddock_crds::{CapabilityRules, Deny, Limits, NetworkGrant, ObjectGrant, Runtime};
+use paddock_crds::{CapabilityRules, Deny, Limits, NetworkGrant, NetworkProtocol, ObjectGrant, Runtime};
 use proptest::option::of as maybe;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -98,18 +98,19 @@ fn base() -> Policy {
     };
     let all =
         vec![ObjectGrant { name: None, selector: Some(LabelSelector::default()) }, ObjectGrant { name: Some("c".into()), selector: None }];
-    let network = Some(vec![to("*.example.com", Some(&["10.0.0.0/8"])), to("192.0.2.0/24", None)]);
+    let network = Some(vec![to("*.example.com", Some(&["10.0.0.0/8"])), to("http://*.example.com", None), to("192.0.2.0/24", None)]);
     let (secrets, data, volumes) = (Some(all.clone()), Some(all.clone()), Some(all));
     let capabilities = Some(CapabilityRules { network, secrets, data, volumes, dynamic_code: Some(true), subprocess: Some(true) });
     Policy::new(taken, Effect::Allow, PolicyRules { runtimes: Some(runtimes.to_vec()), limits, capabilities, ..PolicyRules::default() })
 }
 
-/// A host or a net, at two ports.
+/// A host, one without TLS, or a net, at two ports.
 fn to(text: &str, addresses: Option<&[&str]>) -> NetworkGrant {
+    let (text, protocol) = text.strip_prefix("http://").map_or((text, None), |text| (text, Some(NetworkProtocol::Http)));
     let texts = Some(vec![text.to_owned()]);
     let (hosts, cidrs) = if text.contains('/') { (None, texts) } else { (texts, None) };
     let addresses = addresses.map(|nets| nets.iter().map(|net| (*net).to_owned()).collect());
-    NetworkGrant { hosts, cidrs, ports: Some(vec![443, 5432]), addresses }
+    NetworkGrant { hosts, cidrs, protocol, ports: Some(vec![443, 5432]), addresses }
 }
 
 fn asks() -> impl Strategy<Value = Ask> {
@@ -129,7 +130,10 @@ fn asks() -> impl Strategy<Value = Ask> {
 
 fn asked() -> impl Strategy<Value = Capabilities> {
     let secrets = subsequence(vec!["a", "b", "c"], 0..=3);
-    let network = subsequence(vec!["api.example.com", "*.example.com:5432", "tcp://192.0.2.0/25:443", "www.example.com"], 0..=4);
+    let network = subsequence(
+        vec!["api.example.com", "*.example.com:5432", "tcp://192.0.2.0/25:443", "http://api.example.com:443", "www.example.com"],
+        0..=5,
+    );
     let named = |names: Vec<&'static str>| names.into_iter().map(Into::into).collect();
     let others = (subsequence(vec!["a", "b", "c"], 0..=3), subsequence(vec!["a", "b", "c"], 0..=3), any::<bool>());
     (secrets, others, network, any::<bool>(), any::<bool>()).prop_map(
@@ -162,7 +166,7 @@ fn capabilities() -> impl Strategy<Value = Option<CapabilityRules>> {
         ObjectGrant { name: None, selector: Some(LabelSelector::default()) },
     ];
     let nets: [Option<&[&str]>; 4] = [None, Some(&[]), Some(&["10.1.0.0/16"]), Some(&["10.0.0.0/7", "192.168.0.0/16"])];
-    let hosts = ["*.example.com", "api.example.com", "192.0.2.0/24", "www.example.com"];
+    let hosts = ["*.example.com", "api.example.com", "http://api.example.com", "192.0.2.0/24", "www.example.com"];
     let network = maybe(subsequence(hosts.to_vec(), 0..=4));
     let objects = || maybe(subsequence(grants.to_vec(), 0..=5));
     let words = (maybe(any::<bool>()), maybe(any::<bool>()));

@@ -39,12 +39,18 @@ fn decided(policies: &[Policy], asked: &str) -> Result<Granted, String> {
 #[case::denied("paste.example.org", Err("ClusterSandboxPolicy/base: deny.hosts[paste.example.org]"))]
 #[case::wholly_denied("*.evil.example.org", Err("ClusterSandboxPolicy/base: deny.hosts[*.evil.example.org]"))]
 #[case::partly_denied("*.example.org:443", Ok("*.example.org"))]
+#[case::plain("http://api.example.com", Err("ClusterSandboxPolicy/base: capabilities.network"))]
+#[case::plain_where_granted("http://old.example.net", Ok("old.example.net"))]
+#[case::plain_at_another_port("http://old.example.net:8080", Err("ClusterSandboxPolicy/base: capabilities.network"))]
+#[case::tls_where_plain_is_granted("old.example.net:80", Err("ClusterSandboxPolicy/base: capabilities.network"))]
+#[case::plain_and_denied("http://paste.example.org", Err("ClusterSandboxPolicy/base: deny.hosts[paste.example.org]"))]
 #[case::no_destination("https://api.example.com", Err("built-in: network"))]
 fn a_destination_is_granted_as_a_whole_or_refused(#[case] asked: &str, #[case] expected: Result<&str, &str>) {
     let mut rules = network(json!([
         { "hosts": ["api.example.com", "*.example.org"] },
         { "hosts": ["db.example.net"], "ports": [5432, 6432] },
         { "cidrs": ["10.20.0.0/16", "fd00::/8"], "ports": [5432] },
+        { "hosts": ["old.example.net"], "protocol": "HTTP" },
     ]));
     rules["deny"] = json!({ "hosts": ["paste.example.org", "*.evil.example.org", "*.zip"] });
     let expected = expected.map(|entry| format!("ClusterSandboxPolicy/base: capabilities.network[{entry}]")).map_err(str::to_owned);

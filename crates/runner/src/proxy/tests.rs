@@ -188,7 +188,11 @@ fn what_the_gateway_refuses_the_script_is_told() {
     stream.read_to_string(&mut body).unwrap();
     assert!(head.starts_with("HTTP/1.1 403") && body.contains("network:a.example.com:443"), "{head}{body}");
     assert!(!head.contains(TOKEN) && !body.contains(TOKEN));
-    let (mut stream, head) = world.say("GET http://a.example.com/ HTTP/1.1\r\n\r\n");
+    let (mut stream, head) = world.say("GET http://a.example.com/ HTTP/1.1\r\nProxy-Authorization: Bearer another\r\n\r\n");
+    let mut body = String::new();
+    stream.read_to_string(&mut body).unwrap();
+    assert!(head.starts_with("HTTP/1.1 403") && body.contains("network:http://a.example.com:80"), "{head}{body}");
+    let (mut stream, head) = world.say("GET https://a.example.com/ HTTP/1.1\r\n\r\n");
     let mut body = String::new();
     stream.read_to_string(&mut body).unwrap();
     assert!(head.starts_with("HTTP/1.1 405") && body.contains("NotConnect"), "{head}{body}");

@@ -98,20 +98,24 @@ impl Tunnel {
 
     /// As soon as the head is whole.
     fn connect(&mut self, gateway: &Gateway, token: &str) -> io::Result<()> {
-        match head::read(&self.head) {
+        let (head, rest) = match head::read(&self.head) {
             Head::Part => return Ok(()),
-            Head::Other => self.answer("405 NotConnect", "NotConnect", "only CONNECT is answered"),
-            Head::Connect { target, rest } => {
-                let mut tls = ClientConnection::new(gateway.tls.clone(), gateway.name.clone()).map_err(io::Error::other)?;
-                // More than one read of the script is never in it.
-                tls.set_buffer_limit(None);
-                tls.writer().write_all(head::for_the_gateway(target, token).as_bytes())?;
-                tls.writer().write_all(rest)?;
-                match system::begin_to_connect(gateway.address) {
-                    Ok(there) => (self.there, self.tls) = (Some(there), Some(tls)),
-                    Err(_) => self.unreachable(),
-                }
+            Head::Other => {
+                self.answer("405 NotConnect", "NotConnect", "only CONNECT and requests for http:// are answered");
+                self.head = Vec::new();
+                return Ok(());
             }
+            Head::Connect { target, rest } => (head::for_the_gateway(target, token).into_bytes(), rest),
+            Head::Http { line, fields, rest } => (head::with_token(line, fields, token), rest),
+        };
+        let mut tls = ClientConnection::new(gateway.tls.clone(), gateway.name.clone()).map_err(io::Error::other)?;
+        // More than one read of the script is never in it.
+        tls.set_buffer_limit(None);
+        tls.writer().write_all(&head)?;
+        tls.writer().write_all(rest)?;
+        match system::begin_to_connect(gateway.address) {
+            Ok(there) => (self.there, self.tls) = (Some(there), Some(tls)),
+            Err(_) => self.unreachable(),
         }
         self.head = Vec::new();
         Ok(())

@@ -1,8 +1,8 @@
 //! Public hosts in the cluster's own network: their addresses are on an interface there, and nothing leaves the machine.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 
@@ -90,8 +90,8 @@ impl Host {
 /// What Git finds in `/repository`.
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Serves HTTP over TLS for `name` at this address: `hello` at once, or, where `/slow` is asked for, a line every 10 ms for ever. Git finds one branch in
-/// `/repository`.
+/// Serves HTTP over TLS for `name` at this address: `hello` at once, or, where `/slow` is asked for, a line every 10 ms for ever, and, for
+/// `/head`, what it was asked. Git finds one branch in `/repository`.
 pub fn https(name: &str, address: Ipv4Addr) -> Host {
     own(address);
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
@@ -106,10 +106,26 @@ pub fn https(name: &str, address: Ipv4Addr) -> Host {
         for socket in listener.incoming().flatten() {
             let config = config.clone();
             let slow = counted.clone();
-            std::thread::spawn(move || serve(socket, config, &slow));
+            std::thread::spawn(move || {
+                let mut stream = StreamOwned::new(ServerConnection::new(config).ok()?, socket);
+                serve(&mut stream, &slow)?;
+                stream.conn.send_close_notify();
+                stream.flush().ok()
+            });
         }
     });
     Host { authority: made.cert.pem(), slow }
+}
+
+/// Serves the same without TLS.
+pub fn http(address: Ipv4Addr) {
+    own(address);
+    let listener = inside(move || TcpListener::bind(SocketAddr::from((address, 80))).unwrap());
+    std::thread::spawn(move || {
+        for mut socket in listener.incoming().flatten() {
+            std::thread::spawn(move || serve(&mut socket, &AtomicUsize::new(0)));
+        }
+    });
 }
 
 /// Sends back at this address and port whatever comes.
@@ -123,14 +139,17 @@ pub fn echo(address: Ipv4Addr, port: u16) {
     });
 }
 
-fn serve(socket: TcpStream, config: Arc<ServerConfig>, slow: &AtomicUsize) -> Option<()> {
-    let mut stream = StreamOwned::new(ServerConnection::new(config).ok()?, socket);
+fn serve(stream: &mut (impl Read + Write), slow: &AtomicUsize) -> Option<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
         stream.read_exact(&mut byte).ok()?;
         head.push(byte[0]);
     }
+    // Whoever closes with something unread may take its answer back.
+    let text = String::from_utf8_lossy(&head).to_lowercase();
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<u64>().ok());
+    std::io::copy(&mut stream.take(length.unwrap_or(0)), &mut std::io::sink()).ok()?;
     stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").ok()?;
     if head.starts_with(b"GET /slow ") {
         slow.fetch_add(1, Ordering::SeqCst);
@@ -141,9 +160,10 @@ fn serve(socket: TcpStream, config: Arc<ServerConfig>, slow: &AtomicUsize) -> Op
         return None;
     }
     // The dumb protocol of Git: one branch.
-    let is_of_git = head.starts_with(b"GET /repository/info/refs");
-    let body = if is_of_git { format!("{COMMIT}\trefs/heads/main\n") } else { "hello".to_owned() };
-    stream.write_all(body.as_bytes()).ok()?;
-    stream.conn.send_close_notify();
-    stream.flush().ok()
+    let body = match &head[..] {
+        head if head.starts_with(b"GET /repository/info/refs") => format!("{COMMIT}\trefs/heads/main\n"),
+        head if head.starts_with(b"GET /head ") => String::from_utf8_lossy(head).into_owned(),
+        _ => "hello".to_owned(),
+    };
+    stream.write_all(body.as_bytes()).ok()
 }

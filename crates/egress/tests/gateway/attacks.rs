@@ -1,146 +1,24 @@
 //! Every way around the gateway that is known, tried on the whole of it but for its sockets: what a client sends, and what comes of it.
-#![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures::FutureExt as _;
-use futures::future::BoxFuture;
-use paddock_destination::HostName;
-use paddock_egress::ask::hash;
-use paddock_egress::dial::Resolve;
-use paddock_egress::gateway::{Connection, Gateway};
-use paddock_egress::wire::{self, Outcome, Report};
+use paddock_egress::wire::Outcome;
 use rstest::rstest;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
 
-const POD: &str = "10.9.0.7";
-const TOKEN: &str = "the-token-of-the-run";
+use crate::world::{POD, SILENT, TOKEN, World, reason, request, status, world_of};
 
-/// Names and what they lead to. Who asks for the silent one is told of, and waits for ever.
-struct Names(HashMap<&'static str, Vec<IpAddr>>, Arc<Notify>);
-
-const SILENT: &str = "silent.example.com";
-
-impl Resolve for Names {
-    fn resolve<'a>(&'a self, name: &'a HostName) -> BoxFuture<'a, Option<Vec<IpAddr>>> {
-        async move {
-            if name.as_str() == SILENT {
-                self.1.notify_one();
-                return std::future::pending().await;
-            }
-            self.0.get(name.as_str()).cloned()
-        }
-        .boxed()
-    }
-}
-
-struct World {
-    gateway: Arc<Gateway>,
-    operator: Connection,
-    reports: mpsc::Receiver<Report>,
-    /// Of a server that sends back what it gets.
-    port: u16,
-    /// The silent name was asked for.
-    asked: Arc<Notify>,
-}
-
-/// A gateway whose one run is granted some names, all of which lead to a server on this machine, which the administrator allows by name.
+/// With a server that sends back what it gets.
 async fn world() -> World {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut read, mut write) = socket.split();
-                tokio::io::copy(&mut read, &mut write).await
-            });
-        }
-    });
-    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-    let names = HashMap::from([
-        ("api.example.com", vec![ip("127.0.0.1")]),
-        ("below.example.org", vec![ip("127.0.0.1")]),
-        ("inside.example.com", vec![ip("127.0.0.1"), ip("10.0.0.1")]),
-        ("metadata.example.com", vec![ip("169.254.169.254")]),
-        ("mapped.example.com", vec![ip("::ffff:127.0.0.1")]),
-        ("translated.example.com", vec![ip("64:ff9b::a00:1")]),
-        ("of-the-cluster.example.com", vec![ip("203.0.114.7")]),
-        ("empty.example.com", vec![]),
-        ("deaf.example.com", vec![ip("127.0.0.2")]),
-    ]);
-    let (sender, reports) = mpsc::channel(64);
-    let asked = Arc::new(Notify::new());
-    let gateway = Arc::new(Gateway::new(Box::new(Names(names, asked.clone())), sender, 4096));
-    let operator = gateway.connected();
-    let world = World { gateway, operator, reports, port, asked };
-    for line in [json!({ "say": "begin" }), world.grant(), json!({ "say": "end" })] {
-        world.tell(&line);
-    }
-    world
-}
-
-impl World {
-    fn grant(&self) -> Value {
-        json!({
-            "say": "put", "run": "run", "name": "team/run", "token": URL_SAFE_NO_PAD.encode(hash(TOKEN.as_bytes()).0), "pod": [POD],
-            "rules": [
-                { "name": "example", "to": format!("*.example.com:{}", self.port), "allowed": [["127.0.0.0/30"]] },
-                { "name": "one", "to": "below.example.org:443", "allowed": [["127.0.0.0/30"]] },
-                { "name": "database", "to": format!("tcp://127.0.0.0/30:{}", self.port), "allowed": [["127.0.0.0/30"]] },
-            ],
-            "denied": [["denied.example.com", "ClusterSandboxPolicy/baseline"]],
-            "cluster": ["203.0.114.0/24"], "expiresIn": 600_000, "tunnels": 3, "bytes": 1_000_000,
-        })
-    }
-
-    fn tell(&self, line: &Value) {
-        self.gateway.hear(self.operator, wire::read(line.to_string().as_bytes(), std::time::Instant::now()).unwrap());
-    }
-
-    fn connect(&self, from: &str) -> DuplexStream {
-        let (client, server) = tokio::io::duplex(64 << 10);
-        let counted = self.gateway.count(from.parse().unwrap()).unwrap();
-        tokio::spawn(self.gateway.clone().serve(counted, server));
-        client
-    }
-
-    /// Sends these bytes from the pod, and reads the head of the answer and, where it is none of a tunnel, the body.
-    async fn say(&self, bytes: &[u8]) -> (String, DuplexStream) {
-        self.say_from(POD, bytes).await
-    }
-
-    async fn say_from(&self, from: &str, bytes: &[u8]) -> (String, DuplexStream) {
-        let mut stream = self.connect(from);
-        stream.write_all(bytes).await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap() > 0 {
-            if !head.starts_with(b"HTTP/1.1 200") && stream.read_to_end(&mut head).await.is_ok() {
-                break;
-            }
-        }
-        (String::from_utf8(head).unwrap(), stream)
-    }
-
-    fn request(&self, host: &str) -> Vec<u8> {
-        request(&format!("{host}:{}", self.port), TOKEN)
-    }
-
-    async fn report(&mut self) -> Report {
-        timeout(Duration::from_secs(20), self.reports.recv()).await.unwrap().unwrap()
-    }
-}
-
-fn request(target: &str, token: &str) -> Vec<u8> {
-    format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nProxy-Authorization: Bearer {token}\r\n\r\n").into_bytes()
+    world_of(|mut socket| async move {
+        let (mut read, mut write) = socket.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await
 }
 
 /// A ClientHello as a client library makes it.
@@ -155,15 +33,6 @@ fn hello(name: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     client.write_tls(&mut bytes).unwrap();
     bytes
-}
-
-fn status(head: &str) -> u16 {
-    head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
-}
-
-fn reason(answer: &str) -> String {
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    serde_json::from_str::<Value>(body).ok().and_then(|body| body["reason"].as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// What comes through: nothing, if the tunnel is closed without a byte.
@@ -345,7 +214,7 @@ async fn no_spelling_of_a_target_reaches_what_is_not_granted(#[case] target: &st
 }
 
 #[rstest]
-#[case::absolute_form("GET http://below.example.org/ HTTP/1.1\r\nHost: below.example.org\r\nAUTH\r\n\r\n", 405)]
+#[case::absolute_form_over_tls("GET https://below.example.org/ HTTP/1.1\r\nHost: below.example.org\r\nAUTH\r\n\r\n", 405)]
 #[case::origin_form("GET / HTTP/1.1\r\nHost: below.example.org\r\nAUTH\r\n\r\n", 405)]
 #[case::body("CONNECT below.example.org:443 HTTP/1.1\r\nContent-Length: 3\r\nAUTH\r\n\r\nabc", 405)]
 #[case::chunks("CONNECT below.example.org:443 HTTP/1.1\r\nTransfer-Encoding: chunked\r\nAUTH\r\n\r\n0\r\n\r\n", 405)]
@@ -396,9 +265,7 @@ async fn a_token_counts_for_its_pod_its_run_and_a_gateway_that_knows_it() {
     world.tell(&json!({ "say": "end" }));
     world.gateway.disconnected(world.operator);
     assert_eq!(asked(POD, TOKEN).await, "NotReady", "a replica that nobody tells anything");
-    let (sender, _reports) = mpsc::channel(1);
-    let started = Arc::new(Gateway::new(Box::new(Names(HashMap::new(), Arc::default())), sender, 4096));
-    let fresh = World { operator: world.operator, gateway: started, reports: mpsc::channel(1).1, port: 1, asked: Arc::default() };
+    let fresh = world.begun_anew();
     assert_eq!(reason(&fresh.say(&request("a.example.com:443", TOKEN)).await.0), "NotReady", "a replica that has just started");
 }
 
@@ -510,7 +377,7 @@ async fn a_hello_without_end_is_not_waited_for() {
 #[tokio::test]
 async fn a_head_that_is_too_large_is_refused() {
     let world = world().await;
-    let many: String = (0..100).map(|number| format!("X-{number}: a\r\n")).collect();
+    let many: String = (0..101).map(|number| format!("X-{number}: a\r\n")).collect();
     let (answer, _) = world.say(format!("CONNECT below.example.org:443 HTTP/1.1\r\n{many}\r\n").as_bytes()).await;
     assert_eq!(status(&answer), 431);
     let long = format!("CONNECT below.example.org:443 HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(20_000));

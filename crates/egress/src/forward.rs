@@ -1,0 +1,119 @@
+//! A request for `http://` on its way to the host, and the answer on its way back. What belongs to one connection does not go on to the next
+//! (RFC 9110, 7.6.1), and nothing that was meant for the gateway does.
+
+use http::header::{
+    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::uri::PathAndQuery;
+use http::{Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use paddock_destination::Authority;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Of the head of an answer.
+const HEAD_BYTES: usize = 64 << 10;
+/// Fields between two neighbours, beside those that `Connection` names. The gateway answers `Expect` itself.
+const OF_ONE_CONNECTION: [HeaderName; 10] = [
+    CONNECTION,
+    EXPECT,
+    HeaderName::from_static("keep-alive"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// The request as the host gets it: for the host that was granted, whatever the script wrote into `Host`.
+pub fn for_the_host<B>(request: Request<B>, to: &Authority) -> Request<B> {
+    let (mut head, body) = request.into_parts();
+    keep_what_goes_on(&mut head.headers);
+    let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    head.uri = Uri::from(target);
+    head.version = Version::HTTP_11;
+    let text = to.to_string();
+    let host = text.strip_suffix(":80").unwrap_or(&text);
+    // A name, digits and a colon always are a value.
+    if let Ok(host) = HeaderValue::from_str(host) {
+        head.headers.insert(HOST, host);
+    }
+    Request::from_parts(head, body)
+}
+
+fn keep_what_goes_on(fields: &mut HeaderMap) {
+    let named: Vec<HeaderName> = fields
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&OF_ONE_CONNECTION) {
+        fields.remove(name);
+    }
+}
+
+/// Asks the host, at the other end of `stream`. `None`: what came is no answer.
+pub async fn ask<S>(stream: S, request: Request<Incoming>) -> Option<Response<Incoming>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut http = http1::Builder::new();
+    let (mut host, connection) = http.max_buf_size(HEAD_BYTES).handshake(TokioIo::new(stream)).await.ok()?;
+    // It ends with the answer, or with whoever waits for it.
+    tokio::spawn(connection);
+    let mut answer = host.send_request(request).await.ok()?;
+    // Nobody asked to speak something else.
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return None;
+    }
+    keep_what_goes_on(answer.headers_mut());
+    // So that an answer without a length that breaks off does not look whole.
+    *answer.version_mut() = Version::HTTP_11;
+    Some(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+
+    fn told(request: Request<()>, to: &str) -> (String, Vec<String>) {
+        let request = for_the_host(request, &Authority::parse(to).unwrap());
+        assert_eq!(request.version(), Version::HTTP_11);
+        let fields = request.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+        (request.uri().to_string(), fields.collect())
+    }
+
+    #[test]
+    fn the_host_gets_what_is_meant_for_it() {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("http://api.example.com/x?y=z")
+            .version(Version::HTTP_10)
+            .header("Host", "other.example.com")
+            .header("Proxy-Authorization", "Bearer t")
+            .header("Connection", "close, X-Hop")
+            .header("X-Hop", "1")
+            .header("Keep-Alive", "timeout=5")
+            .header("Transfer-Encoding", "chunked")
+            .header("Upgrade", "websocket")
+            .header("Expect", "100-continue")
+            .header("Accept", "text/html");
+        let (target, mut fields) = told(request.body(()).unwrap(), "api.example.com:80");
+        fields.sort();
+        assert_eq!((target.as_str(), fields), ("/x?y=z", vec!["accept: text/html".to_owned(), "host: api.example.com".to_owned()]));
+    }
+
+    #[test]
+    fn a_port_that_is_not_the_usual_one_is_told() {
+        let request = Request::builder().uri("http://api.example.com:8080").body(()).unwrap();
+        assert_eq!(told(request, "api.example.com:8080"), ("/".to_owned(), vec!["host: api.example.com:8080".to_owned()]));
+    }
+}
