@@ -253,7 +253,7 @@ mod tests {
             ),
             (
                 "capabilities.network",
-                "api.example.com, also in 10.1.0.0/16; 10.2.0.0/16 at 5432",
+                "api.example.com, over http://, also in 10.1.0.0/16; 10.2.0.0/16 at 5432",
                 "SandboxPolicy/own: capabilities.network",
             ),
             ("deny", "1 hosts", "SandboxPolicy/own: deny"),

@@ -121,7 +121,8 @@ fn without_a_gateway_what_is_granted_cannot_be_had() {
 #[case::no_port(json!({ "cidrs": ["10.0.0.0/8"] }), Some("capabilities.network[0]: ports are 1 to 65535, and cidrs need them"))]
 #[case::bits(json!({ "cidrs": ["10.0.0.1/8"], "ports": [1] }), Some("capabilities.network[0]: 10.0.0.1/8: the net has bits beyond its prefix"))]
 #[case::both(json!({ "hosts": [], "cidrs": [] }), Some("capabilities.network[0]: exactly one"))]
-#[case::addresses_of_nets(json!({ "cidrs": ["10.0.0.0/8"], "ports": [1], "addresses": [] }), Some("capabilities.network[0]: addresses belong to hosts"))]
+#[case::addresses_of_nets(json!({ "cidrs": ["10.0.0.0/8"], "ports": [1], "addresses": [] }), Some("capabilities.network[0]: addresses and protocol belong to hosts"))]
+#[case::protocol_of_nets(json!({ "cidrs": ["10.0.0.0/8"], "ports": [1], "protocol": "HTTP" }), Some("capabilities.network[0]: addresses and protocol belong to hosts"))]
 #[case::addresses(json!({ "hosts": ["example.com"], "addresses": ["10"] }), Some("capabilities.network[0].addresses: 10: a net is written ADDRESS/PREFIX"))]
 fn what_cannot_be_read_is_a_problem_of_the_policy(#[case] grant: Value, #[case] expected: Option<&str>) {
     let grants = if grant == json!({}) { json!([]) } else { json!([grant]) };
