@@ -69,7 +69,8 @@ echo \"four=$four\"
 
 /// Four processes that together get no more than so many times what one gets have less than two cores.
 const MOST_OF_FOUR: f64 = 1.6;
-/// And with so many times as much they have a core each or nearly. Between the two a node that does other things may have kept the one from its share.
+/// And with so many times as much they have a core each or nearly, if the run had more than one in the middle. Otherwise a node that does other things may
+/// have kept the one from its share.
 const LEAST_WITHOUT_A_LIMIT: f64 = 3.0;
 
 /// What was found out.
@@ -142,12 +143,13 @@ fn cpu(run: Option<&ScriptRun>, node: Option<&NodeSeen>) -> Check {
     let (Some(one), Some(four)) = (counted("one"), counted("four")) else {
         return Check { name, verdict: Verdict::Unknown, seen: why_not(&status) };
     };
+    let has_used_more_than_a_core = status.usage.as_ref().is_some_and(|usage| usage.cpu_milliseconds > usage.wall_milliseconds);
     let verdict = match node {
         // There nobody gets more than one, whether it is limited or not.
         Some(node) if node.has_one_cpu => Verdict::Unknown,
         _ if four / one <= MOST_OF_FOUR => Verdict::Holds,
-        _ if four / one < LEAST_WITHOUT_A_LIMIT => Verdict::Unknown,
-        _ => Verdict::Fails,
+        _ if four / one >= LEAST_WITHOUT_A_LIMIT && has_used_more_than_a_core => Verdict::Fails,
+        _ => Verdict::Unknown,
     };
     Check { name, verdict, seen: format!("four processes did {:.1} times what one did", four / one) }
 }
@@ -251,7 +253,10 @@ mod tests {
         serde_json::from_value(json!({
             "apiVersion": "paddock.dev/v1alpha1", "kind": "ScriptRun", "metadata": { "name": "x", "annotations": { REQUESTER: "ada" } },
             "spec": { "policyRef": { "kind": "ClusterSandboxPolicy", "name": "baseline" }, "script": { "runtime": "shell", "source": { "inline": "x" } } },
-            "status": { "phase": phase, "message": "told", "result": { "stdout": { "text": stdout, "bytes": 1 } } },
+            "status": {
+                "phase": phase, "message": "told", "result": { "stdout": { "text": stdout, "bytes": 1 } },
+                "usage": { "cpuMilliseconds": 15_000, "peakMemoryBytes": 1, "wallMilliseconds": 6_000 },
+            },
         }))
         .expect("a run")
     }
@@ -304,6 +309,10 @@ mod tests {
         let mut busy = seen(GOOD, "OutOfMemory", "TimedOut");
         busy.runs[3] = run("Succeeded", "one=1000\nfour=2300\n");
         assert_eq!(not_holding(&busy), [("CPU limit", Verdict::Unknown)], "the node may do other things");
+        // Seen where ten sandboxes shared two cores: of half a core the one got less than a sixth.
+        busy.runs[3] = run("Succeeded", "one=715531\nfour=2461577\n");
+        busy.runs[3].status.as_mut().unwrap().usage.as_mut().unwrap().cpu_milliseconds = 3_300;
+        assert_eq!(not_holding(&busy), [("CPU limit", Verdict::Unknown)], "it never had more than it may");
         let small = Seen { node: Some(node(true)), ..seen(GOOD, "OutOfMemory", "TimedOut") };
         assert_eq!(not_holding(&small), [("CPU limit", Verdict::Unknown)], "of one CPU nobody gets more than one");
     }
