@@ -105,7 +105,11 @@ fn note(event: &watcher::Event<Guarded>, context: &Context) {
     match event {
         watcher::Event::Init => context.ledger.list_begins(),
         watcher::Event::InitApply(guarded) | watcher::Event::Apply(guarded) => show(guarded),
-        watcher::Event::InitDone => context.ledger.list_ends(),
+        watcher::Event::InitDone => {
+            for uid in context.ledger.list_ends() {
+                context.egress.hide(&uid);
+            }
+        }
         watcher::Event::Delete(guarded) => {
             let uid = guarded.uid().unwrap_or_default();
             context.ledger.hide(&uid);

@@ -1,6 +1,12 @@
 //! A request for `http://` on its way to the host, and the answer on its way back. What belongs to one connection does not go on to the next
 //! (RFC 9110, 7.6.1), and nothing that was meant for the gateway does.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
 use http::header::{
     CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING,
     UPGRADE,
@@ -11,10 +17,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use paddock_destination::Authority;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Of the head of an answer.
-const HEAD_BYTES: usize = 64 << 10;
+const HEAD_BYTES: usize = 16 << 10;
 /// Fields between two neighbours, beside those that `Connection` names. The gateway answers `Expect` itself.
 const OF_ONE_CONNECTION: [HeaderName; 10] = [
     CONNECTION,
@@ -42,6 +48,8 @@ pub fn for_the_host<B>(request: Request<B>, to: &Authority) -> Request<B> {
     if let Ok(host) = HeaderValue::from_str(host) {
         head.headers.insert(HOST, host);
     }
+    // A host that looks for another request behind this one may find one that nothing was asked for: in the body of a GET, say.
+    head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     Request::from_parts(head, body)
 }
 
@@ -64,7 +72,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut http = http1::Builder::new();
-    let (mut host, connection) = http.max_buf_size(HEAD_BYTES).handshake(TokioIo::new(stream)).await.ok()?;
+    // What is queued instead of copied keeps all that it was read along with.
+    let (mut host, connection) = http.writev(false).max_buf_size(HEAD_BYTES).handshake(TokioIo::new(stream)).await.ok()?;
     // It ends with the answer, or with whoever waits for it.
     tokio::spawn(connection);
     let mut answer = host.send_request(request).await.ok()?;
@@ -77,6 +86,81 @@ where
     *answer.version_mut() = Version::HTTP_11;
     Some(answer)
 }
+
+/// Whether the host has ended what it had to say by itself. An answer without a length is whole only then.
+#[derive(Clone, Debug, Default)]
+pub struct Ended(Arc<AtomicBool>);
+
+impl Ended {
+    /// The connection by which it is found out.
+    pub fn told_by<S>(&self, stream: S) -> Told<S> {
+        Told { stream, ended: self.clone() }
+    }
+
+    /// The connection that breaks off where it is not so.
+    pub fn needed_by<S>(&self, stream: S) -> Needed<S> {
+        Needed { stream, ended: self.clone() }
+    }
+}
+
+/// See [`Ended::told_by`].
+pub struct Told<S> {
+    stream: S,
+    ended: Ended,
+}
+
+/// See [`Ended::needed_by`].
+pub struct Needed<S> {
+    stream: S,
+    ended: Ended,
+}
+
+/// Reads, and says whether that was the end.
+fn read<S: AsyncRead + Unpin>(stream: &mut S, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+    let before = buffer.filled().len();
+    let could = buffer.remaining() > 0;
+    ready!(Pin::new(stream).poll_read(context, buffer))?;
+    Poll::Ready(Ok(could && buffer.filled().len() == before))
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Told<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if ready!(read(&mut self.stream, context, buffer))? {
+            self.ended.0.store(true, Ordering::Release);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Needed<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let is_end = ready!(read(&mut self.stream, context, buffer))?;
+        if is_end && !self.ended.0.load(Ordering::Acquire) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+macro_rules! write_through {
+    ($stream:ident) => {
+        impl<S: AsyncWrite + Unpin> AsyncWrite for $stream<S> {
+            fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+                Pin::new(&mut self.stream).poll_write(context, bytes)
+            }
+
+            fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.stream).poll_flush(context)
+            }
+
+            fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.stream).poll_shutdown(context)
+            }
+        }
+    };
+}
+write_through!(Told);
+write_through!(Needed);
 
 #[cfg(test)]
 mod tests {
@@ -108,12 +192,18 @@ mod tests {
             .header("Accept", "text/html");
         let (target, mut fields) = told(request.body(()).unwrap(), "api.example.com:80");
         fields.sort();
-        assert_eq!((target.as_str(), fields), ("/x?y=z", vec!["accept: text/html".to_owned(), "host: api.example.com".to_owned()]));
+        assert_eq!(
+            (target.as_str(), fields),
+            ("/x?y=z", ["accept: text/html", "connection: close", "host: api.example.com"].map(str::to_owned).to_vec())
+        );
     }
 
     #[test]
     fn a_port_that_is_not_the_usual_one_is_told() {
         let request = Request::builder().uri("http://api.example.com:8080").body(()).unwrap();
-        assert_eq!(told(request, "api.example.com:8080"), ("/".to_owned(), vec!["host: api.example.com:8080".to_owned()]));
+        assert_eq!(
+            told(request, "api.example.com:8080"),
+            ("/".to_owned(), ["host: api.example.com:8080", "connection: close"].map(str::to_owned).to_vec())
+        );
     }
 }

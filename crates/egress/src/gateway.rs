@@ -16,14 +16,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use paddock_destination::{Addresses, Authority, Host};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::ask::{self, Refusal};
 use crate::carry::{Carried, carry};
 use crate::connections::Connections;
 use crate::dial::{Resolve, dial};
-use crate::forward::{self, for_the_host};
+use crate::forward::{self, Ended, for_the_host};
 use crate::grants::{Grants, Message, Protocol, Verdict};
 use crate::hello::{self, server_name};
 use crate::live::{Live, NoTunnel, Tunnel};
@@ -35,9 +35,13 @@ pub const FIRST_BYTES: Duration = Duration::from_secs(5);
 pub const IDLE: Duration = Duration::from_secs(300);
 /// A head that the runner lets through has 16 KiB, and the token comes to it.
 const HEAD_BYTES: usize = 17 << 10;
-const MOST_HEADERS: usize = 100;
+/// A hundred, and the token.
+const MOST_HEADERS: usize = 101;
 /// Of a request for `http://`, and of its answer, between what reads it and what counts it.
-const AT_ONCE: usize = 16 << 10;
+const AT_ONCE: usize = 8 << 10;
+/// Such requests are at most this part of all connections: by the sizes of its buffers, one that is stuck in both directions holds 340 KiB, where a tunnel
+/// holds 64.
+const PART_OF_REQUESTS: usize = 8;
 
 /// What all connections share.
 pub struct Gateway {
@@ -46,6 +50,8 @@ pub struct Gateway {
     resolver: Box<dyn Resolve>,
     reports: mpsc::Sender<Report>,
     connections: Mutex<Connections>,
+    /// Those of them that are requests for `http://`.
+    requests: Mutex<Connections>,
 }
 
 /// What is granted, and by which connection of the operator it was told.
@@ -66,7 +72,11 @@ type Answer = Either<Full<Bytes>, Incoming>;
 pub struct Counted {
     gateway: Arc<Gateway>,
     peer: IpAddr,
+    among: fn(&Gateway) -> &Mutex<Connections>,
 }
+
+/// Ends the connection of the script, whatever of an answer is still on its way. Told from the other side by [`oneshot::Sender::closed`] that it has ended.
+type Over = oneshot::Sender<()>;
 
 /// What was asked for and granted.
 struct Granted {
@@ -85,7 +95,8 @@ impl Gateway {
     /// With at most so many connections. Reports that nobody takes are dropped.
     pub fn new(resolver: Box<dyn Resolve>, reports: mpsc::Sender<Report>, most: usize) -> Self {
         let connections = Mutex::new(Connections::new(most));
-        Self { told: Mutex::default(), live: Arc::default(), resolver, reports, connections }
+        let requests = Mutex::new(Connections::new(most.div_ceil(PART_OF_REQUESTS)));
+        Self { told: Mutex::default(), live: Arc::default(), resolver, reports, connections, requests }
     }
 
     /// The operator has connected. Until it has told all grants, nothing is granted.
@@ -136,23 +147,41 @@ impl Gateway {
 
     /// Counts a connection, before anything of it is read. `None`: this address has too many, or all have.
     pub fn count(self: &Arc<Self>, peer: IpAddr) -> Option<Counted> {
-        lock(&self.connections).admit(peer).then(|| Counted { gateway: self.clone(), peer })
+        self.count_among(peer, |gateway| &gateway.connections)
+    }
+
+    fn count_among(self: &Arc<Self>, peer: IpAddr, among: fn(&Self) -> &Mutex<Connections>) -> Option<Counted> {
+        lock(among(self)).admit(peer).then(|| Counted { gateway: self.clone(), peer, among })
     }
 
     /// Answers the one request of a connection, on which TLS has been spoken already, and carries what follows.
     pub async fn serve(self: Arc<Self>, counted: Counted, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let counted = Arc::new(counted);
+        let (over, is_over) = oneshot::channel();
+        let over = Mutex::new(Some(over));
         let answer = service_fn(|request| {
-            let (gateway, counted) = (self.clone(), counted.clone());
-            async move { Ok::<_, Infallible>(gateway.answer(request, counted).await) }
+            let (gateway, counted, over) = (self.clone(), counted.clone(), lock(&over).take());
+            async move { Ok::<_, Infallible>(gateway.answer(request, counted, over).await) }
         });
         let mut http = http1::Builder::new();
+        // What is queued instead of copied keeps all that it was read along with.
+        http.writev(false);
         http.timer(TokioTimer::new()).header_read_timeout(FIRST_BYTES).max_buf_size(HEAD_BYTES).max_headers(MOST_HEADERS).keep_alive(false);
-        // How it ends is told by the tunnel, and of a client that does not speak HTTP there is nothing to tell.
-        let _ = http.serve_connection(TokioIo::new(stream), answer).with_upgrades().await;
+        let is_over = async {
+            // Of a tunnel nobody tells.
+            if is_over.await.is_err() {
+                std::future::pending().await
+            }
+        };
+        // How it ends is told by the tunnel, and of a client that does not speak HTTP there is nothing to tell. What is cut must not look whole.
+        tokio::select! {
+            biased;
+            () = is_over => {}
+            _ = http.serve_connection(TokioIo::new(stream), answer).with_upgrades() => {}
+        }
     }
 
-    async fn answer(self: Arc<Self>, mut request: Request<Incoming>, counted: Arc<Counted>) -> Response<Answer> {
+    async fn answer(self: Arc<Self>, mut request: Request<Incoming>, counted: Arc<Counted>, over: Option<Over>) -> Response<Answer> {
         let began = Instant::now();
         let upgrade = hyper::upgrade::on(&mut request);
         let (head, body) = request.into_parts();
@@ -170,14 +199,21 @@ impl Gateway {
             }
         };
         if granted.protocol == Protocol::Http {
+            let among = self.count_among(counted.peer, |gateway| &gateway.requests);
+            let (Some(among), Some(over)) = (among, over) else {
+                self.report(&granted, began, Some(address), Outcome::TooManyTunnels, Carried::default());
+                return refused(&Refusal::TooMany);
+            };
             let request = for_the_host(Request::from_parts(head, body), &granted.to);
+            let ended = Ended::default();
             let (ours, theirs) = tokio::io::duplex(AT_ONCE);
+            let there = ended.told_by(there);
             tokio::spawn(async move {
-                let (outcome, carried) = carry(theirs, there, Vec::new(), &granted.tunnel, IDLE).await;
+                let (outcome, carried) = request_through(theirs, there, &granted, over).await;
                 self.report(&granted, began, Some(address), outcome, carried);
-                drop(counted);
+                drop((counted, among));
             });
-            return match forward::ask(ours, request).await {
+            return match forward::ask(ended.needed_by(ours), request).await {
                 Some(answer) => answer.map(Either::Right),
                 None => refused(&Refusal::NoAnswer),
             };
@@ -277,8 +313,27 @@ impl Report {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        lock(&self.gateway.connections).ended(self.peer);
+        lock((self.among)(&self.gateway)).ended(self.peer);
     }
+}
+
+/// Carries a request and its answer. The tunnel counts until the script has taken all of it, and its connection ends with the tunnel.
+async fn request_through(
+    script: impl AsyncRead + AsyncWrite,
+    there: impl AsyncRead + AsyncWrite,
+    granted: &Granted,
+    mut over: Over,
+) -> (Outcome, Carried) {
+    let (mut outcome, carried) = carry(script, there, Vec::new(), &granted.tunnel, IDLE).await;
+    if outcome == Outcome::Closed {
+        outcome = tokio::select! {
+            () = over.closed() => Outcome::Closed,
+            () = granted.tunnel.is_cut() => Outcome::Cut,
+            () = tokio::time::sleep(IDLE) => Outcome::Idle,
+        };
+    }
+    let _ = over.send(());
+    (outcome, carried)
 }
 
 /// Reads what the script says first, where that must be TLS for the host that it asked for, and carries.

@@ -339,6 +339,9 @@ fn is_over(run: &ScriptRun) -> bool {
 
 /// What creates runs, kills, and looks on.
 struct World {
+    /// No more runs of the other tenant.
+    enough: Arc<AtomicBool>,
+    /// All are over.
     stop: Arc<AtomicBool>,
     killer: JoinHandle<BTreeMap<&'static str, u32>>,
     keepers: [JoinHandle<()>; 2],
@@ -349,14 +352,15 @@ struct World {
 
 impl World {
     fn begin(tenants: [&Tenant; 2], kept: &Path, seed: u64) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (enough, stop) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let keeper = |tenant: &Tenant| tokio::spawn(keep_logs(tenant.sandbox(), kept.to_owned(), stop.clone()));
         Self {
             keepers: tenants.map(keeper),
             mender: tokio::spawn(end_shims_without_a_sandbox(stop.clone())),
             limits: tokio::spawn(watch_the_limits(tenants.map(Tenant::clone), stop.clone())),
-            deleter: tokio::spawn(create_and_delete(tenants[1].clone(), Random(seed + 1), stop.clone())),
+            deleter: tokio::spawn(create_and_delete(tenants[1].clone(), Random(seed + 1), enough.clone())),
             killer: tokio::spawn(kill_at_random(seed)),
+            enough,
             stop,
         }
     }
@@ -434,9 +438,10 @@ async fn kill_what_runs_them(tenant: &Tenant, other: &Tenant, seed: u64) {
     let world = World::begin([tenant, other], &kept, seed);
     let (runs, most_runs) = all_runs(tenant, &world).await;
     let took = began.elapsed();
-    world.stop.store(true, Ordering::Relaxed);
+    world.enough.store(true, Ordering::Relaxed);
     let (created, deleted) = world.deleter.await.unwrap();
     let left = those_left(other, &deleted).await;
+    world.stop.store(true, Ordering::Relaxed);
     let (kills, most) = (world.killer.await.unwrap(), world.limits.await.unwrap());
     world.mender.await.unwrap();
     for keeper in world.keepers {

@@ -171,16 +171,17 @@ impl Ledger {
         self.lock().listed = Some(HashSet::new());
     }
 
-    /// The list is complete.
-    pub(crate) fn list_ends(&self) {
+    /// The list is complete. Says which runs are gone that were there before.
+    pub(crate) fn list_ends(&self) -> HashSet<String> {
         let mut book = self.lock();
-        let Some(listed) = book.listed.take() else { return };
+        let Some(listed) = book.listed.take() else { return HashSet::new() };
         book.is_listed = true;
         let gone: HashSet<String> = book.seen.keys().chain(book.claimed.keys()).filter(|uid| !listed.contains(*uid)).cloned().collect();
-        for uid in gone {
-            book.hide(&uid);
+        for uid in &gone {
+            book.hide(uid);
         }
         book.line.forget_idle();
+        gone
     }
 
     /// Whether all runs have been shown once.

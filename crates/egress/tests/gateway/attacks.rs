@@ -377,7 +377,7 @@ async fn a_hello_without_end_is_not_waited_for() {
 #[tokio::test]
 async fn a_head_that_is_too_large_is_refused() {
     let world = world().await;
-    let many: String = (0..101).map(|number| format!("X-{number}: a\r\n")).collect();
+    let many: String = (0..102).map(|number| format!("X-{number}: a\r\n")).collect();
     let (answer, _) = world.say(format!("CONNECT below.example.org:443 HTTP/1.1\r\n{many}\r\n").as_bytes()).await;
     assert_eq!(status(&answer), 431);
     let long = format!("CONNECT below.example.org:443 HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(20_000));

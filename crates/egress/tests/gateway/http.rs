@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::world::{POD, TOKEN, World, reason, status, world_of};
+use crate::world::{POD, TOKEN, World, reason, status, world_of, world_with};
 
 /// What hosts were told, each request as it came.
 type Told = Arc<Mutex<Vec<String>>>;
@@ -79,7 +79,7 @@ async fn a_request_reaches_the_host_and_its_answer_the_script() {
     let mut lines: Vec<&str> = told.lines().filter(|line| !line.is_empty()).collect();
     lines.sort_unstable();
     let host = format!("host: api.example.com:{}", world.port);
-    assert_eq!(lines, ["GET /x?y=z HTTP/1.1", "accept: */*", &host]);
+    assert_eq!(lines, ["GET /x?y=z HTTP/1.1", "accept: */*", "connection: close", &host]);
     let report = world.report().await;
     assert_eq!((report.rule.as_str(), report.outcome), ("plain", Outcome::Closed));
     assert_eq!(report.to, format!("http://api.example.com:{}", world.port));
@@ -205,6 +205,67 @@ async fn a_budget_that_is_spent_ends_an_answer() {
     world.tell(&grant);
     world.answer(&world.get("api.example.com", "")).await;
     assert_eq!(world.report().await.outcome, Outcome::BudgetSpent);
+}
+
+/// It ends with its connection: one that broke, or was cut, must not look like one that has ended.
+#[rstest]
+#[case::broken(1_000_000)]
+#[case::cut(40)]
+#[tokio::test]
+async fn a_part_of_an_answer_without_a_length_does_not_look_whole(#[case] budget: u64) {
+    let world = world_of(|mut socket| async move {
+        let mut request = Vec::new();
+        while !is_whole(&request) {
+            socket.read_buf(&mut request).await.unwrap();
+        }
+        socket.write_all(b"HTTP/1.1 200 OK\r\n\r\nbegin").await.unwrap();
+        // So that its end is an error for whoever reads.
+        socket.set_zero_linger().unwrap();
+    })
+    .await;
+    let mut grant = world.grant();
+    grant["bytes"] = json!(budget);
+    world.tell(&grant);
+    let answer = world.answer(&world.get("api.example.com", "")).await;
+    assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
+}
+
+/// The host has answered before it had the whole request, and has said more than that; the script says nothing more.
+#[tokio::test]
+async fn a_connection_that_nothing_moves_ends_with_the_grant() {
+    let (mut world, _) = world_that_answers("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nX", true).await;
+    let mut grant = world.grant();
+    grant["tunnels"] = json!(1);
+    world.tell(&grant);
+    let mut stream = world.connect(POD);
+    stream.write_all(&world.ask("POST", "api.example.com", "Content-Length: 1000000\r\n", "x")).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0);
+    }
+    assert_eq!(world.gateway.tunnels(), 1, "it counts as long as it is there");
+    world.tell(&json!({ "say": "remove", "run": "run" }));
+    let rest = timeout(Duration::from_secs(20), stream.read_buf(&mut answer)).await.unwrap();
+    assert!(matches!(rest, Ok(0) | Err(_)), "{rest:?}");
+    assert_eq!(world.report().await.outcome, Outcome::Cut);
+    assert_eq!(world.gateway.tunnels(), 0);
+}
+
+/// They hold more than tunnels do.
+#[tokio::test]
+async fn requests_are_a_part_of_all_connections() {
+    let told = Told::default();
+    let world = world_with(8, move |socket| serve(socket, told.clone(), PART, false)).await;
+    let mut stream = world.connect(POD);
+    stream.write_all(&world.get("api.example.com", "")).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"begin") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0);
+    }
+    let answer = world.answer(&world.get("api.example.com", "")).await;
+    assert_eq!((status(&answer), reason(&answer).as_str()), (429, "TooManyTunnels"), "{answer}");
+    let (head, _stream) = world.say(&world.request("api.example.com")).await;
+    assert_eq!(status(&head), 200, "{head}");
 }
 
 #[tokio::test]

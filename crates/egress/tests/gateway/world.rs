@@ -53,6 +53,11 @@ pub struct World {
 
 /// A gateway whose one run is granted some names, all of which lead to this server on this machine, which the administrator allows by name.
 pub async fn world_of<T: Future<Output = ()> + Send + 'static>(serve: impl Fn(TcpStream) -> T + Send + 'static) -> World {
+    world_with(4096, serve).await
+}
+
+/// The same with a gateway of so many connections.
+pub async fn world_with<T: Future<Output = ()> + Send + 'static>(most: usize, serve: impl Fn(TcpStream) -> T + Send + 'static) -> World {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -74,7 +79,7 @@ pub async fn world_of<T: Future<Output = ()> + Send + 'static>(serve: impl Fn(Tc
     ]);
     let (sender, reports) = mpsc::channel(64);
     let asked = Arc::new(Notify::new());
-    let gateway = Arc::new(Gateway::new(Box::new(Names(names, asked.clone())), sender, 4096));
+    let gateway = Arc::new(Gateway::new(Box::new(Names(names, asked.clone())), sender, most));
     let operator = gateway.connected();
     let world = World { gateway, operator, reports, port, asked };
     for line in [json!({ "say": "begin" }), world.grant(), json!({ "say": "end" })] {

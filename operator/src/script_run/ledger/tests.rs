@@ -53,7 +53,7 @@ fn a_list_that_does_not_show_a_run_ends_it_for_the_queue() {
     ledger.list_begins();
     ledger.show(entry("ns", "b", Some(Place::Waits)));
     assert_eq!(reserve(&ledger, "ns", "b"), WAIT, "the list is not complete");
-    ledger.list_ends();
+    assert_eq!(ledger.list_ends(), ["a".to_owned()].into());
     assert_eq!(ledger.heads("ns"), ["b"]);
     assert_eq!(reserve(&ledger, "ns", "b"), Admission::Admit);
     assert!(ledger.heads("ns").is_empty(), "it has a slot");
