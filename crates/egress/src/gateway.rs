@@ -170,7 +170,7 @@ impl Gateway {
         let is_over = async {
             // Of a tunnel nobody tells.
             if is_over.await.is_err() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         // How it ends is told by the tunnel, and of a client that does not speak HTTP there is nothing to tell. What is cut must not look whole.
