@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 /// At least; a machine that is done with them sooner gets more, until the last of the kills.
 const RUNS: u64 = 200;
-const KILLS: usize = 10;
+const KILLS: usize = 8;
 /// What the SandboxPolicy of the runs allows.
 const LIMIT: usize = 10;
 /// What that of the other tenant allows.
