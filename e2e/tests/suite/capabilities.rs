@@ -666,12 +666,6 @@ async fn large_objects_do_not_exhaust_the_operator() {
                 .unwrap();
             tenant.client.request_text(request).await.unwrap();
         }
-        let restarts = || async {
-            let pods = operators(&tenant.client).await;
-            let statuses = pods.iter().flat_map(|pod| pod.status.clone().unwrap_or_default().container_statuses.unwrap_or_default());
-            statuses.map(|status| status.restart_count).sum::<i32>()
-        };
-        let before = restarts().await;
         let together = futures::future::join_all((0..60).map(|_| tenant.run(asking("true", &json!({ "data": names }))))).await;
         for run in together {
             assert_refused(&run, &Reason::CapabilityUnusable);
@@ -679,7 +673,11 @@ async fn large_objects_do_not_exhaust_the_operator() {
         // One alone is within the bounds, and is given.
         let run = tenant.run(asking("wc -c < /paddock/data/bell0/k", &json!({ "data": ["bell0"] }))).await;
         assert_eq!(stdout(&run), "1000000\n");
-        assert_eq!(restarts().await, before, "the operator was ended for its memory");
+        // Beside this test another has the operator begin anew, for another reason.
+        let pods = operators(&tenant.client).await;
+        let ended = pods.iter().flat_map(|pod| pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()));
+        let mut ended = ended.filter_map(|container| container.last_state.as_ref()?.terminated.as_ref()?.reason.as_deref());
+        assert!(!ended.any(|reason| reason == "OOMKilled"), "the operator was ended for its memory");
     })
     .await;
 }
