@@ -174,8 +174,8 @@ pub struct CapabilityRules {
 #[x_kube(validation = Rule::new("!has(self.cidrs) || !has(self.addresses)").message("addresses belong to hosts"))]
 #[x_kube(validation = Rule::new("!has(self.cidrs) || !has(self.protocol)").message("protocol belongs to hosts"))]
 pub struct NetworkGrant {
-    /// Names of hosts; `*.example.com` stands for every name below it, and not for itself. The gateway looks them up, checks that the TLS
-    /// handshake is for the same name, and connects to public addresses alone.
+    /// Names of hosts; `*.example.com` stands for every name below it, and not for itself. The gateway looks them up, checks that what is
+    /// said is for the same name (a TLS handshake, or a request of HTTP), and connects to public addresses alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "host_patterns_schema")]
     pub hosts: Option<Vec<String>>,

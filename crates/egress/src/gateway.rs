@@ -199,24 +199,7 @@ impl Gateway {
             }
         };
         if granted.protocol == Protocol::Http {
-            let among = self.count_among(counted.peer, |gateway| &gateway.requests);
-            let (Some(among), Some(over)) = (among, over) else {
-                self.report(&granted, began, Some(address), Outcome::TooManyTunnels, Carried::default());
-                return refused(&Refusal::TooMany);
-            };
-            let request = for_the_host(Request::from_parts(head, body), &granted.to);
-            let ended = Ended::default();
-            let (ours, theirs) = tokio::io::duplex(AT_ONCE);
-            let there = ended.told_by(there);
-            tokio::spawn(async move {
-                let (outcome, carried) = request_through(theirs, there, &granted, over).await;
-                self.report(&granted, began, Some(address), outcome, carried);
-                drop((counted, among));
-            });
-            return match forward::ask(ended.needed_by(ours), request).await {
-                Some(answer) => answer.map(Either::Right),
-                None => refused(&Refusal::NoAnswer),
-            };
+            return self.ask_the_host(Request::from_parts(head, body), (granted, there, address), began, (counted, over)).await;
         }
         tokio::spawn(async move {
             let (outcome, carried) = match upgrade.await {
@@ -227,6 +210,34 @@ impl Gateway {
             drop(counted);
         });
         Response::new(Either::Left(Full::default()))
+    }
+
+    /// The answer of the host to a request for `http://`, which is carried on after this has returned.
+    async fn ask_the_host(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        (granted, there, address): (Granted, TcpStream, IpAddr),
+        began: Instant,
+        (counted, over): (Arc<Counted>, Option<Over>),
+    ) -> Response<Answer> {
+        let among = self.count_among(counted.peer, |gateway| &gateway.requests);
+        let (Some(among), Some(over)) = (among, over) else {
+            self.report(&granted, began, Some(address), Outcome::TooManyTunnels, Carried::default());
+            return refused(&Refusal::TooMany);
+        };
+        let request = for_the_host(request, &granted.to);
+        let ended = Ended::default();
+        let (ours, theirs) = tokio::io::duplex(AT_ONCE);
+        let there = ended.told_by(there);
+        tokio::spawn(async move {
+            let (outcome, carried) = request_through(theirs, there, &granted, over).await;
+            self.report(&granted, began, Some(address), outcome, carried);
+            drop((counted, among));
+        });
+        match forward::ask(ended.needed_by(ours), request).await {
+            Some(answer) => answer.map(Either::Right),
+            None => refused(&Refusal::NoAnswer),
+        }
     }
 
     async fn connect(&self, head: &http::request::Parts, peer: IpAddr, began: Instant) -> Result<(Granted, TcpStream, IpAddr), Refusal> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::cert_manager::CertManager;
 use crate::harness::disturb::{kill_operator, leader, upgrade};
+use crate::harness::internet::inside;
 use crate::harness::{
     OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, eventually_within, kubectl, member, namespace, operators, status,
     stdout, tenant, user,
@@ -19,9 +20,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DynamicObject, LogParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client, ResourceExt as _};
-use nix::sched::{CloneFlags, setns};
 use paddock_crds::{Phase, Reason, SandboxPolicy, ScriptApproval, ScriptRun};
-use paddock_e2e::cluster::layout::Layout;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -91,8 +90,6 @@ async fn replies(client: &Client, count: usize) -> [Duration; 3] {
     let address = leader(client).await.status.unwrap().pod_ip.unwrap();
     let trusted = certificate_and_trust(client).await.1.remove(0);
     let ask = move || {
-        let namespace = std::fs::File::open(Layout::network_namespace()).unwrap();
-        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(CertificateDer::pem_slice_iter(trusted.as_bytes()).map(Result::unwrap));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -108,8 +105,7 @@ async fn replies(client: &Client, count: usize) -> [Duration; 3] {
         all.sort();
         [all[count / 2], all[count * 99 / 100], all[count - 1]]
     };
-    // Only this thread enters the namespace.
-    tokio::task::spawn_blocking(|| std::thread::spawn(ask).join().unwrap()).await.unwrap()
+    tokio::task::spawn_blocking(|| inside(ask)).await.unwrap()
 }
 
 /// How long one takes.

@@ -6,13 +6,13 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use paddock_e2e::cluster::layout::{Layout, NODE_ADDRESS};
+use paddock_e2e::cluster::layout::NODE_ADDRESS;
 use paddock_e2e::cluster::{component, lifecycle, process};
 use serde_json::json;
 
+use super::internet::inside;
 use super::{OPERATOR_NAMESPACE, eventually, kubectl, layout, operators};
 
 /// The pod whose name is on the lease, once it is ready.
@@ -138,13 +138,9 @@ pub async fn with_arguments(client: &Client, changed: &[&str]) {
 
 /// A socket in the network namespace of the cluster, where pods reach it.
 pub fn listen(port: u16) -> TcpListener {
-    let bind = move || {
-        let namespace = std::fs::File::open(Layout::network_namespace()).unwrap();
-        setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
+    inside(move || {
         let listener = TcpListener::bind((NODE_ADDRESS, port)).unwrap();
         listener.set_nonblocking(true).unwrap();
         listener
-    };
-    // Only this thread enters the namespace; the socket stays in it.
-    std::thread::spawn(bind).join().unwrap()
+    })
 }

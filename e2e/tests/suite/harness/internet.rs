@@ -12,7 +12,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// Runs in the network of the cluster; sockets that are made there stay there.
-fn inside<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> T {
+pub fn inside<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> T {
     let enter = move || {
         setns(std::fs::File::open(Layout::network_namespace()).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
         make()
