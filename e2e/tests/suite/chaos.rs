@@ -232,12 +232,31 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
 }
 
-/// How often an interpreter was started for each run, by what the runners themselves have sealed into their logs.
-async fn starts(kept: &Path, runs: &[ScriptRun]) -> BTreeMap<String, u32> {
+/// What the logs of a run's containers tell, by what the runners themselves have sealed into them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Told {
+    /// An interpreter was started.
+    started: u32,
+    /// Nothing of a start, and lines are missing. containerd takes what it has read and not yet written with it when it is killed.
+    torn: u32,
+}
+
+impl Told {
+    fn once(self) -> bool {
+        self.started == 1
+    }
+
+    /// For a run that told its result: a runner that started nothing has none to tell, so it was started in a log that lost that line.
+    fn once_or_lost(self) -> bool {
+        self.once() || self.started == 0 && self.torn == 1
+    }
+}
+
+async fn told(kept: &Path, runs: &[ScriptRun]) -> BTreeMap<String, Told> {
     let secrets: Api<Secret> = Api::namespaced(admin().await, OPERATOR_NAMESPACE);
     let secret = secrets.get("paddock-sealing-key").await.unwrap();
     let key = SealingKey::from_bytes(&secret.data.unwrap()["key"].0).unwrap();
-    let mut starts = BTreeMap::new();
+    let mut of_runs = BTreeMap::<String, Told>::new();
     for log in entries(kept) {
         let uid = runs.iter().map(|run| run.uid().unwrap()).find(|uid| log.to_string_lossy().contains(uid.as_str())).unwrap();
         let mut reader = Reader::new(key.of_run(&uid));
@@ -246,9 +265,12 @@ async fn starts(kept: &Path, runs: &[ScriptRun]) -> BTreeMap<String, u32> {
             let content = line.splitn(4, |byte| *byte == b' ').nth(3).unwrap_or_default();
             Lines::default().push(&[content, b"\n"].concat(), |line| _ = reader.take_line(line));
         }
-        *starts.entry(uid).or_default() += u32::from(reader.transcript().started);
+        let (transcript, of_run) = (reader.transcript(), of_runs.entry(uid).or_default());
+        let is_whole = transcript.boot.is_some() && !reader.has_gap() && transcript.noise == 0;
+        of_run.started += u32::from(transcript.started);
+        of_run.torn += u32::from(!transcript.started && !(is_whole && transcript.finished));
     }
-    starts
+    of_runs
 }
 
 async fn create(tenant: &Tenant, number: u64) -> ScriptRun {
@@ -458,12 +480,16 @@ async fn kill_what_runs_them(tenant: &Tenant, other: &Tenant, seed: u64) {
     assert_all_succeeded(&left);
     assert_eq!(left.len() + gone, of_other, "lost");
     let all: Vec<ScriptRun> = runs.iter().chain(&created).cloned().collect();
-    let starts = starts(&kept, &all).await;
-    let count = |run: &ScriptRun| starts.get(&run.uid().unwrap()).copied();
-    let not_once: Vec<_> =
-        runs.iter().chain(&left).map(|run| (run.name_any(), count(run))).filter(|(_, count)| *count != Some(1)).collect();
+    let of_runs = told(&kept, &all).await;
+    let of = |run: &ScriptRun| of_runs.get(&run.uid().unwrap()).copied().unwrap_or_default();
+    let succeeded = || runs.iter().chain(&left).map(|run| (run.name_any(), of(run)));
+    let not_once: Vec<_> = succeeded().filter(|(_, told)| !told.once_or_lost()).collect();
     assert!(not_once.is_empty(), "not started exactly once: {not_once:?}");
-    let twice: Vec<_> = created.iter().map(|run| (run.name_any(), count(run))).filter(|(_, count)| *count > Some(1)).collect();
+    let lost = succeeded().filter(|(_, told)| !told.once()).count();
+    eprintln!("{lost} runs whose log lost the line of their start");
+    // What containerd has in hand when it is killed is a few lines of one or two runs.
+    assert!(lost <= 2 * LIMIT, "of {} runs, {lost} have no line of their start", runs.len() + left.len());
+    let twice: Vec<_> = created.iter().map(|run| (run.name_any(), of(run))).filter(|(_, told)| told.started > 1).collect();
     assert!(twice.is_empty(), "started more than once: {twice:?}");
     assert!(most_runs <= LIMIT && most.pods[0] <= LIMIT && most.pods[1] <= LIMIT_OF_OTHER, "the limits: {most_runs}, {most:?}");
     assert!(most.of_both <= LIMIT_OF_CLUSTER && most.looks > 20, "the limit of the cluster: {most:?}");
