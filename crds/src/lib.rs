@@ -22,7 +22,7 @@ pub use risk::{Risk, RiskLevel, RiskPart, RiskReason};
 pub use sandbox_policy::{
     ApprovalDemand, Binding, CapabilityRules, ClusterSandboxPolicy, ClusterSandboxPolicySpec, DeniedSubject, Deny, Detector, Effect,
     InputRules, LargeResult, Limits, MaskRule, MaskRules, NetworkGrant, NetworkProtocol, ObjectGrant, OutputRules, PolicyRule, PolicyRules,
-    ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SubjectKind, Suspend,
+    ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SecretHeader, SecretKeyRef, SubjectKind, Suspend,
 };
 pub use script_approval::{ApprovalDecision, ScriptApproval, ScriptApprovalSpec};
 pub use script_run::{

@@ -20,6 +20,7 @@ list_map!(mask_rules_schema, MaskRule, "name", 32);
 list_atomic!(object_grants_schema, ObjectGrant, 64);
 list_atomic!(network_schema, NetworkGrant, 64);
 list_of_strings!(host_patterns_schema, 64, 253, "pattern": "^\\S+$");
+list_map!(headers_schema, SecretHeader, "name", 8);
 list_of_strings!(cidrs_schema, 64, 49, "pattern": "^[0-9a-fA-F:.]+/[0-9]{1,3}$");
 list_map!(rules_schema, PolicyRule, "name", 32);
 list_map!(approvals_schema, ApprovalDemand, "name", 8);
@@ -173,6 +174,7 @@ pub struct CapabilityRules {
 #[x_kube(validation = Rule::new("!has(self.cidrs) || has(self.ports)").message("cidrs need ports"))]
 #[x_kube(validation = Rule::new("!has(self.cidrs) || !has(self.addresses)").message("addresses belong to hosts"))]
 #[x_kube(validation = Rule::new("!has(self.cidrs) || !has(self.protocol)").message("protocol belongs to hosts"))]
+#[x_kube(validation = Rule::new("has(self.protocol) && self.protocol == 'HTTPS' || !has(self.headers) && !has(self.caBundle)").message("headers and caBundle belong to the protocol HTTPS"))]
 pub struct NetworkGrant {
     /// Names of hosts; `*.example.com` stands for every name below it, and not for itself. The gateway looks them up, checks that what is
     /// said is for the same name (a TLS handshake, or a request of HTTP), and connects to public addresses alone.
@@ -187,6 +189,16 @@ pub struct NetworkGrant {
     /// What is spoken with the hosts. Built-in: `TLS`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<NetworkProtocol>,
+    /// Fields that the gateway sets in each request, with values from Secrets that the script never holds. Only where `protocol` is `HTTPS`. Policies
+    /// that say something of it must say the same; one that allows and is silent adds none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "headers_schema")]
+    pub headers: Option<Vec<SecretHeader>>,
+    /// Certificates of the authorities that the gateway trusts for these hosts in place of those that everybody trusts, as base64 of PEM. Only where
+    /// `protocol` is `HTTPS`. Policies that say something of it must say the same; one that allows and is silent trusts whom everybody trusts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 65536))]
+    pub ca_bundle: Option<String>,
     /// Ports. For hosts built-in: 443, or 80 where `protocol` is `HTTP`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "ports_schema")]
@@ -208,6 +220,38 @@ pub enum NetworkProtocol {
     /// HTTP that nothing protects: whoever is between the gateway and the host reads and changes what is said. Runs ask for it as `http://HOST`.
     #[serde(rename = "HTTP")]
     Http,
+    /// HTTP that the gateway carries over TLS, whose certificate it checks, so that it can set `headers`. Runs ask for it, and call it, as `http://HOST`,
+    /// which stands for port 443, or as `http://HOST:PORT`.
+    #[serde(rename = "HTTPS")]
+    Https,
+}
+
+/// A field of HTTP with the value of a Secret.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretHeader {
+    /// Its name, as in `Authorization`. What the script writes there does not count.
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[-!#$%&'*+.^_`|~0-9A-Za-z]+$"))]
+    pub name: String,
+    /// What stands before the value of the Secret, as in `Bearer `. Built-in: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = "^[ -~]*$"))]
+    pub prefix: Option<String>,
+    /// The Secret, in the namespace of the run. Whoever wrote the policy must be allowed to read it; who asks for a run need not. White space at the ends
+    /// of its value is left out.
+    pub secret_key_ref: SecretKeyRef,
+}
+
+/// A key of a Secret in the namespace of the run.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Key in its `data`.
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
 }
 
 /// A list of ports.

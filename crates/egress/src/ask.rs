@@ -60,6 +60,10 @@ pub enum Refusal {
     NotResolved,
     /// Nobody answers there.
     NotConnected,
+    /// The gateway speaks TLS with the host, which does not, or has no certificate that is trusted.
+    Tls(String),
+    /// A Secret that the gateway would have to add cannot be had.
+    SecretUnusable,
     /// What answers there does not speak HTTP, or stopped in the middle.
     NoAnswer,
     /// As many tunnels are open as the run may have, or as the gateway has room for.
@@ -75,9 +79,9 @@ impl Refusal {
             Self::NotConnect => StatusCode::METHOD_NOT_ALLOWED,
             Self::Target(_) => StatusCode::BAD_REQUEST,
             Self::NoToken | Self::Grant(NoGrant::Unknown | NoGrant::OtherPod) => StatusCode::PROXY_AUTHENTICATION_REQUIRED,
-            Self::Grant(NoGrant::NotReady | NoGrant::Stale) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Grant(NoGrant::NotReady | NoGrant::Stale) | Self::SecretUnusable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotGranted { .. } | Self::Address(_) => StatusCode::FORBIDDEN,
-            Self::NotResolved | Self::NotConnected | Self::NoAnswer => StatusCode::BAD_GATEWAY,
+            Self::NotResolved | Self::NotConnected | Self::NoAnswer | Self::Tls(_) => StatusCode::BAD_GATEWAY,
             Self::TooMany | Self::BudgetSpent => StatusCode::TOO_MANY_REQUESTS,
         }
     }
@@ -97,6 +101,8 @@ impl Refusal {
             Self::NotResolved => "NotResolved",
             Self::NotConnected => "NotConnected",
             Self::NoAnswer => "NoAnswer",
+            Self::Tls(_) => "TlsFailed",
+            Self::SecretUnusable => "SecretUnusable",
             Self::TooMany => "TooManyTunnels",
             Self::BudgetSpent => "BudgetSpent",
         }
@@ -126,7 +132,7 @@ struct Told<'a> {
 impl fmt::Display for Refusal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotConnect => formatter.write_str("only CONNECT, without a body, and requests for http:// are answered"),
+            Self::NotConnect => formatter.write_str("only CONNECT, without a body, and requests for http:// other than TRACE are answered"),
             Self::Target(why) => write!(formatter, "the target is no host and port: {why}"),
             Self::NoToken => formatter.write_str("there is no token"),
             Self::Grant(why) => write!(formatter, "{why}"),
@@ -135,6 +141,8 @@ impl fmt::Display for Refusal {
             Self::NotResolved => formatter.write_str("the name leads nowhere"),
             Self::NotConnected => formatter.write_str("nobody answers there"),
             Self::NoAnswer => formatter.write_str("no whole answer of HTTP has come from there"),
+            Self::Tls(why) => write!(formatter, "the gateway cannot speak TLS with that host: {why}"),
+            Self::SecretUnusable => formatter.write_str("a Secret that the gateway would have to add cannot be had"),
             Self::TooMany => formatter.write_str("as many tunnels are open as may be"),
             Self::BudgetSpent => formatter.write_str("the run has sent and received as much as it may"),
         }
@@ -161,7 +169,8 @@ fn tunnel(head: &Parts) -> Result<Authority, Refusal> {
 }
 
 fn http(head: &Parts) -> Result<Authority, Refusal> {
-    if head.uri.scheme() != Some(&Scheme::HTTP) || head.version > Version::HTTP_11 {
+    // Whoever answers to TRACE repeats what the gateway adds.
+    if head.uri.scheme() != Some(&Scheme::HTTP) || head.version > Version::HTTP_11 || head.method == Method::TRACE {
         return Err(Refusal::NotConnect);
     }
     let target = head.uri.authority().ok_or(Refusal::NotConnect)?;
@@ -203,6 +212,7 @@ mod tests {
     #[case::get_of_an_address(connect("http://[2001:db8::1]/").method(Method::GET), Ok("tcp://[2001:db8::1]:80"))]
     #[case::get_with_a_user(connect("http://u:p@api.example.com/").method(Method::GET), Err("BadTarget"))]
     #[case::get_over_tls(connect("https://api.example.com/").method(Method::GET), Err("NotConnect"))]
+    #[case::trace(connect("http://api.example.com/").method(Method::TRACE), Err("NotConnect"))]
     #[case::origin_form(connect("/x").method(Method::GET), Err("NotConnect"))]
     #[case::newer(connect("http://api.example.com/").method(Method::GET).version(Version::HTTP_2), Err("NotConnect"))]
     #[case::absolute_form(connect("http://api.example.com:443/"), Err("NotConnect"))]

@@ -15,9 +15,12 @@ use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use hyper::ext::ReasonPhrase;
 use hyper_util::rt::TokioIo;
 use paddock_destination::Authority;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::https::Https;
 
 /// Of the head of an answer.
 const HEAD_BYTES: usize = 16 << 10;
@@ -36,17 +39,21 @@ const OF_ONE_CONNECTION: [HeaderName; 10] = [
 ];
 
 /// The request as the host gets it: for the host that was granted, whatever the script wrote into `Host`.
-pub fn for_the_host<B>(request: Request<B>, to: &Authority) -> Request<B> {
+pub fn for_the_host<B>(request: Request<B>, to: &Authority, https: Option<&Https>) -> Request<B> {
     let (mut head, body) = request.into_parts();
     keep_what_goes_on(&mut head.headers);
     let target = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     head.uri = Uri::from(target);
     head.version = Version::HTTP_11;
     let text = to.to_string();
-    let host = text.strip_suffix(":80").unwrap_or(&text);
+    let usual = if https.is_some() { ":443" } else { ":80" };
+    let host = text.strip_suffix(usual).unwrap_or(&text);
     // A name, digits and a colon always are a value.
     if let Ok(host) = HeaderValue::from_str(host) {
         head.headers.insert(HOST, host);
+    }
+    if let Some(https) = https {
+        https.set_fields(&mut head.headers);
     }
     // A host that looks for another request behind this one may find one that nothing was asked for: in the body of a GET, say.
     head.headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -82,6 +89,8 @@ where
         return None;
     }
     keep_what_goes_on(answer.headers_mut());
+    // Words of the host's own beside the status.
+    answer.extensions_mut().remove::<ReasonPhrase>();
     // So that an answer without a length that breaks off does not look whole.
     *answer.version_mut() = Version::HTTP_11;
     Some(answer)
@@ -169,7 +178,7 @@ mod tests {
     use super::*;
 
     fn told(request: Request<()>, to: &str) -> (String, Vec<String>) {
-        let request = for_the_host(request, &Authority::parse(to).unwrap());
+        let request = for_the_host(request, &Authority::parse(to).unwrap(), None);
         assert_eq!(request.version(), Version::HTTP_11);
         let fields = request.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
         (request.uri().to_string(), fields.collect())

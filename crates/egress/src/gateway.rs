@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
 use crate::ask::{self, Refusal};
 use crate::carry::{Carried, carry};
@@ -25,6 +26,7 @@ use crate::connections::Connections;
 use crate::dial::{Resolve, dial};
 use crate::forward::{self, Ended, for_the_host};
 use crate::grants::{Grants, Message, Protocol, Verdict};
+use crate::https::Https;
 use crate::hello::{self, server_name};
 use crate::live::{Live, NoTunnel, Tunnel};
 use crate::wire::{Outcome, Report};
@@ -82,12 +84,15 @@ type Over = oneshot::Sender<()>;
 struct Granted {
     run: String,
     name: String,
+    /// What is dialled.
     to: Authority,
-    /// The same as reports have it.
+    /// What was asked for, as reports have it.
     destination: String,
     rule: String,
     protocol: Protocol,
     addresses: Addresses,
+    /// How the gateway speaks with it for the script, where it does.
+    https: Option<Arc<Https>>,
     tunnel: Tunnel,
 }
 
@@ -199,7 +204,14 @@ impl Gateway {
             }
         };
         if granted.protocol == Protocol::Http {
-            return self.ask_the_host(Request::from_parts(head, body), (granted, there, address), began, (counted, over)).await;
+            let request = Request::from_parts(head, body);
+            let Some(https) = granted.https.clone() else {
+                return self.ask_the_host(request, (granted, there, address), began, (counted, over)).await;
+            };
+            return match self.speak_tls(&https, &granted, there, began).await {
+                Ok(there) => self.ask_the_host(request, (granted, there, address), began, (counted, over)).await,
+                Err(refusal) => refused(&refusal),
+            };
         }
         tokio::spawn(async move {
             let (outcome, carried) = match upgrade.await {
@@ -216,7 +228,7 @@ impl Gateway {
     async fn ask_the_host(
         self: Arc<Self>,
         request: Request<Incoming>,
-        (granted, there, address): (Granted, TcpStream, IpAddr),
+        (granted, there, address): (Granted, impl AsyncRead + AsyncWrite + Unpin + Send + 'static, IpAddr),
         began: Instant,
         (counted, over): (Arc<Counted>, Option<Over>),
     ) -> Response<Answer> {
@@ -225,7 +237,8 @@ impl Gateway {
             self.report(&granted, began, Some(address), Outcome::TooManyTunnels, Carried::default());
             return refused(&Refusal::TooMany);
         };
-        let request = for_the_host(request, &granted.to);
+        let https = granted.https.clone();
+        let request = for_the_host(request, &granted.to, https.as_deref());
         let ended = Ended::default();
         let (ours, theirs) = tokio::io::duplex(AT_ONCE);
         let there = ended.told_by(there);
@@ -235,9 +248,21 @@ impl Gateway {
             drop((counted, among));
         });
         match forward::ask(ended.needed_by(ours), request).await {
-            Some(answer) => answer.map(Either::Right),
+            Some(mut answer) => {
+                if let Some(https) = https {
+                    https.cover(answer.headers_mut());
+                }
+                answer.map(Either::Right)
+            }
             None => refused(&Refusal::NoAnswer),
         }
+    }
+
+    async fn speak_tls(&self, https: &Https, granted: &Granted, there: TcpStream, began: Instant) -> Result<TlsStream<TcpStream>, Refusal> {
+        let mut dialling = Dialling { gateway: self, granted, began, is_over: false };
+        let connected = https.connect(&granted.to, there).await;
+        dialling.is_over = true;
+        connected.inspect_err(|refusal| self.report(granted, began, None, outcome(refusal), Carried::default()))
     }
 
     async fn connect(&self, head: &http::request::Parts, peer: IpAddr, began: Instant) -> Result<(Granted, TcpStream, IpAddr), Refusal> {
@@ -263,14 +288,19 @@ impl Gateway {
         let ask = ask::read(head)?;
         let told = lock(&self.told);
         let grant = told.grants.of(&ask.token, peer, now).map_err(Refusal::Grant)?;
-        let (rule, protocol, addresses) = match grant.decide(&ask.to, ask.way) {
-            Verdict::Granted { rule, protocol, addresses } => (rule, protocol, addresses),
+        let (rule, protocol, addresses, https) = match grant.decide(&ask.to, ask.way) {
+            Verdict::Granted { rule, protocol, addresses, https } => (rule, protocol, addresses, https),
             Verdict::Refused { rule, ask: what } => {
                 let report = Report::refused((&grant.run, &grant.name), &ask.destination(), &rule, Outcome::NotGranted);
                 let _ = self.reports.try_send(report);
                 return Err(Refusal::NotGranted { rule, ask: what });
             }
         };
+        if https.as_ref().is_some_and(|https| https.lacks_a_value()) {
+            let report = Report::refused((&grant.run, &grant.name), &ask.destination(), &rule, Outcome::SecretUnusable);
+            let _ = self.reports.try_send(report);
+            return Err(Refusal::SecretUnusable);
+        }
         let tunnel = self.live.open(&grant.run, grant.budget).map_err(|no| {
             let (refusal, outcome) = match no {
                 NoTunnel::TooMany => (Refusal::TooMany, Outcome::TooManyTunnels),
@@ -283,10 +313,11 @@ impl Gateway {
             run: grant.run.clone(),
             name: grant.name.clone(),
             destination: ask.destination(),
-            to: ask.to,
+            to: Authority { port: https.as_ref().map_or(ask.to.port, |https| https.port), host: ask.to.host },
             rule,
             protocol,
             addresses,
+            https,
             tunnel,
         })
     }
@@ -391,6 +422,8 @@ fn outcome(refusal: &Refusal) -> Outcome {
         Refusal::Address(_) => Outcome::AddressRefused,
         Refusal::NotResolved => Outcome::NotResolved,
         Refusal::NotConnected | Refusal::NoAnswer => Outcome::NotConnected,
+        Refusal::Tls(_) => Outcome::TlsFailed,
+        Refusal::SecretUnusable => Outcome::SecretUnusable,
         Refusal::TooMany => Outcome::TooManyTunnels,
         Refusal::BudgetSpent => Outcome::BudgetSpent,
         Refusal::NotConnect | Refusal::Target(_) | Refusal::NoToken | Refusal::Grant(_) | Refusal::NotGranted { .. } => Outcome::NotGranted,

@@ -4,10 +4,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use paddock_destination::{Addresses, Authority, ByName, Destination, Host, HostPattern, Reach, Way};
+
+use crate::https::Https;
 
 /// SHA-256 of a run's token. The token itself is nowhere but in the runner and, for a moment, in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +42,8 @@ pub struct Rule {
     pub to: Destination,
     /// Addresses beside public ones that this may lead to.
     pub allowed: ByName,
+    /// How the gateway speaks with it for the script, where it does.
+    pub https: Option<Arc<Https>>,
 }
 
 /// What one run was granted.
@@ -152,8 +157,7 @@ impl Grants {
             runs.insert(grant.run.clone());
         }
         let before = self.by_run.get(&grant.run);
-        // A grant that lives longer is the same to a tunnel.
-        let is_same = before.is_some_and(|before| Grant { expires: grant.expires, ..before.clone() } == grant);
+        let is_same = before.is_some_and(|before| before.is_the_same_to_tunnels(&grant));
         let cut = (before.is_some() && !is_same).then(|| grant.run.clone());
         self.remove(&grant.run);
         self.by_token.insert(grant.token, grant.run.clone());
@@ -212,6 +216,8 @@ pub enum Verdict {
         protocol: Protocol,
         /// What may be dialled.
         addresses: Addresses,
+        /// How the gateway speaks with it for the script, where it does.
+        https: Option<Arc<Https>>,
     },
     /// Do not.
     Refused {
@@ -223,6 +229,15 @@ pub enum Verdict {
 }
 
 impl Grant {
+    /// Whether what it says of tunnels that are open is the same: one that lives longer does, and one whose Secrets hold something else.
+    fn is_the_same_to_tunnels(&self, other: &Self) -> bool {
+        let rules = |grant: &Self| {
+            let without = |rule: &Rule| Rule { https: rule.https.as_ref().map(|https| Arc::new(https.without_values())), ..rule.clone() };
+            grant.rules.iter().map(without).collect()
+        };
+        Self { rules: rules(self), expires: other.expires, ..self.clone() } == Self { rules: rules(other), ..other.clone() }
+    }
+
     /// The one decision on a destination, whichever way a request came. Pure.
     pub fn decide(&self, to: &Authority, way: Way) -> Verdict {
         let refused = |rule: &str| Verdict::Refused { rule: rule.to_owned(), ask: Destination::of(to, way).to_string() };
@@ -233,17 +248,22 @@ impl Grant {
         }
         let (there, elsewhere): (Vec<&Rule>, Vec<&Rule>) =
             self.rules.iter().filter(|rule| rule.to.to.has(&to.host, way)).partition(|rule| rule.to.port == to.port);
-        match (there.first(), elsewhere.first()) {
+        // What is said of one host counts before what is said of many.
+        match (there.iter().min_by_key(|rule| !is_of_one_host(rule)), elsewhere.first()) {
             (Some(rule), _) => {
                 let allowed = there.iter().map(|rule| rule.allowed.clone()).collect();
                 let addresses = Addresses { allowed, denied: self.cluster.clone() };
-                Verdict::Granted { rule: rule.name.clone(), protocol: protocol(&rule.to.to), addresses }
+                Verdict::Granted { rule: rule.name.clone(), protocol: protocol(&rule.to.to), addresses, https: rule.https.clone() }
             }
             // The nearest that there is: the host is granted, this port is not.
             (None, Some(rule)) => refused(&rule.name),
             (None, None) => refused("built-in: network"),
         }
     }
+}
+
+fn is_of_one_host(rule: &Rule) -> bool {
+    matches!(rule.to.to.hosts(), Some(HostPattern::Exact(_)))
 }
 
 fn protocol(to: &Reach) -> Protocol {

@@ -13,6 +13,7 @@ pub mod forward;
 pub mod gateway;
 pub mod grants;
 pub mod hello;
+pub mod https;
 pub mod live;
 pub mod server;
 pub mod tls;

@@ -1,6 +1,7 @@
 //! The conversation with the operator: a JSON object in each line. It tells what is granted; the gateway tells what was asked for.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -9,6 +10,7 @@ use ipnet::IpNet;
 use paddock_destination::{ByName, Destination, HostPattern};
 use serde::{Deserialize, Serialize};
 
+use crate::https::ToldHttps;
 use crate::grants::{Budget, Grant, Message, Rule, TokenHash};
 
 /// Longest line, in bytes: a grant of 32 destinations, for each of which 64 policies name 64 nets, is below it.
@@ -69,6 +71,9 @@ pub struct ToldRule {
     pub to: String,
     /// Nets beside public addresses that this may lead to.
     pub allowed: ByName,
+    /// How the gateway speaks with it for the script, where it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub https: Option<ToldHttps>,
 }
 
 /// A line that is not understood. Nothing after it counts: the conversation begins anew.
@@ -120,7 +125,8 @@ impl Told {
 impl ToldRule {
     fn into_rule(self) -> Result<Rule, BadLine> {
         let to = Destination::parse(&self.to).map_err(|_| BadLine::Value("a destination"))?;
-        Ok(Rule { name: self.name, to, allowed: self.allowed })
+        let https = self.https.map(|told| told.into_https().map(Arc::new).ok_or(BadLine::Value("a field of HTTP"))).transpose()?;
+        Ok(Rule { name: self.name, to, allowed: self.allowed, https })
     }
 }
 
@@ -177,6 +183,10 @@ pub enum Outcome {
     NotConnected,
     /// The first bytes were no TLS for the host of the request.
     NotItsHost,
+    /// The gateway should have spoken TLS with the host, which did not, or has no certificate that is trusted.
+    TlsFailed,
+    /// The gateway should have added a Secret that cannot be had.
+    SecretUnusable,
     /// As many tunnels are open as the run may have.
     TooManyTunnels,
     /// The run has sent and received as much as it may.

@@ -7,6 +7,7 @@ use std::fmt;
 use paddock_crds::{Capabilities, CapabilityRules, Effect, ObjectGrant, PolicyRules, Problem, Reason};
 
 use crate::decide::{Policy, named};
+use crate::https::SecretKey;
 use crate::network;
 use crate::selector::selects;
 
@@ -127,6 +128,9 @@ impl Found {
 /// What was found, by object. Of one that is not in it nothing is known: a policy grants it by its name alone.
 pub type Objects = BTreeMap<Object, Found>;
 
+/// What was found of keys of Secrets that the gateway adds to requests. Of one that is not in it nothing is known.
+pub type AtGateway = BTreeMap<SecretKey, Found>;
+
 /// What a run is given.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CapabilityGrant {
@@ -204,7 +208,7 @@ fn grant_of(grants: &[ObjectGrant], object: &Object, labels: Option<&BTreeMap<St
 }
 
 /// A name that can be part of a path: the schema demands it, and here the answer does not rely on that.
-fn is_a_name(name: &str) -> bool {
+pub(crate) fn is_a_name(name: &str) -> bool {
     let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.';
     let is_end = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     let bytes = name.as_bytes();

@@ -62,7 +62,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{Ask, Gateway, Objects, decide};
+    use crate::{Ask, AtGateway, Gateway, Objects, decide};
 
     fn policy(kind: PolicyKind, name: &str, effect: Effect, rules: Value) -> Policy {
         let taken = TakenPolicy { kind, name: name.into(), uid: name.into(), author: None, generation: 1, hash: String::new() };
@@ -86,7 +86,7 @@ mod tests {
             "spec": { "policyRef": { "kind": "SandboxPolicy", "name": "own" }, "script": { "runtime": "shell", "source": { "inline": "true" } } },
         });
         let run: ScriptRun = serde_json::from_value(run).unwrap();
-        decide(policies, &Ask::of(&run.spec, Objects::new(), Gateway::Absent)).result.err().map(|refusal| refusal.reason)
+        decide(policies, &Ask::of(&run.spec, Objects::new(), AtGateway::new(), Gateway::Absent)).result.err().map(|refusal| refusal.reason)
     }
 
     #[rstest]

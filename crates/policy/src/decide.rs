@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use crate::amounts::{self, Amounts, CPU, LEAST_MEMORY, MEMORY, SCRATCH, holds, shown};
 use crate::approval;
 use crate::bounds::{Bounded, Ruled, bounds};
-use crate::capabilities::{self, CapabilityGrant, DYNAMIC_CODE, Objects, SUBPROCESS, Word, asked_objects};
+use crate::capabilities::{self, AtGateway, CapabilityGrant, DYNAMIC_CODE, Found, No, Objects, SUBPROCESS, Word, asked_objects};
 use crate::check;
 use crate::network::{self, Gateway};
 use crate::quantity::Quantity;
@@ -80,13 +80,15 @@ pub struct Ask {
     pub capabilities: Capabilities,
     /// What was found of the Secrets and ConfigMaps among it.
     pub objects: Objects,
+    /// What was found of the Secrets that the gateway adds for it.
+    pub at_gateway: AtGateway,
     /// Whether what is granted of the network could be had.
     pub gateway: Gateway,
 }
 
 impl Ask {
     /// What the spec of a run asks for, with what was found of the objects among it.
-    pub fn of(spec: &ScriptRunSpec, objects: Objects, gateway: Gateway) -> Self {
+    pub fn of(spec: &ScriptRunSpec, objects: Objects, at_gateway: AtGateway, gateway: Gateway) -> Self {
         Self {
             runtime: spec.script.runtime.clone(),
             resources: spec.resources.clone().unwrap_or_default(),
@@ -95,6 +97,7 @@ impl Ask {
             priority: spec.priority,
             capabilities: spec.capabilities.clone().unwrap_or_default(),
             objects,
+            at_gateway,
             gateway,
         }
     }
@@ -202,7 +205,7 @@ pub fn decide(policies: &[impl Borrow<Policy>], ask: &Ask) -> Outcome {
     let scratch = deciding.amount(&SCRATCH, ask.resources.scratch.as_ref());
     let timeout = deciding.seconds(&TIMEOUT, ask.timeout_seconds);
     let grace = deciding.seconds(&GRACE, ask.grace_period_seconds);
-    let capabilities = deciding.capabilities(&ask.capabilities, &ask.objects, ask.gateway);
+    let capabilities = deciding.capabilities(ask);
     let is_asked = ask.resources.memory.is_some() || ask.resources.scratch.is_some();
     deciding.memory_holds_scratch(memory, scratch, is_asked);
     deciding.priority(ask.priority);
@@ -269,6 +272,19 @@ pub(crate) fn most_priority(policies: &[&Policy]) -> Ruled<i64> {
 
 pub(crate) fn named(policy: &Policy, field: &str) -> String {
     format!("{}: {field}", policy.full_name())
+}
+
+/// The beginning of the permission for each key of a Secret that the gateway adds to requests: `gateway-secret:NAME/KEY`.
+pub const AT_GATEWAY: &str = "gateway-secret:";
+
+/// A destination is granted with all that the gateway adds for it, or not at all.
+fn with_its_secrets(to: network::Granted, at_gateway: &AtGateway) -> Result<network::Granted, No> {
+    let found = to.https.iter().flat_map(|https| &https.fields).filter_map(|field| at_gateway.get(&field.secret));
+    let unusable = found.filter_map(|found| match found {
+        Found::Unusable { reason, rule, message } => Some((rule.clone(), reason.clone(), message.clone())),
+        Found::Labels(_) => None,
+    });
+    unusable.take(1).next().map_or(Ok(to), Err)
 }
 
 impl Deciding<'_> {
@@ -348,12 +364,15 @@ impl Deciding<'_> {
     }
 
     /// Each capability that is asked for, by name. A run that takes what it gets is not refused for those that it does not get.
-    fn capabilities(&mut self, asked: &Capabilities, objects: &Objects, gateway: Gateway) -> CapabilityGrant {
+    fn capabilities(&mut self, Ask { capabilities: asked, objects, at_gateway, gateway, .. }: &Ask) -> CapabilityGrant {
         let mut granted = CapabilityGrant::default();
         for destination in network::asked(asked) {
-            let answer = network::destination(self.policies, destination, gateway);
+            let answer = network::destination(self.policies, destination, *gateway).and_then(|to| with_its_secrets(to, at_gateway));
             let rule = answer.as_ref().map(|granted| granted.rule.clone()).map_err(Clone::clone);
             self.answer(network::permission(destination), asked.partial, rule);
+            if let Ok(to) = &answer {
+                self.grant_secrets(to);
+            }
             granted.network.extend(answer);
         }
         if !granted.network.is_empty() {
@@ -370,6 +389,17 @@ impl Deciding<'_> {
         granted.dynamic_code = is_granted(DYNAMIC_CODE, asked.dynamic_code);
         granted.subprocess = is_granted(SUBPROCESS, asked.subprocess);
         granted
+    }
+
+    /// Each key that the gateway adds, once: by it is known what has to be covered in what the script puts out.
+    fn grant_secrets(&mut self, to: &network::Granted) {
+        for field in to.https.iter().flat_map(|https| &https.fields) {
+            let permission = format!("{AT_GATEWAY}{}", field.secret);
+            if !self.decisions.iter().any(|decision| decision.permission == permission) {
+                let says = network::adding(self.policies, &to.to).last().map_or_else(String::new, |policy| policy.full_name());
+                self.grant(permission, format!("{says}: capabilities.network.headers[{}]", field.name));
+            }
+        }
     }
 
     /// Writes an answer down. One that refuses ends the run, unless it takes what it gets.

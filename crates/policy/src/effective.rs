@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use paddock_crds::{ApprovalDemand, Binding, Effect, NetworkGrant, NetworkProtocol, ObjectGrant, PolicyKind, PolicyRules};
+use paddock_crds::{ApprovalDemand, Binding, Effect, NetworkGrant, NetworkProtocol, ObjectGrant, PolicyKind, PolicyRules, SecretHeader};
 
 use crate::amounts::{CPU, MEMORY, SCRATCH, shown};
 use crate::bounds::bounds;
@@ -123,7 +123,16 @@ fn network_grant(grant: &NetworkGrant) -> String {
     let to = grant.hosts.iter().chain(&grant.cidrs).flatten().cloned().collect::<Vec<_>>().join(", ");
     let ports = grant.ports.as_ref().map(|ports| format!(" at {}", list(ports))).unwrap_or_default();
     let addresses = grant.addresses.as_ref().map(|nets| format!(", also in {}", nets.join(", "))).unwrap_or_default();
-    let protocol = grant.protocol.filter(|protocol| *protocol == NetworkProtocol::Http).map_or("", |_| ", over http://");
+    let protocol = match grant.protocol.unwrap_or_default() {
+        NetworkProtocol::Tls => String::new(),
+        NetworkProtocol::Http => ", over http://".to_owned(),
+        NetworkProtocol::Https => {
+            let header = |header: &SecretHeader| format!("{} from {}/{}", header.name, header.secret_key_ref.name, header.secret_key_ref.key);
+            let headers: Vec<String> = grant.headers.iter().flatten().map(header).collect();
+            let with = if headers.is_empty() { String::new() } else { format!(" with {}", headers.join(" and ")) };
+            format!(", as http:// that the gateway takes to HTTPS{with}")
+        }
+    };
     format!("{to}{ports}{protocol}{addresses}")
 }
 

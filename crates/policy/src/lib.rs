@@ -10,6 +10,7 @@ mod contradictions;
 mod decide;
 mod effective;
 mod expression;
+mod https;
 mod input;
 mod judge;
 mod network;
@@ -26,15 +27,18 @@ mod subject;
 pub use approval::{
     Approval, Approving, Demanded, Digests, EVERYBODY, Excluded, Hashes, ToApprove, approving, data_hash, demanded, digests, is_revoked,
 };
-pub use capabilities::{CapabilityGrant, Found, Object, ObjectKind, Objects, asked_objects, granting, is_granted, might_be_granted};
+pub use capabilities::{AtGateway, CapabilityGrant, Found, Object, ObjectKind, Objects, asked_objects, granting, is_granted, might_be_granted};
 pub use containment::{Containment, Facts, containment, contains_anything};
 pub use contradictions::{Contradiction, contradictions};
-pub use decide::{Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of, script_hash};
+pub use decide::{AT_GATEWAY, Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of, script_hash};
 pub use effective::{Line, effective};
 pub use expression::Expression;
+pub use https::{Field, Https, SecretKey};
 pub use input::{InputDemand, input_demand};
 pub use judge::{judge, judge_denied, judge_input};
-pub use network::{Denied as DeniedHosts, Gateway, Granted as GrantedDestination, PERMISSION as NETWORK_PERMISSION, still_granted};
+pub use network::{
+    Denied as DeniedHosts, Gateway, Granted as GrantedDestination, PERMISSION as NETWORK_PERMISSION, adding, secrets_at_the_gateway, still_granted,
+};
 pub use network_limits::{NetworkLimits, network_limits};
 pub use output::{OutputGrant, SecretValues, output_grant};
 pub use quantity::{Quantity, QuantityError};

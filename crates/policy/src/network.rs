@@ -1,6 +1,6 @@
 //! Where a run may connect to: each destination that it asks for must be covered, as a whole, by every policy that says something of networks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use paddock_crds::{Capabilities, Effect, NetworkGrant, NetworkProtocol, PolicyRules, Problem, Reason, Suspend};
@@ -8,6 +8,7 @@ use paddock_destination::{BadDestination, ByName, Destination, HostPattern, Reac
 
 use crate::capabilities::{No, refusal};
 use crate::decide::{Policy, named};
+use crate::https::{self, Agreement, Https, SecretKey};
 
 /// Whether something is there that can carry what is granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Granted {
     pub rule: String,
     /// Nets beside public addresses that it may lead to.
     pub addresses: ByName,
+    /// How the gateway speaks with it for the script, where it does.
+    pub https: Option<Https>,
 }
 
 /// Hosts that are denied, with what denies them.
@@ -46,8 +49,10 @@ struct Entry {
     /// As its author wrote it.
     text: String,
     to: Reach,
+    /// As runs ask for them.
     ports: Vec<u16>,
     addresses: Option<Vec<IpNet>>,
+    https: Option<https::Said>,
 }
 
 /// Hosts and nets of one policy.
@@ -59,6 +64,7 @@ const fn usual_port(protocol: NetworkProtocol) -> u16 {
     match protocol {
         NetworkProtocol::Tls => 443,
         NetworkProtocol::Http => 80,
+        NetworkProtocol::Https => https::PORT,
     }
 }
 
@@ -108,16 +114,26 @@ fn entries(grant: &NetworkGrant, field: &str, problems: &mut Vec<Problem>) -> Ve
         problem("addresses and protocol belong to hosts");
         return Vec::new();
     }
+    let https = match https::read(grant) {
+        Ok(https) => https,
+        Err(why) => {
+            problem(&why);
+            return Vec::new();
+        }
+    };
     let protocol = grant.protocol.unwrap_or_default();
     let ports = match &grant.ports {
         None if is_of_hosts => Some(vec![usual_port(protocol)]),
         None => None,
         Some(ports) => ports.iter().map(|port| u16::try_from(*port).ok().filter(|port| *port > 0)).collect(),
     };
-    let Some(ports) = ports else {
+    let Some(mut ports) = ports else {
         problem("ports are 1 to 65535, and cidrs need them");
         return Vec::new();
     };
+    if https.is_some() {
+        ports.iter_mut().for_each(|port| *port = https::asked_port(*port));
+    }
     let mut nets = |list: &[String]| -> Vec<IpNet> {
         list.iter().filter_map(|text| take(net(text), &format!("{field}.addresses"), text, problems)).collect()
     };
@@ -126,13 +142,13 @@ fn entries(grant: &NetworkGrant, field: &str, problems: &mut Vec<Problem>) -> Ve
         let hosts = HostPattern::parse(text)?;
         Ok(match protocol {
             NetworkProtocol::Tls => Reach::Hosts(hosts),
-            NetworkProtocol::Http => Reach::Plain(hosts),
+            NetworkProtocol::Http | NetworkProtocol::Https => Reach::Plain(hosts),
         })
     };
     let read = |text: &String| if is_of_hosts { hosts(text) } else { Reach::of_cidr(text) };
     let entry = |text: &String| {
         let to = take(read(text), field, text, problems)?;
-        Some(Entry { text: text.clone(), to, ports: ports.clone(), addresses: addresses.clone() })
+        Some(Entry { text: text.clone(), to, ports: ports.clone(), addresses: addresses.clone(), https: https.clone() })
     };
     texts.iter().filter_map(entry).collect()
 }
@@ -163,21 +179,56 @@ pub(crate) fn destination(policies: &[&Policy], asked: &str, gateway: Gateway) -
     }
     let mut rule = None;
     let mut addresses = ByName::default();
+    let mut agreement = Agreement::default();
     for policy in policies {
-        let Some(entries) = said(policy) else { continue };
-        let covering: Vec<&Entry> = entries.iter().filter(|entry| entry.to.covers(&to.to) && entry.ports.contains(&to.port)).collect();
+        let Some(covering) = covering(policy, &to) else { continue };
         let Some(first) = covering.first() else { return refuse(named(policy, "capabilities.network")) };
-        rule = Some(named(policy, &format!("capabilities.network[{}]", first.text)));
+        let field = format!("capabilities.network[{}]", first.text);
+        if let Err(what) = agreement.join(first.https.as_ref(), policy.effect) {
+            let rule = named(policy, &format!("{field}.{what}"));
+            let message = format!("the policies that grant {permission} do not say the same of it ({rule})");
+            return Err((rule, Reason::CapabilityRefused, message));
+        }
+        rule = Some(named(policy, &field));
         addresses.0.extend(addresses_of(policy, &covering));
     }
+    let https = agreement.https(to.port);
     match (rule, gateway) {
         (None, _) => refuse("built-in: network".into()),
         (Some(_), Gateway::Absent) => {
             let message = format!("{permission} is granted, but the egress gateway is not installed in this cluster");
             Err(("built-in: what can be given".into(), Reason::CapabilityUnusable, message))
         }
-        (Some(rule), Gateway::Installed) => Ok(Granted { to, rule, addresses }),
+        (Some(rule), Gateway::Installed) => Ok(Granted { to, rule, addresses, https }),
     }
+}
+
+/// What of a policy covers a destination: what it says first counts. `None` if it leaves networks to the others.
+fn covering<'a>(policy: &'a Policy, to: &Destination) -> Option<Vec<&'a Entry>> {
+    let covers = |entry: &&Entry| entry.to.covers(&to.to) && entry.ports.contains(&to.port);
+    let covering: Vec<&Entry> = said(policy)?.iter().filter(covers).collect();
+    let is_https = covering.first().is_some_and(|first| first.https.is_some());
+    Some(covering.into_iter().filter(|entry| entry.https.is_some() == is_https).collect())
+}
+
+/// The policies by which the gateway adds Secrets to what is said to a host: their authors answer for it.
+pub fn adding<'a>(policies: &[&'a Policy], to: &Destination) -> Vec<&'a Policy> {
+    let adds = |policy: &&&Policy| {
+        let said = covering(policy, to).and_then(|covering| covering.first()?.https.as_ref());
+        said.is_some_and(https::Said::adds)
+    };
+    policies.iter().filter(adds).copied().collect()
+}
+
+/// Keys of Secrets that the gateway needs for what a run asks for, with the destinations for which it needs them.
+pub fn secrets_at_the_gateway(policies: &[&Policy], asked: &Capabilities) -> BTreeMap<SecretKey, Vec<Destination>> {
+    let mut needed = BTreeMap::<SecretKey, Vec<Destination>>::new();
+    for granted in self::asked(asked).into_iter().filter_map(|text| destination(policies, text, Gateway::Installed).ok()) {
+        for field in granted.https.into_iter().flat_map(|https| https.fields) {
+            needed.entry(field.secret).or_default().push(granted.to.clone());
+        }
+    }
+    needed
 }
 
 /// Every host that a policy denies, with what denies it: also within what is granted.

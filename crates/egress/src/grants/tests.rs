@@ -15,7 +15,7 @@ fn token(number: u8) -> TokenHash {
 }
 
 fn rule(name: &str, to: &str, allowed: &[&str]) -> Rule {
-    Rule { name: name.into(), to: Destination::parse(to).unwrap(), allowed: by_name(allowed) }
+    Rule { name: name.into(), to: Destination::parse(to).unwrap(), allowed: by_name(allowed), https: None }
 }
 
 fn by_name(nets: &[&str]) -> ByName {

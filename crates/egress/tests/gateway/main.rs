@@ -3,4 +3,5 @@
 
 mod attacks;
 mod http;
+mod https;
 mod world;

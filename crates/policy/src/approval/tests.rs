@@ -176,7 +176,7 @@ fn the_digests_are_those_of_the_vectors() {
 
 fn to(text: &str) -> GrantedDestination {
     let to = paddock_destination::Destination::parse(text).unwrap();
-    GrantedDestination { to, rule: "rule".into(), addresses: paddock_destination::ByName::default() }
+    GrantedDestination { to, rule: "rule".into(), addresses: paddock_destination::ByName::default(), https: None }
 }
 
 #[test]

@@ -45,6 +45,7 @@ fn asked(policies: &[Policy], capabilities: Value, objects: Objects) -> Outcome 
         priority: None,
         capabilities: serde_json::from_value(capabilities).unwrap(),
         objects,
+        at_gateway: AtGateway::new(),
         gateway: crate::Gateway::Absent,
     };
     decide(policies, &ask)

@@ -1,7 +1,7 @@
 //! Laws that hold for every set of policies.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use paddock_crds::{CapabilityRules, Deny, Limits, NetworkGrant, NetworkProtocol, ObjectGrant, Runtime};
+use paddock_crds::{CapabilityRules, Deny, Limits, NetworkGrant, NetworkProtocol, ObjectGrant, Runtime, SecretHeader, SecretKeyRef};
 use proptest::option::of as maybe;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -98,7 +98,7 @@ fn base() -> Policy {
     };
     let all =
         vec![ObjectGrant { name: None, selector: Some(LabelSelector::default()) }, ObjectGrant { name: Some("c".into()), selector: None }];
-    let network = Some(vec![to("*.example.com", Some(&["10.0.0.0/8"])), to("http://*.example.com", None), to("192.0.2.0/24", None)]);
+    let network = Some(vec![to("*.example.com", Some(&["10.0.0.0/8"])), to("http://*.example.com", None), to("192.0.2.0/24", None), over_https("*.example.com", Some("a"))]);
     let (secrets, data, volumes) = (Some(all.clone()), Some(all.clone()), Some(all));
     let capabilities = Some(CapabilityRules { network, secrets, data, volumes, dynamic_code: Some(true), subprocess: Some(true) });
     Policy::new(taken, Effect::Allow, PolicyRules { runtimes: Some(runtimes.to_vec()), limits, capabilities, ..PolicyRules::default() })
@@ -110,7 +110,18 @@ fn to(text: &str, addresses: Option<&[&str]>) -> NetworkGrant {
     let texts = Some(vec![text.to_owned()]);
     let (hosts, cidrs) = if text.contains('/') { (None, texts) } else { (texts, None) };
     let addresses = addresses.map(|nets| nets.iter().map(|net| (*net).to_owned()).collect());
-    NetworkGrant { hosts, cidrs, protocol, ports: Some(vec![443, 5432]), addresses }
+    NetworkGrant { hosts, cidrs, protocol, ports: Some(vec![443, 5432]), addresses, ..NetworkGrant::default() }
+}
+
+/// A host that the gateway speaks HTTPS with, with this Secret, or whatever others say.
+fn over_https(host: &str, secret: Option<&str>) -> NetworkGrant {
+    let header = |name: &str| SecretHeader {
+        name: "Authorization".into(),
+        prefix: None,
+        secret_key_ref: SecretKeyRef { name: name.into(), key: "token".into() },
+    };
+    let headers = secret.map(|name| vec![header(name)]);
+    NetworkGrant { protocol: Some(NetworkProtocol::Https), ports: Some(vec![443]), headers, ..to(host, Some(&["10.1.0.0/16"])) }
 }
 
 fn asks() -> impl Strategy<Value = Ask> {
@@ -123,6 +134,7 @@ fn asks() -> impl Strategy<Value = Ask> {
             priority,
             capabilities,
             objects: objects(),
+            at_gateway: AtGateway::new(),
             gateway: Gateway::Installed,
         },
     )
@@ -131,8 +143,8 @@ fn asks() -> impl Strategy<Value = Ask> {
 fn asked() -> impl Strategy<Value = Capabilities> {
     let secrets = subsequence(vec!["a", "b", "c"], 0..=3);
     let network = subsequence(
-        vec!["api.example.com", "*.example.com:5432", "tcp://192.0.2.0/25:443", "http://api.example.com:443", "www.example.com"],
-        0..=5,
+        vec!["api.example.com", "*.example.com:5432", "tcp://192.0.2.0/25:443", "http://api.example.com:443", "www.example.com", "http://api.example.com"],
+        0..=6,
     );
     let named = |names: Vec<&'static str>| names.into_iter().map(Into::into).collect();
     let others = (subsequence(vec!["a", "b", "c"], 0..=3), subsequence(vec!["a", "b", "c"], 0..=3), any::<bool>());
@@ -166,13 +178,17 @@ fn capabilities() -> impl Strategy<Value = Option<CapabilityRules>> {
         ObjectGrant { name: None, selector: Some(LabelSelector::default()) },
     ];
     let nets: [Option<&[&str]>; 4] = [None, Some(&[]), Some(&["10.1.0.0/16"]), Some(&["10.0.0.0/7", "192.168.0.0/16"])];
-    let hosts = ["*.example.com", "api.example.com", "http://api.example.com", "192.0.2.0/24", "www.example.com"];
-    let network = maybe(subsequence(hosts.to_vec(), 0..=4));
+    let hosts = ["*.example.com", "api.example.com", "http://api.example.com", "192.0.2.0/24", "www.example.com", "api.example.com a", "*.example.com b", "api.example.com "];
+    let network = maybe(subsequence(hosts.to_vec(), 0..=6));
     let objects = || maybe(subsequence(grants.to_vec(), 0..=5));
     let words = (maybe(any::<bool>()), maybe(any::<bool>()));
     maybe((objects(), objects(), objects(), words, network, select(nets.to_vec()))).prop_map(|rules| {
         rules.map(|(secrets, data, volumes, (dynamic_code, subprocess), network, nets)| {
-            let network = network.map(|hosts| hosts.into_iter().map(|host| to(host, nets.filter(|_| !host.contains('/')))).collect());
+            let grant = |host: &str| match host.split_once(' ') {
+                Some((host, secret)) => over_https(host, Some(secret).filter(|secret| !secret.is_empty())),
+                None => to(host, nets.filter(|_| !host.contains('/') || host.starts_with("http"))),
+            };
+            let network = network.map(|hosts| hosts.into_iter().map(grant).collect());
             CapabilityRules { network, secrets, data, volumes, dynamic_code, subprocess }
         })
     })
@@ -204,7 +220,7 @@ fn is_within(narrow: &Grant, wide: &Grant) -> bool {
 
 fn leads_within(narrow: &network::Granted, wide: &network::Granted) -> bool {
     // Whoever said something still does.
-    narrow.to == wide.to && !wide.addresses.0.is_empty() && wide.addresses.0.iter().all(|said| narrow.addresses.0.contains(said))
+    narrow.to == wide.to && narrow.https == wide.https && !wide.addresses.0.is_empty() && wide.addresses.0.iter().all(|said| narrow.addresses.0.contains(said))
 }
 
 /// None is no bound.

@@ -37,6 +37,7 @@ fn ask() -> Ask {
         priority: None,
         capabilities: Capabilities::default(),
         objects: Objects::new(),
+        at_gateway: AtGateway::new(),
         gateway: Gateway::Installed,
     }
 }

@@ -177,3 +177,77 @@ fn what_is_told_for_one_policy_is_bounded_however_often_it_says_the_same() {
     let problems = policy(Effect::Allow, network(json!([same, more]))).problems;
     assert_eq!(problems[0].to_string(), "capabilities.network: 65 different addresses are more than the 64 that a policy may have");
 }
+
+fn over_https(host: &str, more: Value) -> Value {
+    let mut grant = json!({ "hosts": [host], "protocol": "HTTPS" });
+    grant.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    grant
+}
+
+fn headers(secret: &str) -> Value {
+    json!([{ "name": "Authorization", "prefix": "Bearer ", "secretKeyRef": { "name": secret, "key": "token" } }])
+}
+
+#[test]
+fn a_host_over_https_is_asked_for_as_it_is_called() {
+    let grant = over_https("api.example.com", json!({ "headers": headers("api"), "ports": [443, 8443] }));
+    let base = [policy(Effect::Allow, network(json!([grant])))];
+    let https = |asked: &str| decided(&base, asked).map(|granted| granted.https.unwrap());
+    let secret = SecretKey { name: "api".into(), key: "token".into() };
+    let field = https::Field { name: "authorization".into(), prefix: "Bearer ".into(), secret: secret.clone() };
+    assert_eq!(https("http://api.example.com"), Ok(Https { port: 443, fields: vec![field], authorities: None }));
+    assert_eq!(https("http://api.example.com:8443").unwrap().port, 8443);
+    for other in ["api.example.com", "http://api.example.com:443", "http://www.example.com"] {
+        assert_eq!(https(other), Err("ClusterSandboxPolicy/base: capabilities.network".into()), "{other}");
+    }
+    let policies: Vec<&Policy> = base.iter().collect();
+    let asked = Capabilities { network: vec!["http://api.example.com".into(), "http://no.example.com".into()], ..Capabilities::default() };
+    assert_eq!(secrets_at_the_gateway(&policies, &asked).into_keys().collect::<Vec<_>>(), [secret]);
+    assert_eq!(adding(&policies, &Destination::parse("http://api.example.com").unwrap()), policies);
+}
+
+#[rstest]
+#[case::silent(json!([over_https("*.example.com", json!({}))]), Ok(1))]
+#[case::the_same(json!([over_https("api.example.com", json!({ "headers": headers("api") }))]), Ok(1))]
+#[case::nothing(json!([over_https("api.example.com", json!({ "headers": [] }))]), Err("[api.example.com].headers"))]
+#[case::another_secret(json!([over_https("api.example.com", json!({ "headers": headers("other") }))]), Err("[api.example.com].headers"))]
+#[case::other_authorities(json!([over_https("api.example.com", json!({ "caBundle": BUNDLE }))]), Err("[api.example.com].caBundle"))]
+#[case::in_the_clear(json!([{ "hosts": ["api.example.com"], "protocol": "HTTP" }]), Err("[api.example.com].protocol"))]
+#[case::what_comes_first(json!([{ "hosts": ["*.example.com"], "protocol": "HTTP" }, over_https("api.example.com", json!({}))]), Err("[*.example.com].protocol"))]
+fn policies_that_grant_https_must_say_the_same(#[case] own: Value, #[case] expected: Result<usize, &str>) {
+    let grant = over_https("api.example.com", json!({ "headers": headers("api") }));
+    let all = [policy(Effect::Allow, network(json!([grant]))), policy(Effect::Restrict, network(own))];
+    let fields = decided(&all, "http://api.example.com").map(|granted| granted.https.unwrap().fields.len());
+    assert_eq!(fields, expected.map_err(|rule| format!("SandboxPolicy/own: capabilities.network{rule}")));
+}
+
+/// `-----BEGIN CERTIFICATE-----`, as base64.
+const BUNDLE: &str = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t";
+
+#[test]
+fn who_allows_and_is_silent_adds_nothing() {
+    let silent = policy(Effect::Allow, network(json!([over_https("api.example.com", json!({}))])));
+    let own = |more| policy(Effect::Restrict, network(json!([over_https("api.example.com", more)])));
+    let granted = decided(std::slice::from_ref(&silent), "http://api.example.com").unwrap();
+    assert_eq!(granted.https, Some(Https { port: 443, fields: Vec::new(), authorities: None }));
+    for more in [json!({ "headers": headers("api") }), json!({ "caBundle": BUNDLE })] {
+        assert!(decided(&[silent.clone(), own(more)], "http://api.example.com").is_err());
+    }
+}
+
+#[rstest]
+#[case::headers_without_https(json!({ "hosts": ["a.example.com"], "headers": [] }))]
+#[case::bundle_without_https(json!({ "hosts": ["a.example.com"], "protocol": "HTTP", "caBundle": BUNDLE }))]
+#[case::port_80(over_https("a.example.com", json!({ "ports": [80] })))]
+#[case::a_field_of_the_gateway(over_https("a.example.com", json!({ "headers": [{ "name": "Host", "secretKeyRef": { "name": "a", "key": "b" } }] })))]
+#[case::no_name(over_https("a.example.com", json!({ "headers": [{ "name": "A b", "secretKeyRef": { "name": "a", "key": "b" } }] })))]
+#[case::twice(over_https("a.example.com", json!({ "headers": [
+    { "name": "X-A", "secretKeyRef": { "name": "a", "key": "b" } }, { "name": "x-a", "secretKeyRef": { "name": "a", "key": "b" } },
+] })))]
+#[case::two_lines(over_https("a.example.com", json!({ "headers": [{ "name": "A", "prefix": "a\r\nB: ", "secretKeyRef": { "name": "a", "key": "b" } }] })))]
+#[case::no_secret(over_https("a.example.com", json!({ "headers": [{ "name": "A", "secretKeyRef": { "name": "../a", "key": "b" } }] })))]
+#[case::no_bundle(over_https("a.example.com", json!({ "caBundle": "AAAA" })))]
+fn what_cannot_be_meant_is_a_problem_of_the_policy(#[case] grant: Value) {
+    let policy = policy(Effect::Allow, network(json!([grant])));
+    assert_eq!(policy.problems.iter().map(|problem| problem.field.as_str()).collect::<Vec<_>>(), ["capabilities.network[0]"]);
+}
