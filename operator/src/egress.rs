@@ -4,6 +4,7 @@
 pub(crate) mod authority;
 pub(crate) mod granted;
 pub(crate) mod replicas;
+pub(crate) mod secrets;
 pub(crate) mod used;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -28,6 +29,7 @@ use crate::script_run::pod_facts::PodSeen;
 use authority::Trusted;
 use granted::{Live, ToTell, to_tell, told};
 use replicas::Replicas;
+use secrets::{Needs, ToldToRuns, Values};
 use used::{Used, UsedByRuns};
 
 /// The name in the gateway's certificate.
@@ -69,6 +71,12 @@ pub(crate) struct Egress {
     replicas: Replicas,
     /// What runs have used, until they are over.
     used: Mutex<UsedByRuns>,
+    /// Secrets that the gateway adds for runs that live, and what is known of them.
+    needs: Mutex<Needs>,
+    values: Mutex<Values>,
+    /// Some of them were not read yet.
+    missing: Notify,
+    told_to_runs: Mutex<ToldToRuns>,
 }
 
 /// Where the gateway is, and how it is known.
@@ -98,6 +106,10 @@ impl Egress {
             wanted: watch::Sender::new(Arc::default()),
             replicas: Replicas::default(),
             used: Mutex::default(),
+            needs: Mutex::default(),
+            values: Mutex::default(),
+            missing: Notify::new(),
+            told_to_runs: Mutex::default(),
         }
     }
 
@@ -123,6 +135,7 @@ impl Egress {
                 shown.insert(uid.clone())
             } else {
                 lock(&self.used).forget(&uid);
+                lock(&self.told_to_runs).forget(&uid);
                 shown.remove(&uid)
             };
         }
@@ -149,6 +162,7 @@ impl Egress {
         let mut shown = lock(&self.shown);
         shown.remove(uid);
         lock(&self.used).forget(uid);
+        lock(&self.told_to_runs).forget(uid);
         drop(shown);
         self.withdraw(uid);
     }
@@ -172,23 +186,44 @@ impl Egress {
         }
     }
 
-    /// Whether every run that may be granted something was seen: who begins to tell before that cuts the tunnels of those that were not.
+    /// Whether every run that may be granted something was seen, and what it is granted is known: who begins to tell before that cuts the tunnels of
+    /// those that were not.
     fn has_seen_all(&self, context: &Context) -> bool {
         let shown = lock(&self.shown);
-        context.active_runs().is_some_and(|active| active.iter().all(|uid| shown.contains(uid)))
+        let are_shown = context.active_runs().is_some_and(|active| active.iter().all(|uid| shown.contains(uid)));
+        let wanted = self.wanted.borrow();
+        are_shown && lock(&self.live).keys().all(|uid| wanted.contains_key(uid))
     }
 
     /// What all runs are granted now.
     fn compute(&self, context: &Context, nets: &[IpNet]) -> All {
         let before = self.wanted.borrow().clone();
-        let mut all = All::new();
+        let values = lock(&self.values).clone();
+        let (mut all, mut needs) = (All::new(), Needs::new());
         for (uid, live) in lock(&self.live).iter() {
             let policies = policies_of(&live.namespace, &live.policy, context);
             let token = context.results.sealing_key.token_of_run(uid);
-            let new = Granted { told: told(uid, live, &policies, &token, nets), expires: live.expires };
-            let known = before.get(uid).filter(|known| ***known == new).cloned();
+            let mut own = Needs::new();
+            let told = told((uid, live), &policies, &token, nets, (&values, &mut own));
+            let is_complete = own.keys().all(|place| values.contains_key(place));
+            needs.append(&mut own.clone());
+            let known = before.get(uid);
+            // A script does not start before what it needs was read.
+            if known.is_none() && !is_complete {
+                continue;
+            }
+            let new = Granted { told, expires: live.expires };
+            let known = known.filter(|known| ***known == new).cloned();
             all.insert(uid.clone(), known.unwrap_or_else(|| Arc::new(new)));
+            let had = own.keys().filter(|place| live.secrets.contains(&place.secret));
+            for (place, value) in had.filter_map(|place| Some((place, values.get(place)?.as_ref()?))) {
+                lock(&self.told_to_runs).remember(uid, &place.secret, value);
+            }
         }
+        if needs.keys().any(|place| !values.contains_key(place)) {
+            self.missing.notify_one();
+        }
+        *lock(&self.needs) = needs;
         all
     }
 }
@@ -216,7 +251,7 @@ pub(crate) async fn run(context: Arc<Context>, changes: watch::Receiver<()>) {
         }
         replicas::follow(&context, &installed.service).await;
     };
-    tokio::join!(find(&context, &installed), grant(&context, &installed, changes), tell, guard(&context));
+    tokio::join!(find(&context, &installed), grant(&context, &installed, changes), tell, guard(&context), secrets::keep(&context));
 }
 
 /// Puts the network policies around sandboxes with a network right, wherever there are any.

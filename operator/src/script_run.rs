@@ -3,7 +3,7 @@
 //! `observe` reads, `next_step` decides and is pure, `apply` acts, `compute_status` is pure, `write_status` writes. A run that needs
 //! several steps takes them in one pass, each on what the API server answered to the one before.
 
-mod access;
+pub(crate) mod access;
 #[cfg(test)]
 mod answers;
 pub(crate) mod apply;

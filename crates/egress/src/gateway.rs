@@ -26,8 +26,8 @@ use crate::connections::Connections;
 use crate::dial::{Resolve, dial};
 use crate::forward::{self, Ended, for_the_host};
 use crate::grants::{Grants, Message, Protocol, Verdict};
-use crate::https::Https;
 use crate::hello::{self, server_name};
+use crate::https::Https;
 use crate::live::{Live, NoTunnel, Tunnel};
 use crate::wire::{Outcome, Report};
 

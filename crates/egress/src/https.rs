@@ -149,7 +149,8 @@ impl Https {
 
     /// Covers the values in what a host answers, so that one that repeats the head of a request does not tell them.
     pub(crate) fn cover(&self, headers: &mut HeaderMap) {
-        let secrets = self.fields.iter().filter_map(|field| Some((field.name.to_string(), field.value.as_ref()?.secret.as_bytes().to_vec())));
+        let secrets =
+            self.fields.iter().filter_map(|field| Some((field.name.to_string(), field.value.as_ref()?.secret.as_bytes().to_vec())));
         let secrets: Vec<(String, Vec<u8>)> = secrets.collect();
         if secrets.is_empty() {
             return;
@@ -208,7 +209,8 @@ fn contains(text: &[u8], what: &[u8]) -> bool {
 }
 
 fn config(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider())).with_safe_default_protocol_versions();
+    let builder =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider())).with_safe_default_protocol_versions();
     let mut config = builder.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // A session of one tenant is not gone on with by another.

@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use paddock_destination::{ByName, Destination, HostPattern};
 use serde::{Deserialize, Serialize};
 
-use crate::https::ToldHttps;
 use crate::grants::{Budget, Grant, Message, Rule, TokenHash};
+use crate::https::ToldHttps;
 
 /// Longest line, in bytes: a grant of 32 destinations, for each of which 64 policies name 64 nets, is below it.
 pub const LONGEST_LINE: usize = 8 << 20;

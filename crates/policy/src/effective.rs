@@ -127,7 +127,8 @@ fn network_grant(grant: &NetworkGrant) -> String {
         NetworkProtocol::Tls => String::new(),
         NetworkProtocol::Http => ", over http://".to_owned(),
         NetworkProtocol::Https => {
-            let header = |header: &SecretHeader| format!("{} from {}/{}", header.name, header.secret_key_ref.name, header.secret_key_ref.key);
+            let header =
+                |header: &SecretHeader| format!("{} from {}/{}", header.name, header.secret_key_ref.name, header.secret_key_ref.key);
             let headers: Vec<String> = grant.headers.iter().flatten().map(header).collect();
             let with = if headers.is_empty() { String::new() } else { format!(" with {}", headers.join(" and ")) };
             format!(", as http:// that the gateway takes to HTTPS{with}")

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::capabilities::is_a_name;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use crate::capabilities::is_a_name;
 use paddock_crds::{Effect, NetworkGrant, NetworkProtocol, SecretHeader};
 
 /// The port of HTTPS. A run asks for it without a port, as it calls the host: `http://HOST`.
@@ -117,7 +117,8 @@ fn field(header: &SecretHeader) -> Result<Field, String> {
 /// Whether they are certificates is seen by the gateway.
 fn authorities(bundle: &str) -> Result<String, String> {
     let text = STANDARD.decode(bundle.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    text.filter(|text| text.contains("-----BEGIN CERTIFICATE-----")).ok_or_else(|| "caBundle is no base64 of certificates as PEM".to_owned())
+    text.filter(|text| text.contains("-----BEGIN CERTIFICATE-----"))
+        .ok_or_else(|| "caBundle is no base64 of certificates as PEM".to_owned())
 }
 
 /// What policies say together: each that says something must say the same. Who allows and is silent adds nothing, and trusts whom everybody trusts.

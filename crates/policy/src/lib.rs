@@ -27,7 +27,9 @@ mod subject;
 pub use approval::{
     Approval, Approving, Demanded, Digests, EVERYBODY, Excluded, Hashes, ToApprove, approving, data_hash, demanded, digests, is_revoked,
 };
-pub use capabilities::{AtGateway, CapabilityGrant, Found, Object, ObjectKind, Objects, asked_objects, granting, is_granted, might_be_granted};
+pub use capabilities::{
+    AtGateway, CapabilityGrant, Found, Object, ObjectKind, Objects, asked_objects, granting, is_granted, might_be_granted,
+};
 pub use containment::{Containment, Facts, containment, contains_anything};
 pub use contradictions::{Contradiction, contradictions};
 pub use decide::{AT_GATEWAY, Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of, script_hash};
@@ -37,7 +39,8 @@ pub use https::{Field, Https, SecretKey};
 pub use input::{InputDemand, input_demand};
 pub use judge::{judge, judge_denied, judge_input};
 pub use network::{
-    Denied as DeniedHosts, Gateway, Granted as GrantedDestination, PERMISSION as NETWORK_PERMISSION, adding, secrets_at_the_gateway, still_granted,
+    Denied as DeniedHosts, Gateway, Granted as GrantedDestination, PERMISSION as NETWORK_PERMISSION, adding, secrets_at_the_gateway,
+    still_granted,
 };
 pub use network_limits::{NetworkLimits, network_limits};
 pub use output::{OutputGrant, SecretValues, output_grant};

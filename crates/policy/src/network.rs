@@ -1,5 +1,6 @@
 //! Where a run may connect to: each destination that it asks for must be covered, as a whole, by every policy that says something of networks.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
@@ -212,12 +213,12 @@ fn covering<'a>(policy: &'a Policy, to: &Destination) -> Option<Vec<&'a Entry>> 
 }
 
 /// The policies by which the gateway adds Secrets to what is said to a host: their authors answer for it.
-pub fn adding<'a>(policies: &[&'a Policy], to: &Destination) -> Vec<&'a Policy> {
-    let adds = |policy: &&&Policy| {
-        let said = covering(policy, to).and_then(|covering| covering.first()?.https.as_ref());
+pub fn adding<'a, P: Borrow<Policy>>(policies: &'a [P], to: &Destination) -> Vec<&'a P> {
+    let adds = |policy: &&P| {
+        let said = covering((*policy).borrow(), to).and_then(|covering| covering.first()?.https.as_ref());
         said.is_some_and(https::Said::adds)
     };
-    policies.iter().filter(adds).copied().collect()
+    policies.iter().filter(adds).collect()
 }
 
 /// Keys of Secrets that the gateway needs for what a run asks for, with the destinations for which it needs them.

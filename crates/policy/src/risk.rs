@@ -68,7 +68,12 @@ mod tests {
 
     fn to(text: &str, addresses: &[&[&str]]) -> Granted {
         let nets = |nets: &&[&str]| nets.iter().map(|net| net.parse().unwrap()).collect();
-        Granted { to: Destination::parse(text).unwrap(), rule: String::new(), addresses: ByName(addresses.iter().map(nets).collect()), https: None }
+        Granted {
+            to: Destination::parse(text).unwrap(),
+            rule: String::new(),
+            addresses: ByName(addresses.iter().map(nets).collect()),
+            https: None,
+        }
     }
 
     fn given(kind: ObjectKind) -> CapabilityGrant {

@@ -1,14 +1,17 @@
 //! What a run that lives is granted of the network. Pure.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use paddock_crds::{ConditionType, PolicyRef, ScriptRun, ScriptRunStatus, Verdict};
 use paddock_egress::ask::hash;
 use paddock_egress::wire::{Told, ToldRule, token_text};
-use paddock_policy::{NETWORK_PERMISSION, Policy, network_limits, still_granted};
+use paddock_policy::{NETWORK_PERMISSION, Policy, SecretKey, adding, network_limits, still_granted};
 
+use super::secrets::{self, Needs, Place, Values};
 use crate::config::Settings;
 use crate::script_run::pod_facts::PodSeen;
 use crate::script_run::validate::PoliciesSeen;
@@ -27,6 +30,8 @@ pub(crate) struct Live {
     pub(crate) policy: PolicyRef,
     /// What was granted when it was admitted, as in `status.decisions`.
     pub(crate) permissions: Vec<String>,
+    /// What the gateway might add, as it was decided then.
+    pub(crate) secrets: BTreeSet<SecretKey>,
     pub(crate) pod: Vec<IpAddr>,
     pub(crate) expires: Instant,
 }
@@ -78,13 +83,21 @@ pub(crate) fn to_tell(run: &ScriptRun, pod: &PodSeen, settings: &Settings, now: 
         name: run.metadata.name.clone().unwrap_or_default(),
         policy: run.spec.policy_ref.clone(),
         permissions,
+        secrets: secrets::decided(status),
         pod: pod.addresses.clone(),
         expires: now + Duration::from_secs(lifetime),
     })
 }
 
 /// As the gateway is told it. A run that is granted nothing any more is known all the same: what it asks for is refused for that reason.
-pub(crate) fn told(uid: &str, live: &Live, policies: &PoliciesSeen, token: &str, cluster: &[IpNet]) -> Told {
+/// What it needs of Secrets is put into `needs`, and told as far as `values` has it.
+pub(crate) fn told(
+    (uid, live): (&str, &Live),
+    policies: &PoliciesSeen,
+    token: &str,
+    cluster: &[IpNet],
+    (values, needs): (&Values, &mut Needs),
+) -> Told {
     let taking_part: Vec<&Policy> = policies.taking_part.iter().map(AsRef::as_ref).collect();
     // A policy that the run names and that is not there any more may have narrowed what the others grant.
     let is_named = |policy: &&Policy| policy.taken.kind == live.policy.kind && policy.taken.name == live.policy.name;
@@ -92,14 +105,26 @@ pub(crate) fn told(uid: &str, live: &Live, policies: &PoliciesSeen, token: &str,
     let (granted, denied) = if are_known { still_granted(&taking_part, &live.permissions) } else { (Vec::new(), Vec::new()) };
     let nets: usize = granted.iter().map(|granted| granted.addresses.0.iter().map(Vec::len).sum::<usize>()).sum();
     let (granted, denied) = if nets + denied.len() > MOST { (Vec::new(), Vec::new()) } else { (granted, denied) };
-    let rules = granted.into_iter().map(|granted| ToldRule { name: granted.rule, to: granted.to.to_string(), allowed: granted.addresses });
+    let rules = granted.into_iter().map(|granted| {
+        let adding: Vec<Arc<Policy>> = adding(&policies.taking_part, &granted.to).into_iter().cloned().collect();
+        let value = |secret: &SecretKey| {
+            let place = Place::new(&live.namespace, secret, &adding);
+            // What was not decided on is not added, and nothing is asked without it.
+            let value = live.secrets.contains(secret).then(|| values.get(&place).cloned().flatten());
+            needs.insert(place, adding.clone());
+            value.flatten()
+        };
+        let https = granted.https.map(|https| secrets::told(https, value));
+        ToldRule { name: granted.rule, to: granted.to.to_string(), allowed: granted.addresses, https }
+    });
+    let rules: Vec<ToldRule> = rules.collect();
     let limits = network_limits(&taking_part);
     Told {
         run: uid.to_owned(),
         name: format!("{}/{}", live.namespace, live.name),
         token: token_text(&hash(token.as_bytes())),
         pod: live.pod.clone(),
-        rules: rules.collect(),
+        rules,
         denied: denied.into_iter().map(|(hosts, rule)| (hosts.to_string(), rule)).collect(),
         cluster: cluster.to_vec(),
         expires_in: 0,
@@ -113,6 +138,7 @@ mod tests {
     use std::sync::Arc;
 
     use paddock_crds::{Decision, Effect, PolicyKind, PolicyRef, Reason, TakenPolicy};
+    use paddock_egress::https::SecretText;
     use rstest::rstest;
     use serde_json::{Value, json};
 
@@ -178,7 +204,7 @@ mod tests {
     fn policies_that_do_not_grant_it_any_more_leave_no_rule() {
         let ToTell::This(live) = of(&granted_run(), |_| ()) else { panic!("nothing is told") };
         let nets: Vec<IpNet> = vec!["10.244.0.0/16".parse().unwrap()];
-        let told = |policies: &PoliciesSeen| told("uid", &live, policies, "token", &nets);
+        let told = |policies: &PoliciesSeen| told(("uid", &live), policies, "token", &nets, (&Values::new(), &mut Needs::new()));
         let grants = |hosts: &str| json!({ "capabilities": { "network": [{ "hosts": [hosts] }] }, "deny": { "hosts": ["x.example.com"] } });
         let one = told(&policies(grants("*.example.com")));
         assert_eq!((one.rules.len(), one.rules[0].to.as_str()), (1, "api.example.com:443"));
@@ -198,6 +224,42 @@ mod tests {
         }
         // The SandboxPolicy that the run names was deleted: what it had narrowed is not wide again.
         let live = Live { policy: PolicyRef { kind: PolicyKind::SandboxPolicy, name: "narrow".into() }, ..live.clone() };
-        assert_eq!(super::told("uid", &live, &policies(grants("*.example.com")), "token", &nets).rules, []);
+        let gone = super::told(("uid", &live), &policies(grants("*.example.com")), "token", &nets, (&Values::new(), &mut Needs::new()));
+        assert_eq!(gone.rules, []);
+    }
+
+    #[test]
+    fn a_secret_is_told_if_it_was_decided_on_and_read_under_these_policies() {
+        let mut run = granted_run();
+        let decisions = &mut run.status.as_mut().unwrap().decisions;
+        for permission in ["network:http://api.example.com:80", "gateway-secret:api/token"] {
+            decisions.push(Decision { permission: permission.into(), verdict: Verdict::Granted, rule: "rule".into() });
+        }
+        let ToTell::This(live) = of(&run, |_| ()) else { panic!("nothing is told") };
+        let under = |secret: &str, generation| {
+            let header = json!({ "name": "Authorization", "prefix": "Bearer ", "secretKeyRef": { "name": secret, "key": "token" } });
+            let grant = json!({ "hosts": ["api.example.com"], "protocol": "HTTPS", "headers": [header] });
+            let seen = policies(json!({ "capabilities": { "network": [grant] } }));
+            let mut policy = (*seen.taking_part[0]).clone();
+            policy.taken.generation = generation;
+            PoliciesSeen { taking_part: vec![Arc::new(policy)], ..seen }
+        };
+        let told = |policies: &PoliciesSeen, values: &Values| {
+            let mut needs = Needs::new();
+            let told = told(("uid", &live), policies, "token", &[], (values, &mut needs));
+            let https = told.rules[0].https.clone().unwrap();
+            (https.fields[0].secret.clone(), needs.into_keys().collect::<Vec<_>>())
+        };
+        let (missing, needs) = told(&under("api", 1), &Values::new());
+        assert_eq!((missing, needs.len()), (None, 1));
+        let values: Values = [(needs[0].clone(), Some(b"hunter2".to_vec()))].into();
+        assert_eq!(told(&under("api", 1), &values), (Some(SecretText::of(b"hunter2")), needs.clone()));
+        // Whoever wrote the next generation may be somebody else.
+        assert_eq!(told(&under("api", 2), &values).0, None);
+        let (other, needs) = told(&under("other", 1), &values);
+        assert_eq!((other, needs[0].secret.name.as_str()), (None, "other"));
+        let read: Values = [(needs[0].clone(), Some(b"hunter3".to_vec()))].into();
+        assert_eq!(told(&under("other", 1), &read).0, None, "it was not decided on");
+        assert_eq!(told(&under("api", 1), &[(told(&under("api", 1), &values).1[0].clone(), None)].into()).0, None, "it cannot be had");
     }
 }

@@ -1,7 +1,7 @@
 //! What a run is given beside its script and input: Secrets and ConfigMaps of its namespace, and volumes of its sandbox namespace. Whatever it
 //! may not have is not read for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use k8s_openapi::ByteString;
@@ -10,12 +10,16 @@ use kube::core::NamespaceResourceScope;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt as _};
 use paddock_crds::{PolicyKind, Requester, ScriptRun};
-use paddock_policy::{Found, Object, ObjectKind, Objects, Policy, asked_objects, granting, is_granted, might_be_granted};
+use paddock_policy::{
+    AtGateway, Found, Object, ObjectKind, Objects, Policy, SecretKey, adding, asked_objects, granting, is_granted, might_be_granted,
+    secrets_at_the_gateway,
+};
 use serde::de::DeserializeOwned;
 
 use super::access::{forbidden_to_the_operator, may_read};
 use super::validate::{PoliciesSeen, requester};
 use crate::context::Context;
+use crate::egress::secrets;
 use crate::error::{Error, code, within};
 use crate::names::sandbox_namespace;
 use crate::readable::Readable;
@@ -70,6 +74,8 @@ impl From<Secret> for Content {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Given {
     pub(crate) found: Objects,
+    /// What was found of the Secrets that the gateway adds.
+    pub(crate) at_gateway: AtGateway,
     pub(crate) contents: BTreeMap<Object, Content>,
 }
 
@@ -88,7 +94,28 @@ pub(crate) async fn look(run: &ScriptRun, policies: &PoliciesSeen, context: &Con
         given.contents.extend(content.map(|content| (object.clone(), content)));
         given.found.insert(object, found);
     }
+    for (secret, destinations) in secrets_at_the_gateway(&policies, asked) {
+        let (mut seen, adding) = (BTreeSet::new(), destinations.iter().flat_map(|to| adding(&policies, to)));
+        let adding: Vec<&Policy> = adding.copied().filter(|policy| seen.insert(&policy.taken.uid)).collect();
+        let found = match all.room(ObjectKind::Secret) {
+            Ok(()) => at_gateway(&namespace, &secret, &adding, &mut all, context).await?,
+            Err(message) => Found::unusable(message),
+        };
+        given.at_gateway.insert(secret, found);
+    }
     Ok(given)
+}
+
+/// What is found of a Secret that the gateway adds. Whoever asks for the run need not be allowed to read it.
+async fn at_gateway(namespace: &str, secret: &SecretKey, adding: &[&Policy], all: &mut Sum, context: &Context) -> Result<Found, Error> {
+    Ok(match secrets::read(namespace, secret, adding, context).await? {
+        Ok(value) => {
+            all.secrets += value.len();
+            all.keys += 1;
+            all.room(ObjectKind::Secret).map_or_else(Found::unusable, |()| Found::Labels(Labels::new()))
+        }
+        Err(found) => found,
+    })
 }
 
 /// What a run is given, so far.
@@ -168,7 +195,12 @@ async fn read(
 
 /// Nobody passes on by a policy what they do not have. Tenants have no rights in a sandbox namespace: of what is there, the author of a
 /// SandboxPolicy, which can only narrow, is asked for the right to one of that name in the namespace of the run.
-async fn forbidden_to_the_author(policy: &Policy, object: &Object, namespace: &str, context: &Context) -> Result<Option<Found>, Error> {
+pub(crate) async fn forbidden_to_the_author(
+    policy: &Policy,
+    object: &Object,
+    namespace: &str,
+    context: &Context,
+) -> Result<Option<Found>, Error> {
     let name = format!("{} {}", policy.taken.kind.as_str(), policy.taken.name);
     let namespace = match (object.kind, policy.taken.kind) {
         (ObjectKind::PersistentVolumeClaim, PolicyKind::ClusterSandboxPolicy) => sandbox_namespace(namespace),
@@ -182,7 +214,8 @@ async fn forbidden_to_the_author(policy: &Policy, object: &Object, namespace: &s
     Ok(Some(Found::forbidden(&format!("the author of {name}"), message)))
 }
 
-enum Fetched {
+/// What reading an object came to.
+pub(crate) enum Fetched {
     Read(Labels, Content),
     Absent,
     Forbidden,
@@ -190,7 +223,7 @@ enum Fetched {
     Unfit(&'static str),
 }
 
-async fn fetch<K>(namespace: &str, name: &str, context: &Context) -> Result<Fetched, Error>
+pub(crate) async fn fetch<K>(namespace: &str, name: &str, context: &Context) -> Result<Fetched, Error>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + DeserializeOwned + Clone + fmt::Debug + Into<Content>,
 {

@@ -8,8 +8,8 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::{ConditionType, PolicyKind, PolicyRef, Reason, ScriptRun, ScriptRunStatus, TakenPolicy};
 use paddock_policy::{
-    Containment, Facts, Object, ObjectKind, OutputGrant, approving, containment, input_demand, is_revoked, network_limits, output_grant,
-    selects,
+    Containment, Facts, Object, ObjectKind, OutputGrant, SecretValues, approving, containment, input_demand, is_revoked, network_limits,
+    output_grant, selects,
 };
 use paddock_protocol::{Opener, Transcript};
 
@@ -24,6 +24,7 @@ use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, requester, 
 use super::{Body, Watched, copies, given};
 use crate::approvals::{self, Approvals};
 use crate::context::{Context, entry};
+use crate::egress::secrets;
 use crate::error::{Error, code, within};
 use crate::input_check::{self, Question, Schema};
 use crate::names::{RUN_UID, pod_name, sandbox_namespace};
@@ -178,8 +179,11 @@ async fn output(run: &ScriptRun, policies: &PoliciesSeen, context: &Context) -> 
     }
     let grant = output_grant(&policies.taking_part);
     let Some(status) = run.status.as_ref().filter(|status| is_running(status)) else { return Ok(Ok(grant)) };
-    let values = copies::values(&run.namespace().unwrap_or_default(), &run.uid().unwrap_or_default(), status, context).await?;
-    Ok(values.map(|secrets| OutputGrant { secrets, ..grant }))
+    let (namespace, uid) = (run.namespace().unwrap_or_default(), run.uid().unwrap_or_default());
+    let copies = copies::values(&namespace, &uid, status, context).await?;
+    let at_gateway = secrets::values(&namespace, &uid, status, context).await?;
+    let values = copies.and_then(|copies| Ok([copies.0, at_gateway?.0].concat()));
+    Ok(values.map(|values| OutputGrant { secrets: SecretValues(values), ..grant }))
 }
 
 /// Asks whether the input satisfies the schema of the run and those of the policies. The answer is kept for as long as none of them changes.

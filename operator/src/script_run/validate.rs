@@ -141,7 +141,11 @@ pub(crate) fn validate(
     }
     let taken: Vec<TakenPolicy> = policies.taking_part.iter().map(|policy| policy.taken.clone()).collect();
     let gateway = if fixed.egress.is_some() { Gateway::Installed } else { Gateway::Absent };
-    let outcome = judge(&policies.taking_part, &run.spec.policy_ref, &Ask::of(&run.spec, policies.given.found.clone(), gateway));
+    let outcome = judge(
+        &policies.taking_part,
+        &run.spec.policy_ref,
+        &Ask::of(&run.spec, policies.given.found.clone(), policies.given.at_gateway.clone(), gateway),
+    );
     let refused = |refusal| Refused { policies: taken.clone(), decisions: outcome.decisions.clone(), ..Refused::of(refusal) };
     let grant = outcome.result.clone().map_err(refused)?;
     let risk = risk(&grant.capabilities);

@@ -141,7 +141,10 @@ async fn the_host_is_told_a_secret_that_the_script_does_not_have() {
     assert!(!answer.to_lowercase().contains(SECRET) && answer.contains("x-told: Bearer [masked:"), "{answer}");
     assert!(answer.ends_with("\r\n5\r\nhello\r\n0\r\n\r\n"), "{answer}");
     let report = world.report().await;
-    assert_eq!((report.rule.as_str(), report.outcome, report.to), ("one", Outcome::Closed, format!("http://api.example.com:{}", world.port)));
+    assert_eq!(
+        (report.rule.as_str(), report.outcome, report.to),
+        ("one", Outcome::Closed, format!("http://api.example.com:{}", world.port))
+    );
     assert_eq!(report.sent, told.len() as u64);
 }
 

@@ -98,7 +98,12 @@ fn base() -> Policy {
     };
     let all =
         vec![ObjectGrant { name: None, selector: Some(LabelSelector::default()) }, ObjectGrant { name: Some("c".into()), selector: None }];
-    let network = Some(vec![to("*.example.com", Some(&["10.0.0.0/8"])), to("http://*.example.com", None), to("192.0.2.0/24", None), over_https("*.example.com", Some("a"))]);
+    let network = Some(vec![
+        to("*.example.com", Some(&["10.0.0.0/8"])),
+        to("http://*.example.com", None),
+        to("192.0.2.0/24", None),
+        over_https("*.example.com", Some("a")),
+    ]);
     let (secrets, data, volumes) = (Some(all.clone()), Some(all.clone()), Some(all));
     let capabilities = Some(CapabilityRules { network, secrets, data, volumes, dynamic_code: Some(true), subprocess: Some(true) });
     Policy::new(taken, Effect::Allow, PolicyRules { runtimes: Some(runtimes.to_vec()), limits, capabilities, ..PolicyRules::default() })
@@ -143,7 +148,14 @@ fn asks() -> impl Strategy<Value = Ask> {
 fn asked() -> impl Strategy<Value = Capabilities> {
     let secrets = subsequence(vec!["a", "b", "c"], 0..=3);
     let network = subsequence(
-        vec!["api.example.com", "*.example.com:5432", "tcp://192.0.2.0/25:443", "http://api.example.com:443", "www.example.com", "http://api.example.com"],
+        vec![
+            "api.example.com",
+            "*.example.com:5432",
+            "tcp://192.0.2.0/25:443",
+            "http://api.example.com:443",
+            "www.example.com",
+            "http://api.example.com",
+        ],
         0..=6,
     );
     let named = |names: Vec<&'static str>| names.into_iter().map(Into::into).collect();
@@ -178,7 +190,16 @@ fn capabilities() -> impl Strategy<Value = Option<CapabilityRules>> {
         ObjectGrant { name: None, selector: Some(LabelSelector::default()) },
     ];
     let nets: [Option<&[&str]>; 4] = [None, Some(&[]), Some(&["10.1.0.0/16"]), Some(&["10.0.0.0/7", "192.168.0.0/16"])];
-    let hosts = ["*.example.com", "api.example.com", "http://api.example.com", "192.0.2.0/24", "www.example.com", "api.example.com a", "*.example.com b", "api.example.com "];
+    let hosts = [
+        "*.example.com",
+        "api.example.com",
+        "http://api.example.com",
+        "192.0.2.0/24",
+        "www.example.com",
+        "api.example.com a",
+        "*.example.com b",
+        "api.example.com ",
+    ];
     let network = maybe(subsequence(hosts.to_vec(), 0..=6));
     let objects = || maybe(subsequence(grants.to_vec(), 0..=5));
     let words = (maybe(any::<bool>()), maybe(any::<bool>()));
@@ -220,7 +241,10 @@ fn is_within(narrow: &Grant, wide: &Grant) -> bool {
 
 fn leads_within(narrow: &network::Granted, wide: &network::Granted) -> bool {
     // Whoever said something still does.
-    narrow.to == wide.to && narrow.https == wide.https && !wide.addresses.0.is_empty() && wide.addresses.0.iter().all(|said| narrow.addresses.0.contains(said))
+    narrow.to == wide.to
+        && narrow.https == wide.https
+        && !wide.addresses.0.is_empty()
+        && wide.addresses.0.iter().all(|said| narrow.addresses.0.contains(said))
 }
 
 /// None is no bound.

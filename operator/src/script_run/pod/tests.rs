@@ -81,7 +81,7 @@ fn a_pod_has_a_network_only_where_one_was_granted() {
     };
     assert_eq!(with(Vec::new()), ("gvisor-nonet".to_owned(), None));
     let to = paddock_destination::Destination::parse("api.example.com").unwrap();
-    let granted = GrantedDestination { to, rule: String::new(), addresses: paddock_destination::ByName::default() };
+    let granted = GrantedDestination { to, rule: String::new(), addresses: paddock_destination::ByName::default(), https: None };
     assert_eq!(with(vec![granted]), ("gvisor".to_owned(), Some(NETWORK_EGRESS.to_owned())));
 }
 
