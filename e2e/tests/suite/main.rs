@@ -21,6 +21,7 @@ mod egress;
 mod everyone;
 mod examples;
 mod failures;
+mod gateway_secrets;
 mod gitops;
 mod images;
 mod languages;

@@ -77,13 +77,26 @@ fn answer(query: &[u8], names: &BTreeMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
 pub struct Host {
     /// Its certificate, as PEM.
     pub authority: String,
-    slow: Arc<AtomicUsize>,
+    served: Arc<Served>,
+}
+
+/// What a host has seen.
+#[derive(Default)]
+struct Served {
+    slow: AtomicUsize,
+    heads: Mutex<Vec<String>>,
 }
 
 impl Host {
+    /// Waits until a request has this in its head.
+    pub async fn is_told(&self, what: &str) {
+        let told = || async { if self.served.heads.lock().unwrap().iter().any(|head| head.contains(what)) { Ok(()) } else { Err("not yet") } };
+        super::eventually("the host is told it", told).await;
+    }
+
     /// Answers to `/slow` that are under way.
     pub fn slow(&self) -> usize {
-        self.slow.load(Ordering::SeqCst)
+        self.served.slow.load(Ordering::SeqCst)
     }
 }
 
@@ -100,21 +113,21 @@ pub fn https(name: &str, address: Ipv4Addr) -> Host {
     let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
     let config = Arc::new(config.with_single_cert(vec![made.cert.der().clone()], key).unwrap());
     let listener = inside(move || TcpListener::bind(SocketAddr::from((address, 443))).unwrap());
-    let slow = Arc::new(AtomicUsize::new(0));
-    let counted = slow.clone();
+    let served = Arc::<Served>::default();
+    let counted = served.clone();
     std::thread::spawn(move || {
         for socket in listener.incoming().flatten() {
             let config = config.clone();
-            let slow = counted.clone();
+            let served = counted.clone();
             std::thread::spawn(move || {
                 let mut stream = StreamOwned::new(ServerConnection::new(config).ok()?, socket);
-                serve(&mut stream, &slow)?;
+                serve(&mut stream, &served)?;
                 stream.conn.send_close_notify();
                 stream.flush().ok()
             });
         }
     });
-    Host { authority: made.cert.pem(), slow }
+    Host { authority: made.cert.pem(), served }
 }
 
 /// Serves the same without TLS.
@@ -123,7 +136,7 @@ pub fn http(address: Ipv4Addr) {
     let listener = inside(move || TcpListener::bind(SocketAddr::from((address, 80))).unwrap());
     std::thread::spawn(move || {
         for mut socket in listener.incoming().flatten() {
-            std::thread::spawn(move || serve(&mut socket, &AtomicUsize::new(0)));
+            std::thread::spawn(move || serve(&mut socket, &Served::default()));
         }
     });
 }
@@ -139,7 +152,7 @@ pub fn echo(address: Ipv4Addr, port: u16) {
     });
 }
 
-fn serve(stream: &mut (impl Read + Write), slow: &AtomicUsize) -> Option<()> {
+fn serve(stream: &mut (impl Read + Write), Served { slow, heads }: &Served) -> Option<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -150,6 +163,7 @@ fn serve(stream: &mut (impl Read + Write), slow: &AtomicUsize) -> Option<()> {
     let text = String::from_utf8_lossy(&head).to_lowercase();
     let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<u64>().ok());
     std::io::copy(&mut stream.take(length.unwrap_or(0)), &mut std::io::sink()).ok()?;
+    heads.lock().unwrap().push(String::from_utf8_lossy(&head).into_owned());
     stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n").ok()?;
     if head.starts_with(b"GET /slow ") {
         slow.fetch_add(1, Ordering::SeqCst);
