@@ -20,6 +20,8 @@ use crate::script_run::given::{Fetched, fetch, forbidden_to_the_author};
 
 /// Longest value, in bytes: hosts take heads of 8 KiB.
 const LONGEST: usize = 4 << 10;
+/// Shortest one, in bytes: less is not covered in what a script puts out.
+const SHORTEST: usize = 6;
 /// Values of one key that are covered in what a run puts out: the last ones that it was told.
 const COVERED: usize = 8;
 
@@ -170,6 +172,7 @@ async fn value(namespace: &str, secret: &SecretKey, context: &Context) -> Result
     match value {
         None => unusable("is not there".into()),
         Some(value) if value.is_empty() => unusable("is empty".into()),
+        Some(value) if value.len() < SHORTEST => unusable(format!("has fewer than {SHORTEST} bytes, which cannot be covered in what a script puts out")),
         Some(value) if value.len() > LONGEST => {
             unusable(format!("has more than {LONGEST} bytes, which no header can be relied on to carry"))
         }
@@ -231,7 +234,8 @@ mod tests {
     #[case::usable(json!({ "data": { "token": "IGh1bnRlcjIK" } }), Ok("hunter2"))]
     #[case::no_key(json!({ "data": { "other": "aHVudGVyMg==" } }), Err("the key token of the Secret api is not there"))]
     #[case::empty(json!({ "data": { "token": "Cg==" } }), Err("the key token of the Secret api is empty"))]
-    #[case::two_lines(json!({ "data": { "token": "YQpi" } }), Err("the key token of the Secret api has characters that no header can carry"))]
+    #[case::short(json!({ "data": { "token": "aHVudDI=" } }), Err("the key token of the Secret api has fewer than 6 bytes, which cannot be covered in what a script puts out"))]
+    #[case::two_lines(json!({ "data": { "token": "aHVudGVyCjI=" } }), Err("the key token of the Secret api has characters that no header can carry"))]
     #[tokio::test]
     async fn a_value_is_what_a_header_can_carry(#[case] body: serde_json::Value, #[case] expected: Result<&str, &str>) {
         let (context, fake) = context(vec![expect(Method::GET, PATH, 200, body)], &[]);
