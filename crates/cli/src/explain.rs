@@ -15,7 +15,7 @@ use paddock_crds::{
     SandboxPolicy, ScriptRun, ScriptRunStatus, TakenPolicy, Verdict,
 };
 use paddock_policy::{
-    Ask, Containment, Digests, Facts, Gateway, Hashes, ObjectKind, Policy, Refusal, Subject, TenantFacts, containment, demanded, digests,
+    Ask, AtGateway, Containment, Digests, Facts, Gateway, Hashes, ObjectKind, Policy, Refusal, Subject, TenantFacts, containment, demanded, digests,
     hash_of, input_demand, judge, judge_denied, judge_input, judge_rules, risk, script_hash, selects,
 };
 use serde::Serialize;
@@ -150,7 +150,7 @@ pub(crate) struct Known<'a> {
 pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> Result<Explanation> {
     let Known { namespace, requester, objects: (objects, data), now } = known;
     let policies = written.taking_part(run, namespace.labels)?;
-    let outcome = judge(&policies, &run.spec.policy_ref, &Ask::of(&run.spec, objects.clone(), Gateway::Installed));
+    let outcome = judge(&policies, &run.spec.policy_ref, &Ask::of(&run.spec, objects.clone(), AtGateway::new(), Gateway::Installed));
     let taken = policies.iter().map(|policy| policy.taken.clone()).collect();
     let mut explanation = Explanation {
         allowed: true,
