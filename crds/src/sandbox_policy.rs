@@ -598,6 +598,11 @@ pub struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_099_511_627_776_i64))]
     pub max_network_bytes: Option<i64>,
+    /// Bytes that a run may send and receive together in a second, at each replica of the egress gateway: of several policies the smallest. A second's
+    /// worth may come at once. Without it none is held up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1024, max = 1_099_511_627_776_i64))]
+    pub max_network_bytes_per_second: Option<i64>,
     /// Connections of a run that the egress gateway may refuse for where they would lead; one more ends the run, without grace. Of several policies
     /// the smallest. Without it none ends a run.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -15,8 +15,8 @@ use paddock_crds::{
     SandboxPolicy, ScriptRun, ScriptRunStatus, TakenPolicy, Verdict,
 };
 use paddock_policy::{
-    Ask, AtGateway, Containment, Digests, Facts, Gateway, Hashes, ObjectKind, Policy, Refusal, Subject, TenantFacts, containment, demanded, digests,
-    hash_of, input_demand, judge, judge_denied, judge_input, judge_rules, risk, script_hash, selects,
+    Ask, AtGateway, Containment, Digests, Facts, Gateway, Hashes, ObjectKind, Policy, Refusal, Subject, TenantFacts, containment, demanded,
+    digests, hash_of, input_demand, judge, judge_denied, judge_input, judge_rules, risk, script_hash, selects,
 };
 use serde::Serialize;
 use serde_json::Value;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::live::Tunnel;
 use crate::wire::Outcome;
@@ -32,6 +32,8 @@ struct Half {
     taken: usize,
     has_ended: bool,
     bytes: u64,
+    /// Until then nothing is read: the run has had its bytes of this second.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 /// Carries until both sides have said all, or one of them breaks, or the tunnel has to be cut. `first` was read from the script already.
@@ -86,6 +88,20 @@ enum Moved {
 }
 
 impl Half {
+    /// Waits for as long as the run must, which holds a timer only then.
+    fn may_read(&mut self, context: &mut Context<'_>, tunnel: &Tunnel) -> Poll<()> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(context));
+                self.pause = None;
+            }
+            match tunnel.must_wait() {
+                None => return Poll::Ready(()),
+                Some(wait) => self.pause = Some(Box::pin(sleep(wait))),
+            }
+        }
+    }
+
     fn poll<R: AsyncRead, W: AsyncWrite>(
         &mut self,
         context: &mut Context<'_>,
@@ -106,6 +122,7 @@ impl Half {
                 ready!(to.as_mut().poll_shutdown(context))?;
                 return Poll::Ready(Ok(Moved::All));
             }
+            ready!(self.may_read(context, tunnel));
             let mut scratch = [const { MaybeUninit::uninit() }; AT_ONCE];
             let mut buffer = ReadBuf::uninit(&mut scratch);
             if from.as_mut().poll_read(context, &mut buffer)?.is_pending() {

@@ -76,6 +76,8 @@ pub struct Budget {
     pub tunnels: u32,
     /// Bytes in both directions together, over its whole life.
     pub bytes: u64,
+    /// Bytes in both directions together, in a second.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// What the operator says, in this order after each connection: `Begin`, all grants, `End`; then whatever changes.

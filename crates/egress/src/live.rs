@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use crate::grants::Budget;
+use crate::rate::Rate;
 
 /// Tunnels of all runs, of one replica: what its memory is made for.
 const MOST: usize = 20_000;
@@ -23,6 +25,8 @@ struct Run {
     /// Nothing of it is remembered once its last tunnel is closed.
     has_ended: bool,
     used: Arc<AtomicU64>,
+    /// As its budget said when the first of the tunnels that are open was opened.
+    rate: Option<Arc<Rate>>,
     cut: watch::Sender<()>,
 }
 
@@ -33,6 +37,7 @@ pub struct Tunnel {
     /// What the run has sent and received so far, and the most that it may, in bytes.
     used: Arc<AtomicU64>,
     bytes: u64,
+    rate: Option<Arc<Rate>>,
     cut: watch::Receiver<()>,
 }
 
@@ -49,7 +54,7 @@ impl Live {
     /// Counts a tunnel of this run, if there may be one more.
     pub fn open(self: &Arc<Self>, run: &str, budget: Budget) -> Result<Tunnel, NoTunnel> {
         let mut runs = self.lock();
-        let new = || Run { open: 0, has_ended: false, used: Arc::default(), cut: watch::Sender::new(()) };
+        let new = || Run { open: 0, has_ended: false, used: Arc::default(), rate: None, cut: watch::Sender::new(()) };
         let entry = runs.entry(run.to_owned()).or_insert_with(new);
         if entry.open >= budget.tunnels || self.count() >= MOST {
             return Err(NoTunnel::TooMany);
@@ -57,10 +62,14 @@ impl Live {
         if entry.used.load(Ordering::Relaxed) >= budget.bytes {
             return Err(NoTunnel::Spent);
         }
+        if entry.rate.as_ref().map(|rate| rate.bytes_per_second()) != budget.bytes_per_second {
+            entry.rate = budget.bytes_per_second.map(|bytes| Arc::new(Rate::new(bytes, Instant::now())));
+        }
         entry.open += 1;
         entry.has_ended = false;
         self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Tunnel { live: self.clone(), run: run.to_owned(), used: entry.used.clone(), bytes: budget.bytes, cut: entry.cut.subscribe() })
+        let (live, run, used, rate) = (self.clone(), run.to_owned(), entry.used.clone(), entry.rate.clone());
+        Ok(Tunnel { live, run, used, bytes: budget.bytes, rate, cut: entry.cut.subscribe() })
     }
 
     /// Cuts all tunnels of this run.
@@ -109,8 +118,16 @@ impl Tunnel {
         }
     }
 
+    /// How long nothing may be carried, because the run has had its bytes of this second.
+    pub fn must_wait(&self) -> Option<Duration> {
+        self.rate.as_ref()?.wait(Instant::now())
+    }
+
     /// Counts bytes. `false`: they are more than the run may still send and receive.
     pub fn spend(&self, bytes: usize) -> bool {
+        if let Some(rate) = &self.rate {
+            rate.take(bytes);
+        }
         let bytes = bytes as u64;
         self.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= self.bytes
     }
@@ -135,7 +152,7 @@ mod tests {
 
     use super::*;
 
-    const BUDGET: Budget = Budget { tunnels: 2, bytes: 10 };
+    const BUDGET: Budget = Budget { tunnels: 2, bytes: 10, bytes_per_second: None };
 
     #[test]
     fn a_run_has_so_many_tunnels_and_bytes_and_no_more() {
@@ -149,6 +166,18 @@ mod tests {
         assert_eq!(live.open("a", BUDGET).err(), Some(NoTunnel::Spent), "tunnels of a run spend from the same budget");
         assert!(!two.is_ok_and(|two| two.spend(1)));
         assert!(live.open("b", BUDGET).is_ok());
+    }
+
+    #[test]
+    fn the_tunnels_of_a_run_share_its_bytes_of_a_second() {
+        let live = Arc::new(Live::default());
+        let budget = Budget { bytes: 1 << 20, bytes_per_second: Some(1 << 14), ..BUDGET };
+        let [one, two, other] = ["a", "a", "b"].map(|run| live.open(run, budget).ok().unwrap());
+        assert!(one.spend(1 << 18) && two.must_wait().is_some_and(|wait| wait > Duration::from_secs(10)));
+        assert_eq!(other.must_wait(), None);
+        drop((one, two));
+        // Who closes all and opens anew has no new second.
+        assert!(live.open("a", budget).is_ok_and(|again| again.must_wait().is_some()));
     }
 
     #[test]

@@ -59,6 +59,9 @@ pub struct Told {
     pub tunnels: u32,
     /// See [`Budget`].
     pub bytes: u64,
+    /// See [`Budget`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
 }
 
 /// A rule on its way.
@@ -116,7 +119,7 @@ impl Told {
             rules: self.rules.into_iter().map(ToldRule::into_rule).collect::<Result<_, _>>()?,
             denied,
             cluster: self.cluster,
-            budget: Budget { tunnels: self.tunnels, bytes: self.bytes },
+            budget: Budget { tunnels: self.tunnels, bytes: self.bytes, bytes_per_second: self.bytes_per_second },
             expires: now.checked_add(Duration::from_millis(self.expires_in)).ok_or(BadLine::Value("expiresIn"))?,
         })
     }
@@ -208,7 +211,7 @@ mod tests {
         json!({
             "say": "put", "run": "uid", "name": "team/run", "token": URL_SAFE_NO_PAD.encode([7; 32]), "pod": ["10.1.2.3"],
             "rules": [{ "name": "a", "to": "*.example.com:443", "allowed": [] }, { "name": "b", "to": "tcp://192.0.2.0/24:5432", "allowed": [["192.0.2.0/24"]] }],
-            "denied": [["x.example.com", "deny"]], "cluster": ["10.0.0.0/8"], "expiresIn": 1500, "tunnels": 8, "bytes": 9,
+            "denied": [["x.example.com", "deny"]], "cluster": ["10.0.0.0/8"], "expiresIn": 1500, "tunnels": 8, "bytes": 9, "bytesPerSecond": 1024,
         })
     }
 
@@ -216,7 +219,10 @@ mod tests {
     fn a_grant_is_read_as_it_was_told() {
         let now = Instant::now();
         let Message::Put(grant) = read(put().to_string().as_bytes(), now).unwrap() else { panic!() };
-        assert_eq!((grant.run.as_str(), grant.token, grant.budget), ("uid", TokenHash([7; 32]), Budget { tunnels: 8, bytes: 9 }));
+        assert_eq!(
+            (grant.run.as_str(), grant.token, grant.budget),
+            ("uid", TokenHash([7; 32]), Budget { tunnels: 8, bytes: 9, bytes_per_second: Some(1024) })
+        );
         assert_eq!((grant.expires, grant.rules.len(), grant.denied.len()), (now + Duration::from_millis(1500), 2, 1));
         let said: Said = serde_json::from_value(put()).unwrap();
         assert_eq!(serde_json::to_value(&said).unwrap(), put());

@@ -128,6 +128,7 @@ fn grant(token: &str) -> Said {
         expires_in: 60_000,
         tunnels: 1,
         bytes: 1,
+        bytes_per_second: None,
     }))
 }
 

@@ -83,6 +83,10 @@ fn queue(policies: &[&Policy], lines: &mut Vec<Line>) {
     let bytes = i64::try_from(network.bytes).unwrap_or(i64::MAX);
     let rule = whose_of_all(policies, "maxNetworkBytes", bytes, |rules| rules.limits.max_network_bytes);
     lines.push(line("maxNetworkBytes", bytes.to_string(), &rule));
+    if let Some(bytes) = network.bytes_per_second.and_then(|bytes| i64::try_from(bytes).ok()) {
+        let rule = whose_of_all(policies, "maxNetworkBytesPerSecond", bytes, |rules| rules.limits.max_network_bytes_per_second);
+        lines.push(line("maxNetworkBytesPerSecond", bytes.to_string(), &rule));
+    }
     if let Some((most, rule)) = network.refused {
         lines.push(line("maxRefusedConnections", most.to_string(), &rule));
     }

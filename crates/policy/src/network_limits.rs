@@ -17,6 +17,8 @@ pub struct NetworkLimits {
     pub connections: u32,
     /// Bytes in both directions together, at each replica of the gateway.
     pub bytes: u64,
+    /// The same in a second.
+    pub bytes_per_second: Option<u64>,
     /// Refused connections after which one more ends the run, with the rule that says so.
     pub refused: Option<Ruled<u64>>,
 }
@@ -30,6 +32,7 @@ pub fn network_limits(policies: &[impl Borrow<Policy>]) -> NetworkLimits {
     NetworkLimits {
         connections: clamp(smallest(&all, DEFAULT_CONNECTIONS, |policy| policy.rules.limits.max_connections)),
         bytes: u64::try_from(bytes).unwrap_or(0),
+        bytes_per_second: all.iter().filter_map(|policy| u64::try_from(policy.rules.limits.max_network_bytes_per_second?).ok()).min(),
         refused: refused.min(),
     }
 }
@@ -50,9 +53,10 @@ mod tests {
     #[test]
     fn the_smallest_of_each_holds_and_silence_is_taken_at_its_word() {
         let none: [Policy; 0] = [];
-        assert_eq!(network_limits(&none), NetworkLimits { connections: 64, bytes: 1 << 30, refused: None });
-        let wide = json!({ "maxConnections": 64, "maxNetworkBytes": 1_i64 << 40, "maxRefusedConnections": 100 });
-        let narrow = json!({ "maxConnections": 2, "maxRefusedConnections": 3 });
+        assert_eq!(network_limits(&none), NetworkLimits { connections: 64, bytes: 1 << 30, bytes_per_second: None, refused: None });
+        let wide =
+            json!({ "maxConnections": 64, "maxNetworkBytes": 1_i64 << 40, "maxRefusedConnections": 100, "maxNetworkBytesPerSecond": 4096 });
+        let narrow = json!({ "maxConnections": 2, "maxRefusedConnections": 3, "maxNetworkBytesPerSecond": 2048 });
         let allows = policy("allows", Effect::Allow, &wide);
         assert_eq!(network_limits(&[&allows]).bytes, 1 << 40);
         // Of two that allow, one is silent: it says the built-in value.
@@ -60,7 +64,7 @@ mod tests {
         assert_eq!(network_limits(&[&allows, &silent]).bytes, 1 << 30);
         let restricts = policy("restricts", Effect::Restrict, &narrow);
         let both = network_limits(&[&allows, &restricts]);
-        assert_eq!((both.connections, both.bytes), (2, 1 << 40));
+        assert_eq!((both.connections, both.bytes, both.bytes_per_second), (2, 1 << 40, Some(2048)));
         assert_eq!(both.refused, Some((3, "ClusterSandboxPolicy/restricts: limits.maxRefusedConnections".into())));
         assert_eq!(both, network_limits(&[&restricts, &allows]));
     }

@@ -46,7 +46,8 @@ fn asking(tenant: &Tenant, text: &str, host: &str) -> Script {
 async fn secret(tenant: &Tenant, token: &str) {
     let api: Api<Secret> = Api::namespaced(tenant.client.clone(), &tenant.name);
     // As `echo` makes it.
-    let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "api" }, "stringData": { "token": format!("{token}\n") } });
+    let secret =
+        json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "api" }, "stringData": { "token": format!("{token}\n") } });
     api.patch("api", &PatchParams::apply("e2e").force(), &Patch::Apply(&secret)).await.unwrap();
 }
 

@@ -130,6 +130,7 @@ pub(crate) fn told(
         expires_in: 0,
         tunnels: limits.connections,
         bytes: limits.bytes,
+        bytes_per_second: limits.bytes_per_second,
     }
 }
 
@@ -212,9 +213,9 @@ mod tests {
         assert!(!one.token.contains("token"), "only the hash is told");
         assert_eq!((one.tunnels, one.bytes), (64, 1 << 30));
         let mut bounded = grants("*.example.com");
-        bounded["limits"] = json!({ "maxConnections": 2, "maxNetworkBytes": 1000 });
+        bounded["limits"] = json!({ "maxConnections": 2, "maxNetworkBytes": 1000, "maxNetworkBytesPerSecond": 2048 });
         let bounded = told(&policies(bounded));
-        assert_eq!((bounded.tunnels, bounded.bytes), (2, 1000));
+        assert_eq!((bounded.tunnels, bounded.bytes, bounded.bytes_per_second), (2, 1000, Some(2048)));
         for nothing in [
             policies(grants("*.example.org")),
             PoliciesSeen { unusable: Some("x".into()), ..policies(grants("*.example.com")) },

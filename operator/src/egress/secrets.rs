@@ -172,7 +172,9 @@ async fn value(namespace: &str, secret: &SecretKey, context: &Context) -> Result
     match value {
         None => unusable("is not there".into()),
         Some(value) if value.is_empty() => unusable("is empty".into()),
-        Some(value) if value.len() < SHORTEST => unusable(format!("has fewer than {SHORTEST} bytes, which cannot be covered in what a script puts out")),
+        Some(value) if value.len() < SHORTEST => {
+            unusable(format!("has fewer than {SHORTEST} bytes, which cannot be covered in what a script puts out"))
+        }
         Some(value) if value.len() > LONGEST => {
             unusable(format!("has more than {LONGEST} bytes, which no header can be relied on to carry"))
         }

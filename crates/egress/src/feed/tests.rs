@@ -16,6 +16,7 @@ fn granted(run: &str, tunnels: u32) -> (String, Arc<Granted>) {
         expires_in: 0,
         tunnels,
         bytes: 1,
+        bytes_per_second: None,
     };
     (run.to_owned(), Arc::new(Granted { told, expires: Instant::now() + Duration::from_secs(3600) }))
 }

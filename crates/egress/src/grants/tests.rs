@@ -38,7 +38,7 @@ fn grant(run: &str, token_number: u8, expires: Instant) -> Grant {
         ],
         denied: vec![(HostPattern::parse("paste.example.org").unwrap(), "ClusterSandboxPolicy/baseline: deny.hosts[0]".into())],
         cluster: vec!["10.244.0.0/16".parse().unwrap()],
-        budget: Budget { tunnels: 8, bytes: 1 << 20 },
+        budget: Budget { tunnels: 8, bytes: 1 << 20, bytes_per_second: None },
         expires,
     }
 }

@@ -338,6 +338,30 @@ async fn a_run_has_so_many_tunnels_and_bytes() {
     drop(stream);
 }
 
+/// However many tunnels it opens.
+#[tokio::test]
+async fn a_run_has_so_many_bytes_in_a_second() {
+    const PER_SECOND: usize = 64 << 10;
+    let world = world_of(async |mut socket| _ = socket.write_all(&[0; 2 * PER_SECOND]).await).await;
+    let mut put = world.grant();
+    put["bytesPerSecond"] = json!(PER_SECOND);
+    world.tell(&put);
+    let database = request(&format!("127.0.0.1:{}", world.port), TOKEN);
+    let begin = std::time::Instant::now();
+    let one = async {
+        let (head, mut stream) = world.say(&database).await;
+        assert_eq!(status(&head), 200);
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).await.unwrap();
+        all.len()
+    };
+    let two = async { world.say(&database).await.1.read_to_end(&mut Vec::new()).await.unwrap() };
+    assert_eq!(tokio::join!(one, two), (2 * PER_SECOND, 2 * PER_SECOND));
+    // Four seconds' worth, of which one comes at once, and of the last no byte has to be made up for.
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_millis(2500), "{took:?}");
+}
+
 #[tokio::test]
 async fn one_address_has_so_many_connections() {
     let world = world().await;

@@ -78,11 +78,16 @@ fn world(certified_name: &str) -> World {
         token: hash(TOKEN.as_bytes()),
         pod: vec![Ipv4Addr::LOCALHOST.into()],
         rules: (1..=u16::MAX)
-            .map(|port| Rule { name: "all".into(), to: Destination { to: Reach::Net(net), port }, allowed: ByName(vec![vec![net]]) })
+            .map(|port| Rule {
+                name: "all".into(),
+                to: Destination { to: Reach::Net(net), port },
+                allowed: ByName(vec![vec![net]]),
+                https: None,
+            })
             .collect(),
         denied: Vec::new(),
         cluster: Vec::new(),
-        budget: Budget { tunnels: 100, bytes: 1 << 40 },
+        budget: Budget { tunnels: 100, bytes: 1 << 40, bytes_per_second: None },
         expires: std::time::Instant::now() + Duration::from_secs(600),
     };
     for message in [Message::Begin, Message::Put(Box::new(grant)), Message::End] {

@@ -113,3 +113,35 @@ fn every_value_changes_what_is_rendered() {
         .collect();
     assert!(without_effect.is_empty(), "{without_effect:#?}");
 }
+
+/// Fields of a ClusterSandboxPolicy that the values do not take, below those that they do.
+fn lacking(path: &str, kind: &Value, values: &Value, all: &mut Vec<String>) {
+    if let (Some(fields), Some(known)) = (kind["properties"].as_object(), values["properties"].as_object()) {
+        for (name, field) in fields {
+            match known.get(name) {
+                Some(known) => lacking(&format!("{path}.{name}"), field, known, all),
+                None => all.push(format!("{path}.{name}")),
+            }
+        }
+    }
+    if kind["items"].is_object() && values["items"].is_object() {
+        lacking(&format!("{path}[]"), &kind["items"], &values["items"], all);
+    }
+}
+
+/// The baseline is a policy, and whoever writes it in values can say what one can say.
+#[test]
+fn the_baseline_takes_every_limit_and_capability_of_a_policy() {
+    let clone = crate::harness::layout().clone;
+    let crd: Value =
+        serde_saphyr::from_str(&std::fs::read_to_string(clone.join("charts/paddock/crds/clustersandboxpolicies.yaml")).unwrap()).unwrap();
+    let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    let schema: Value = serde_json::from_str(&std::fs::read_to_string(clone.join("charts/paddock/values.schema.json")).unwrap()).unwrap();
+    let mut all = Vec::new();
+    for field in ["limits", "capabilities"] {
+        let (kind, values) = (&spec["properties"][field], &schema["properties"]["baseline"]["properties"][field]);
+        assert!(kind["properties"].is_object() && values["properties"].is_object(), "{field}");
+        lacking(field, kind, values, &mut all);
+    }
+    assert_eq!(all, Vec::<String>::new());
+}

@@ -90,7 +90,8 @@ struct Served {
 impl Host {
     /// Waits until a request has this in its head.
     pub async fn is_told(&self, what: &str) {
-        let told = || async { if self.served.heads.lock().unwrap().iter().any(|head| head.contains(what)) { Ok(()) } else { Err("not yet") } };
+        let told =
+            || async { if self.served.heads.lock().unwrap().iter().any(|head| head.contains(what)) { Ok(()) } else { Err("not yet") } };
         super::eventually("the host is told it", told).await;
     }
 

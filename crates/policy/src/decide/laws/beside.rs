@@ -43,10 +43,11 @@ fn output() -> impl Strategy<Value = OutputRules> {
 }
 
 fn network() -> impl Strategy<Value = Limits> {
-    (maybe(0_i64..100), maybe(0_i64..10_000), maybe(0_i64..100)).prop_map(
-        |(max_connections, max_network_bytes, max_refused_connections)| Limits {
+    (maybe(0_i64..100), maybe(0_i64..10_000), maybe(1024_i64..10_000), maybe(0_i64..100)).prop_map(
+        |(max_connections, max_network_bytes, max_network_bytes_per_second, max_refused_connections)| Limits {
             max_connections,
             max_network_bytes,
+            max_network_bytes_per_second,
             max_refused_connections,
             ..Limits::default()
         },
@@ -115,6 +116,8 @@ proptest! {
         prop_assert!(output.rules.iter().all(|rule| output_after.rules.contains(rule)));
 
         prop_assert!(network_after.connections <= network.connections && network_after.bytes <= network.bytes);
+        let in_a_second = |limits: &crate::NetworkLimits| limits.bytes_per_second.unwrap_or(u64::MAX);
+        prop_assert!(in_a_second(&network_after) <= in_a_second(&network));
         let refused = |limits: &crate::NetworkLimits| limits.refused.as_ref().map_or(u64::MAX, |(most, _)| *most);
         prop_assert!(refused(&network_after) <= refused(&network));
 
@@ -139,7 +142,8 @@ proptest! {
         };
         prop_assert_eq!(unordered(output_grant(&all)), unordered(output_grant(&shuffled)));
         let (one, other) = (network_limits(&all), network_limits(&shuffled));
-        prop_assert_eq!((one.connections, one.bytes, one.refused.map(|(most, _)| most)), (other.connections, other.bytes, other.refused.map(|(most, _)| most)));
+        let plain = |limits: crate::NetworkLimits| (limits.connections, limits.bytes, limits.bytes_per_second, limits.refused.map(|(most, _)| most));
+        prop_assert_eq!(plain(one), plain(other));
         prop_assert_eq!(hardness(&all, "third"), hardness(&shuffled, "third"));
     }
 }
