@@ -35,6 +35,8 @@ open_enum! {
         ReachesInside,
         /// It is given Secrets.
         ReadsSecrets,
+        /// The gateway adds Secrets to what it asks hosts: it does not hold them, and can do there what they allow.
+        UsesSecrets,
         /// It is given ConfigMaps.
         ReadsData,
         /// It is given PersistentVolumeClaims.

@@ -197,7 +197,7 @@ pub struct NetworkGrant {
     /// Certificates of the authorities that the gateway trusts for these hosts in place of those that everybody trusts, as base64 of PEM. Only where
     /// `protocol` is `HTTPS`. Policies that say something of it must say the same; one that allows and is silent trusts whom everybody trusts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 65536))]
+    #[schemars(length(min = 1, max = 16384))]
     pub ca_bundle: Option<String>,
     /// Ports. For hosts built-in: 443, or 80 where `protocol` is `HTTP`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

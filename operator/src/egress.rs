@@ -159,12 +159,12 @@ impl Egress {
 
     /// The run is gone.
     pub(crate) fn hide(&self, uid: &str) {
+        // First, so that nothing is remembered of it again.
+        self.withdraw(uid);
         let mut shown = lock(&self.shown);
         shown.remove(uid);
         lock(&self.used).forget(uid);
         lock(&self.told_to_runs).forget(uid);
-        drop(shown);
-        self.withdraw(uid);
     }
 
     /// Counts what a run has used. Of one that is over, or of which nothing is known, a report comes too late. Returns how many refusals the run has
@@ -208,8 +208,8 @@ impl Egress {
             let is_complete = own.keys().all(|place| values.contains_key(place));
             needs.append(&mut own.clone());
             let known = before.get(uid);
-            // A script does not start before what it needs was read.
-            if known.is_none() && !is_complete {
+            // A script does not start before what it needs was read. One that runs goes on with all else.
+            if known.is_none() && !is_complete && !live.has_started {
                 continue;
             }
             let new = Granted { told, expires: live.expires };

@@ -67,7 +67,8 @@ pub async fn carry(
         }
         while silence.as_mut().poll(context).is_ready() {
             let moved = out.bytes + back.bytes;
-            if moved == moved_before {
+            let is_held_up = out.pause.is_some() || back.pause.is_some();
+            if moved == moved_before && !is_held_up {
                 return Poll::Ready(Outcome::Idle);
             }
             // So the timer is set once in so long, and not with each byte.
@@ -122,7 +123,10 @@ impl Half {
                 ready!(to.as_mut().poll_shutdown(context))?;
                 return Poll::Ready(Ok(Moved::All));
             }
-            ready!(self.may_read(context, tunnel));
+            if self.may_read(context, tunnel).is_pending() {
+                let _ = to.as_mut().poll_flush(context)?;
+                return Poll::Pending;
+            }
             let mut scratch = [const { MaybeUninit::uninit() }; AT_ONCE];
             let mut buffer = ReadBuf::uninit(&mut scratch);
             if from.as_mut().poll_read(context, &mut buffer)?.is_pending() {
@@ -148,5 +152,34 @@ impl Half {
                 self.pending = read[count..].to_vec();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::grants::Budget;
+    use crate::live::Live;
+
+    /// Whoever may not go on is not silent.
+    #[tokio::test]
+    async fn a_tunnel_that_is_held_up_is_not_idle() {
+        const IDLE: Duration = Duration::from_millis(50);
+        let live = Arc::new(Live::default());
+        let budget = Budget { tunnels: 2, bytes: 1 << 20, bytes_per_second: Some(1024) };
+        let [held, other] = [budget, Budget { bytes_per_second: None, ..budget }].map(|budget| live.open("run", budget).ok().unwrap());
+        assert!(held.spend(16 << 10));
+        let (mut host, there) = tokio::io::duplex(64);
+        let (mut script, here) = tokio::io::duplex(64);
+        host.write_all(b"hello").await.unwrap();
+        assert!(timeout(10 * IDLE, carry(here, there, Vec::new(), &held, IDLE)).await.is_err());
+        assert_eq!(script.read(&mut [0; 8]).await.unwrap(), 0, "nothing came through");
+        let ((_host, there), (_script, here)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+        assert_eq!(carry(here, there, Vec::new(), &other, IDLE).await.0, Outcome::Idle);
     }
 }

@@ -204,12 +204,16 @@ impl Gateway {
             }
         };
         if granted.protocol == Protocol::Http {
-            let request = Request::from_parts(head, body);
+            let (request, among) = (Request::from_parts(head, body), self.count_among(counted.peer, |gateway| &gateway.requests));
+            let (Some(among), Some(over)) = (among, over) else {
+                self.report(&granted, began, Some(address), Outcome::TooManyTunnels, Carried::default());
+                return refused(&Refusal::TooMany);
+            };
             let Some(https) = granted.https.clone() else {
-                return self.ask_the_host(request, (granted, there, address), began, (counted, over)).await;
+                return self.ask_the_host(request, (granted, there, address), began, ([counted, Arc::new(among)], over)).await;
             };
             return match self.speak_tls(&https, &granted, there, began).await {
-                Ok(there) => self.ask_the_host(request, (granted, there, address), began, (counted, over)).await,
+                Ok(there) => self.ask_the_host(request, (granted, there, address), began, ([counted, Arc::new(among)], over)).await,
                 Err(refusal) => refused(&refusal),
             };
         }
@@ -230,13 +234,8 @@ impl Gateway {
         request: Request<Incoming>,
         (granted, there, address): (Granted, impl AsyncRead + AsyncWrite + Unpin + Send + 'static, IpAddr),
         began: Instant,
-        (counted, over): (Arc<Counted>, Option<Over>),
+        (counted, over): ([Arc<Counted>; 2], Over),
     ) -> Response<Answer> {
-        let among = self.count_among(counted.peer, |gateway| &gateway.requests);
-        let (Some(among), Some(over)) = (among, over) else {
-            self.report(&granted, began, Some(address), Outcome::TooManyTunnels, Carried::default());
-            return refused(&Refusal::TooMany);
-        };
         let https = granted.https.clone();
         let request = for_the_host(request, &granted.to, https.as_deref());
         let ended = Ended::default();
@@ -245,7 +244,7 @@ impl Gateway {
         tokio::spawn(async move {
             let (outcome, carried) = request_through(theirs, there, &granted, over).await;
             self.report(&granted, began, Some(address), outcome, carried);
-            drop((counted, among));
+            drop(counted);
         });
         match forward::ask(ended.needed_by(ours), request).await {
             Some(mut answer) => {

@@ -1,15 +1,14 @@
 //! HTTPS that the gateway speaks for a script: it checks the host's certificate, and sets fields whose values the script never holds.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use memchr::memmem::{self, Finder};
 use paddock_destination::{Authority, Host};
-use paddock_mask::{Cut, Masker};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -139,40 +138,35 @@ impl Https {
 
     /// Sets the fields, whatever the script wrote there.
     pub(crate) fn set_fields(&self, headers: &mut HeaderMap) {
-        for Field { name, value } in &self.fields {
+        // Hosts that make variables of fields take one mark for the other.
+        let folded = |name: &HeaderName| name.as_str().replace('_', "-");
+        let own: Vec<String> = self.fields.iter().map(|field| folded(&field.name)).collect();
+        let shadowing: Vec<HeaderName> = headers.keys().filter(|name| own.contains(&folded(name))).cloned().collect();
+        for name in shadowing {
             headers.remove(name);
+        }
+        for Field { name, value } in &self.fields {
             if let Some(value) = value {
                 headers.insert(name, value.whole.clone());
             }
         }
     }
 
-    /// Covers the values in what a host answers, so that one that repeats the head of a request does not tell them.
+    /// Takes what has a value out of the head of an answer, so that a host that repeats what it was told does not tell the script.
     pub(crate) fn cover(&self, headers: &mut HeaderMap) {
-        let secrets =
-            self.fields.iter().filter_map(|field| Some((field.name.to_string(), field.value.as_ref()?.secret.as_bytes().to_vec())));
-        let secrets: Vec<(String, Vec<u8>)> = secrets.collect();
-        if secrets.is_empty() {
-            return;
-        }
-        let Ok(masker) = Masker::new(BTreeSet::new(), &[], &secrets) else {
-            // More than can be looked for.
-            headers.clear();
-            return;
-        };
-        let lower: Vec<Vec<u8>> = secrets.iter().map(|(_, secret)| secret.to_ascii_lowercase()).collect();
-        let names_a_secret = |name: &HeaderName| lower.iter().any(|secret| contains(name.as_str().as_bytes(), secret));
-        let telling: Vec<HeaderName> = headers.keys().filter(|name| names_a_secret(name)).cloned().collect();
-        for name in telling {
+        let secrets = self.fields.iter().filter_map(|field| Some(field.value.as_ref()?.secret.as_bytes()));
+        let forms: Vec<Vec<u8>> = secrets.flat_map(forms).collect();
+        let finders: Vec<Finder<'_>> = forms.iter().map(|form| Finder::new(form)).collect();
+        let tells = |text: &[u8]| finders.iter().any(|finder| finder.find(text).is_some());
+        let lower: Vec<Vec<u8>> = forms.iter().map(|form| form.to_ascii_lowercase()).collect();
+        let is_named = |name: &HeaderName| lower.iter().any(|form| memmem::find(name.as_str().as_bytes(), form).is_some());
+        let named: Vec<HeaderName> = headers.keys().filter(|name| is_named(name)).cloned().collect();
+        for name in named {
             headers.remove(name);
         }
-        // A number that hyper has read, by which the body is told from what follows.
-        for (_, value) in headers.iter_mut().filter(|(name, _)| *name != CONTENT_LENGTH) {
-            let masked = masker.mask(value.as_bytes(), Cut::default());
-            let covered = masked.whole();
-            if covered.text != value.as_bytes() {
-                *value = HeaderValue::from_bytes(covered.text).unwrap_or_else(|_| HeaderValue::from_static("[masked]"));
-            }
+        // The length is a number that hyper has read, by which the body is told from what follows.
+        for (_, value) in headers.iter_mut().filter(|(name, value)| *name != CONTENT_LENGTH && tells(value.as_bytes())) {
+            *value = HeaderValue::from_static("[masked]");
         }
     }
 
@@ -204,8 +198,29 @@ impl Https {
     }
 }
 
-fn contains(text: &[u8], what: &[u8]) -> bool {
-    !what.is_empty() && text.windows(what.len()).any(|window| window == what)
+/// As hosts repeat a value: as it is, in hexadecimal, URL-encoded, and within base64, of which the first and last characters depend on what is beside it.
+fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
+    let encode = |kept: &dyn Fn(u8) -> bool, text: &dyn Fn(u8) -> String| -> Vec<u8> {
+        secret.iter().flat_map(|byte| if kept(*byte) { vec![*byte] } else { text(*byte).into_bytes() }).collect()
+    };
+    let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let mut all = vec![
+        secret.to_vec(),
+        encode(&|_| false, &|byte| format!("{byte:02x}")),
+        encode(&|_| false, &|byte| format!("{byte:02X}")),
+        encode(&is_unreserved, &|byte| format!("%{byte:02x}")),
+        encode(&is_unreserved, &|byte| format!("%{byte:02X}")),
+    ];
+    for before in 0..3 {
+        let shifted = [&[0; 2][..before.min(2)], secret].concat();
+        let whole = &shifted[..shifted.len() / 3 * 3];
+        // Four characters are three bytes: with one before, two characters depend on it, and with two, three.
+        let first = [0, 2, 3][before];
+        for text in [STANDARD.encode(whole), URL_SAFE.encode(whole)] {
+            all.extend(text.as_bytes().get(first..).filter(|form| !form.is_empty()).map(<[u8]>::to_vec));
+        }
+    }
+    all
 }
 
 fn config(roots: RootCertStore) -> Result<Arc<ClientConfig>, String> {
@@ -242,19 +257,44 @@ mod tests {
     }
 
     #[test]
+    fn a_field_that_hosts_may_take_for_it_is_not_sent() {
+        let https = Https { fields: vec![Field { name: "x-api-key".parse().unwrap(), value: Value::new("", SECRET) }], ..https(None) };
+        let mut headers = map(&[("x_api_key", b"mine"), ("x-api_key", b"mine"), ("x-api", b"1")]);
+        https.set_fields(&mut headers);
+        assert_eq!((headers.len(), headers["x-api-key"].as_bytes()), (2, SECRET));
+    }
+
+    /// Whatever stands beside it.
+    #[test]
+    fn a_value_is_found_within_base64() {
+        for before in 0..4 {
+            for after in 0..3 {
+                let text = [&b"user"[..before], SECRET, &b"pw"[..after]].concat();
+                for encoded in [STANDARD.encode(&text), URL_SAFE.encode(&text)] {
+                    let mut headers = map(&[("x-told", format!("Basic {encoded}").as_bytes())]);
+                    https(Value::new("", SECRET)).cover(&mut headers);
+                    assert_eq!(headers["x-told"].as_bytes(), b"[masked]", "{before} {after}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_host_that_repeats_the_head_of_a_request_does_not_tell_the_secret() {
         let mut headers = map(&[
             ("x-authorization", b"Bearer s3cr3t-t0ken"),
             ("location", b"https://a.example.com/?t=s3cr3t-t0ken&x"),
             ("x-encoded", STANDARD.encode(SECRET).as_bytes()),
             ("x-s3cr3t-t0ken", b"1"),
+            ("x-hex", b"7333637233742d74306b656e"),
+            ("content-length", b"12"),
             ("content-type", b"text/html"),
         ]);
         https(Value::new("Bearer ", SECRET)).cover(&mut headers);
         let left = format!("{headers:?}");
         assert!(!left.contains("s3cr3t") && !left.contains(&STANDARD.encode(SECRET)), "{left}");
-        assert_eq!((headers.len(), headers["content-type"].as_bytes()), (4, b"text/html".as_slice()));
-        assert!(headers["location"].as_bytes().starts_with(b"https://a.example.com/?t="), "{left}");
+        assert_eq!((headers.len(), headers["content-type"].as_bytes()), (6, b"text/html".as_slice()));
+        assert_eq!((headers["x-hex"].as_bytes(), headers["content-length"].as_bytes()), (b"[masked]".as_slice(), b"12".as_slice()));
     }
 
     #[test]

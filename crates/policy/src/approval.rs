@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::capabilities::{CapabilityGrant, ObjectKind};
 use crate::decide::{Grant, Policy, Refusal, named, sha256};
 use crate::expression::{Expression, variables};
+use crate::https::{Field, Https};
 use crate::rules::FailedRule;
 use crate::subject::Subject;
 
@@ -133,6 +134,9 @@ struct CanonicalCapabilities<'a> {
     /// SHA-256 of the content, by name.
     data: BTreeMap<&'a str, &'a str>,
     dynamic_code: bool,
+    /// How the gateway speaks HTTPS with hosts, and what it adds. Absent where it does not.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    https: BTreeMap<String, CanonicalHttps<'a>>,
     /// Destinations in their one spelling, sorted. Absent where there is none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     network: Vec<String>,
@@ -149,11 +153,35 @@ impl<'a> CanonicalCapabilities<'a> {
         (*grant != CapabilityGrant::default()).then(|| Self {
             data: grant.names(ObjectKind::ConfigMap).map(|name| (name, data.get(name).map_or("", String::as_str))).collect(),
             dynamic_code: grant.dynamic_code,
+            https: grant.network.iter().filter_map(|to| Some((to.to.to_string(), CanonicalHttps::of(to.https.as_ref()?)))).collect(),
             network: grant.destinations(),
             secrets: grant.names(ObjectKind::Secret).collect(),
             subprocess: grant.subprocess,
             volumes: grant.names(ObjectKind::PersistentVolumeClaim).collect(),
         })
+    }
+}
+
+/// Names alone of what is added.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CanonicalHttps<'a> {
+    /// SHA-256 of the certificates that are trusted. Absent where those are that everybody trusts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authorities: Option<String>,
+    /// Prefix and key of a Secret, by the name of the header.
+    headers: BTreeMap<&'a str, [String; 2]>,
+    port: u16,
+}
+
+impl<'a> CanonicalHttps<'a> {
+    fn of(https: &'a Https) -> Self {
+        let header = |field: &'a Field| (field.name.as_str(), [field.prefix.clone(), field.secret.to_string()]);
+        Self {
+            authorities: https.authorities.as_deref().map(|text| sha256(text.as_bytes())),
+            headers: https.fields.iter().map(header).collect(),
+            port: https.port,
+        }
     }
 }
 

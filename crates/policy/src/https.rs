@@ -87,6 +87,10 @@ pub(crate) fn read(grant: &NetworkGrant) -> Result<Option<Said>, String> {
         return Err("80 is no port of HTTPS: http://HOST in a run stands for its port 443".into());
     }
     let fields = grant.headers.as_ref().map(|headers| headers.iter().map(field).collect::<Result<Vec<_>, _>>()).transpose()?;
+    let fields = fields.map(|mut fields| {
+        fields.sort();
+        fields
+    });
     let names: BTreeSet<&str> = fields.iter().flatten().map(|field| field.name.as_str()).collect();
     if names.len() < fields.as_ref().map_or(0, Vec::len) {
         return Err("a header is named twice".into());
@@ -117,7 +121,10 @@ fn field(header: &SecretHeader) -> Result<Field, String> {
 /// Whether they are certificates is seen by the gateway.
 fn authorities(bundle: &str) -> Result<String, String> {
     let text = STANDARD.decode(bundle.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    text.filter(|text| text.contains("-----BEGIN CERTIFICATE-----"))
+    let is_text = |text: &String| text.bytes().all(|byte| matches!(byte, b'\n' | b'\r' | b'\t' | b' '..=b'~'));
+    text.filter(is_text)
+        .filter(|text| text.contains("-----BEGIN CERTIFICATE-----"))
+        .map(|text| text.trim().to_owned())
         .ok_or_else(|| "caBundle is no base64 of certificates as PEM".to_owned())
 }
 

@@ -20,6 +20,7 @@ pub fn risk(grant: &CapabilityGrant) -> Risk {
         (grant.network.len() > FEW || grant.network.iter().any(is_of_many_hosts), RiskReason::ReachesManyHosts, 15),
         (grant.network.iter().any(leads_inside), RiskReason::ReachesInside, 20),
         (secrets, RiskReason::ReadsSecrets, 20),
+        (grant.network.iter().any(adds_secrets), RiskReason::UsesSecrets, 15),
         (data, RiskReason::ReadsData, 5),
         (volumes, RiskReason::ReadsVolumes, 10),
         (secrets && connects, RiskReason::CanSendSecrets, 25),
@@ -58,6 +59,10 @@ fn leads_inside(granted: &Granted) -> bool {
     }
 }
 
+fn adds_secrets(granted: &Granted) -> bool {
+    granted.https.as_ref().is_some_and(|https| !https.fields.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use paddock_destination::{ByName, Destination};
@@ -65,6 +70,7 @@ mod tests {
 
     use super::*;
     use crate::capabilities::Object;
+    use crate::https::{Field, Https, SecretKey};
 
     fn to(text: &str, addresses: &[&[&str]]) -> Granted {
         let nets = |nets: &&[&str]| nets.iter().map(|net| net.parse().unwrap()).collect();
@@ -74,6 +80,13 @@ mod tests {
             addresses: ByName(addresses.iter().map(nets).collect()),
             https: None,
         }
+    }
+
+    /// A host that the gateway tells a Secret.
+    fn lending() -> Granted {
+        let secret = SecretKey { name: "crm".into(), key: "token".into() };
+        let field = Field { name: "authorization".into(), prefix: String::new(), secret };
+        Granted { https: Some(Https { port: 443, fields: vec![field], authorities: None }), ..to("http://api.example.com", &[]) }
     }
 
     fn given(kind: ObjectKind) -> CapabilityGrant {
@@ -97,6 +110,7 @@ mod tests {
     #[case::one_public_address(to("tcp://8.8.8.8:53", &[&["8.8.8.8/32"]]), &["ReachesNetwork"], 10)]
     #[case::one_private_address(to("tcp://10.0.0.1:53", &[&["10.0.0.1/32"]]), &["ReachesNetwork", "ReachesInside"], 30)]
     #[case::a_net(to("tcp://10.0.0.0/8:53", &[]), &["ReachesNetwork", "ReachesManyHosts", "ReachesInside"], 45)]
+    #[case::a_host_that_is_told_a_secret(lending(), &["ReachesNetwork", "UsesSecrets"], 25)]
     #[case::the_world(to("tcp://0.0.0.0/0:53", &[]), &["ReachesNetwork", "ReachesManyHosts", "ReachesInside"], 45)]
     fn networks(#[case] to: Granted, #[case] reasons: &[&str], #[case] score: i64) {
         let judged = risk(&CapabilityGrant { network: vec![to], ..CapabilityGrant::default() });
@@ -126,7 +140,7 @@ mod tests {
     #[test]
     fn everything_is_a_hundred() {
         let all = ObjectKind::ALL.map(|kind| Object { kind, name: "one".into() });
-        let network = vec![to("tcp://10.0.0.0/8:53", &[])];
+        let network = vec![to("tcp://10.0.0.0/8:53", &[]), lending()];
         let grant = CapabilityGrant { network, objects: all.to_vec(), dynamic_code: true, subprocess: true, ..CapabilityGrant::default() };
         let judged = risk(&grant);
         assert_eq!((judged.score, judged.level, judged.reasons.len()), (100, RiskLevel::Critical, RiskReason::ALL.len()));
@@ -136,7 +150,7 @@ mod tests {
     #[test]
     fn the_policy_guide_has_every_reason_with_its_points() {
         let all = ObjectKind::ALL.map(|kind| Object { kind, name: "one".into() });
-        let network = vec![to("tcp://10.0.0.0/8:53", &[])];
+        let network = vec![to("tcp://10.0.0.0/8:53", &[]), lending()];
         let grant = CapabilityGrant { network, objects: all.to_vec(), dynamic_code: true, subprocess: true, ..CapabilityGrant::default() };
         let guide = include_str!("../../../docs/policies.md");
         for part in risk(&grant).reasons {

@@ -33,6 +33,7 @@ pub(crate) struct Live {
     /// What the gateway might add, as it was decided then.
     pub(crate) secrets: BTreeSet<SecretKey>,
     pub(crate) pod: Vec<IpAddr>,
+    pub(crate) has_started: bool,
     pub(crate) expires: Instant,
 }
 
@@ -85,6 +86,7 @@ pub(crate) fn to_tell(run: &ScriptRun, pod: &PodSeen, settings: &Settings, now: 
         permissions,
         secrets: secrets::decided(status),
         pod: pod.addresses.clone(),
+        has_started: status.is_true(&ConditionType::Started),
         expires: now + Duration::from_secs(lifetime),
     })
 }

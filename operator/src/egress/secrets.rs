@@ -4,14 +4,14 @@
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::Secret;
 use paddock_crds::{ScriptRunStatus, Verdict};
 use paddock_egress::https::{SecretText, ToldField, ToldHttps, Value};
 use paddock_policy::{AT_GATEWAY, Found, Https, Object, ObjectKind, Policy, SecretKey, SecretValues};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -27,8 +27,12 @@ const COVERED: usize = 8;
 
 /// How often values are read anew.
 const READ_EVERY: Duration = Duration::from_secs(5);
-/// Values that are read at once.
-const AT_ONCE: usize = 8;
+/// After an answer that did not come.
+const RETRY_EVERY: Duration = Duration::from_millis(500);
+/// What was not read again for so long does not count any more.
+const LAPSES: Duration = Duration::from_secs(30);
+/// Values that are read at once: an object has up to a megabyte, whatever is needed of it.
+const AT_ONCE: usize = 4;
 
 /// Where a value is from, and by which policies: what was read under others does not count, since it is their authors who answer for it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,31 +104,47 @@ pub(crate) async fn keep(context: &Context) {
     let egress = &context.egress;
     let mut again = interval(READ_EVERY);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut read_last = BTreeMap::<Place, Instant>::new();
+    let mut has_failed = false;
     loop {
         let is_all = tokio::select! {
             _ = again.tick() => true,
             () = egress.missing.notified() => false,
+            () = sleep(RETRY_EVERY), if has_failed => false,
         };
         let needs = super::lock(&egress.needs).clone();
-        let known = super::lock(&egress.values).clone();
-        let mut values = known.clone();
-        values.retain(|place, _| needs.contains_key(place));
-        let to_read: Needs = needs.into_iter().filter(|(place, _)| is_all || !known.contains_key(place)).collect();
-        let read = to_read.into_iter().map(|(place, adding)| read_once(place, adding, context));
-        let found: Vec<_> = stream::iter(read).buffer_unordered(AT_ONCE).collect().await;
-        values.extend(found.into_iter().flatten());
-        if values != known {
-            *super::lock(&egress.values) = values;
-            egress.changed.notify_one();
+        read_last.retain(|place, _| needs.contains_key(place));
+        let to_read: Needs = {
+            let mut values = super::lock(&egress.values);
+            values.retain(|place, _| needs.contains_key(place));
+            needs.into_iter().filter(|(place, _)| is_all || !values.contains_key(place)).collect()
+        };
+        let mut reads = stream::iter(to_read).map(|(place, adding)| read_once(place, adding, context)).buffer_unordered(AT_ONCE);
+        has_failed = false;
+        // Each counts as soon as it is there: one that takes long holds up no other run.
+        while let Some((place, value)) = reads.next().await {
+            has_failed |= value.is_none();
+            let lapses = read_last.get(&place).is_none_or(|last| last.elapsed() > LAPSES);
+            let value = match value {
+                Some(value) => {
+                    read_last.insert(place.clone(), Instant::now());
+                    value
+                }
+                None if lapses && super::lock(&egress.values).contains_key(&place) => None,
+                None => continue,
+            };
+            if super::lock(&egress.values).insert(place, value.clone()) != Some(value) {
+                egress.changed.notify_one();
+            }
         }
     }
 }
 
-/// `None`: nothing was found out, and what was known goes on counting.
-async fn read_once(place: Place, adding: Vec<Arc<Policy>>, context: &Context) -> Option<(Place, Option<Vec<u8>>)> {
+/// `None` beside the place: nothing was found out.
+async fn read_once(place: Place, adding: Vec<Arc<Policy>>, context: &Context) -> (Place, Option<Option<Vec<u8>>>) {
     let (namespace, secret) = (place.namespace.as_str(), place.secret.to_string());
-    match read(namespace, &place.secret, &adding, context).await {
-        Ok(Ok(value)) => Some((place, Some(value))),
+    let found = match read(namespace, &place.secret, &adding, context).await {
+        Ok(Ok(value)) => Some(Some(value)),
         Ok(Err(found)) => {
             let is_news = super::lock(&context.egress.values).get(&place) != Some(&None);
             if let Found::Unusable { message, .. } = found
@@ -132,13 +152,14 @@ async fn read_once(place: Place, adding: Vec<Arc<Policy>>, context: &Context) ->
             {
                 tracing::warn!(namespace, secret, why = message, "a Secret that the gateway adds for runs cannot be had");
             }
-            Some((place, None))
+            Some(None)
         }
         Err(error) => {
             tracing::warn!(namespace, secret, error = error.chain(), "a Secret that the gateway adds for runs could not be read");
             None
         }
-    }
+    };
+    (place, found)
 }
 
 /// Reads a value, if everybody who adds it may read it. `Err` of the inner: why it cannot be had.

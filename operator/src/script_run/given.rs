@@ -30,6 +30,9 @@ const MAX_DATA: usize = 1 << 20;
 const MAX_SECRETS: usize = 16 << 10;
 const MAX_KEYS: usize = 64;
 
+/// Keys of Secrets that the gateway adds for one run: each is a decision, and a status has room for so many.
+const MAX_AT_GATEWAY: usize = 32;
+
 const WHAT: &str = "what a run asks for";
 
 /// What an object holds. It is never printed.
@@ -97,7 +100,11 @@ pub(crate) async fn look(run: &ScriptRun, policies: &PoliciesSeen, context: &Con
     for (secret, destinations) in secrets_at_the_gateway(&policies, asked) {
         let (mut seen, adding) = (BTreeSet::new(), destinations.iter().flat_map(|to| adding(&policies, to)));
         let adding: Vec<&Policy> = adding.copied().filter(|policy| seen.insert(&policy.taken.uid)).collect();
-        let found = match all.room(ObjectKind::Secret) {
+        let room = all.room(ObjectKind::Secret).and_then(|()| {
+            let has_room = given.at_gateway.len() < MAX_AT_GATEWAY;
+            has_room.then_some(()).ok_or_else(|| format!("the gateway adds more than {MAX_AT_GATEWAY} keys of Secrets for the run"))
+        });
+        let found = match room {
             Ok(()) => at_gateway(&namespace, &secret, &adding, &mut all, context).await?,
             Err(message) => Found::unusable(message),
         };

@@ -63,7 +63,11 @@ pub(crate) fn large_kib(watched: &Watched) -> u32 {
         return 0;
     }
     let spec = &watched.run.spec;
-    let asks = spec.capabilities.as_ref().is_some_and(|asked| !asked.secrets.is_empty() || !asked.data.is_empty());
+    let asks = spec.capabilities.as_ref().is_some_and(|asked| {
+        // The gateway may add Secrets to what is asked for so.
+        let is_http = |destination: &String| destination.starts_with("http://");
+        !asked.secrets.is_empty() || !asked.data.is_empty() || asked.network.iter().any(is_http)
+    });
     let objects = if asks || spec.script.source.config_map_key_ref.is_some() { OBJECTS_KIB } else { 0 };
     objects.max(match watched.body {
         Body::Left { bytes } => u32::try_from(bytes.div_ceil(1024)).unwrap_or(OBJECTS_KIB).min(OBJECTS_KIB),

@@ -210,6 +210,14 @@ fn a_digest_is_made_as_documented() {
     let mut connected = grant();
     connected.capabilities.network = ["tcp://10.20.0.0/16:5432", "api.example.com"].map(to).into();
     assert_eq!(digests(&run(&[]), &connected, plain).input, vectors[5]["digest"]);
+    let secret = crate::SecretKey { name: "crm".into(), key: "token".into() };
+    let field = Field { name: "authorization".into(), prefix: "Bearer ".into(), secret };
+    let https = Some(Https { port: 443, fields: vec![field], authorities: Some("-----BEGIN CERTIFICATE-----".into()) });
+    connected.capabilities.network = vec![GrantedDestination { https, ..to("http://api.example.com") }];
+    assert_eq!(digests(&run(&[]), &connected, plain).input, vectors[6]["digest"]);
+    // Whoever approved the host did not approve the Secret.
+    connected.capabilities.network = vec![to("http://api.example.com")];
+    assert_ne!(digests(&run(&[]), &connected, plain).input, vectors[6]["digest"]);
     for (name, content) in [("prices", "{\"data\":{\"eur.csv\":\"a,1\\n\"}}"), ("rates", "{\"binaryData\":{\"a\":\"AP8=\"}}")] {
         assert_eq!(data[name], sha256(content.as_bytes()));
     }
