@@ -156,7 +156,7 @@ impl Https {
     pub(crate) fn cover(&self, headers: &mut HeaderMap) {
         let secrets = self.fields.iter().filter_map(|field| Some(field.value.as_ref()?.secret.as_bytes()));
         let forms: Vec<Vec<u8>> = secrets.flat_map(forms).collect();
-        let finders: Vec<Finder<'_>> = forms.iter().map(|form| Finder::new(form)).collect();
+        let finders: Vec<Finder<'_>> = forms.iter().map(Finder::new).collect();
         let tells = |text: &[u8]| finders.iter().any(|finder| finder.find(text).is_some());
         let lower: Vec<Vec<u8>> = forms.iter().map(|form| form.to_ascii_lowercase()).collect();
         let is_named = |name: &HeaderName| lower.iter().any(|form| memmem::find(name.as_str().as_bytes(), form).is_some());

@@ -133,7 +133,16 @@ fn authorities(bundle: &str) -> Result<String, String> {
 pub(crate) struct Agreement {
     is_https: Option<bool>,
     fields: Option<Vec<Field>>,
-    authorities: Option<Option<String>>,
+    authorities: Option<Trusted>,
+}
+
+/// Whose certificates count.
+#[derive(PartialEq)]
+enum Trusted {
+    /// Of those that everybody trusts.
+    Public,
+    /// Of these alone.
+    Of(String),
 }
 
 impl Agreement {
@@ -143,14 +152,18 @@ impl Agreement {
         let Some(said) = said else { return Ok(()) };
         let is_meant = effect == Effect::Allow;
         agree(&mut self.fields, said.fields.clone().or(is_meant.then(Vec::new)), "headers")?;
-        agree(&mut self.authorities, said.authorities.clone().map(Some).or(is_meant.then_some(None)), "caBundle")
+        agree(&mut self.authorities, said.authorities.clone().map(Trusted::Of).or(is_meant.then_some(Trusted::Public)), "caBundle")
     }
 
     /// For a run that asks for this port. `None`: the gateway carries what the script says as it is.
     pub(crate) fn https(self, asked: u16) -> Option<Https> {
         let port = if asked == ASKED_PORT { PORT } else { asked };
         let Self { is_https, fields, authorities } = self;
-        (is_https == Some(true)).then(|| Https { port, fields: fields.unwrap_or_default(), authorities: authorities.flatten() })
+        let authorities = match authorities {
+            Some(Trusted::Of(authorities)) => Some(authorities),
+            Some(Trusted::Public) | None => None,
+        };
+        (is_https == Some(true)).then(|| Https { port, fields: fields.unwrap_or_default(), authorities })
     }
 }
 

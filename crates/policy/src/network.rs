@@ -133,7 +133,7 @@ fn entries(grant: &NetworkGrant, field: &str, problems: &mut Vec<Problem>) -> Ve
         return Vec::new();
     };
     if https.is_some() {
-        ports.iter_mut().for_each(|port| *port = https::asked_port(*port));
+        ports = ports.into_iter().map(https::asked_port).collect();
     }
     let mut nets = |list: &[String]| -> Vec<IpNet> {
         list.iter().filter_map(|text| take(net(text), &format!("{field}.addresses"), text, problems)).collect()

@@ -248,7 +248,7 @@ impl Told {
 
     /// For a run that told its result: a runner that started nothing has none to tell, so it was started in a log that lost that line.
     fn once_or_lost(self) -> bool {
-        self.once() || self.started == 0 && self.torn == 1
+        self.once() || self.started == 0 && self.torn > 0
     }
 }
 
@@ -266,9 +266,9 @@ async fn told(kept: &Path, runs: &[ScriptRun]) -> BTreeMap<String, Told> {
             Lines::default().push(&[content, b"\n"].concat(), |line| _ = reader.take_line(line));
         }
         let (transcript, of_run) = (reader.transcript(), of_runs.entry(uid).or_default());
-        let is_whole = transcript.boot.is_some() && !reader.has_gap() && transcript.noise == 0;
+        let is_whole = transcript.boot.is_some() && transcript.finished && !reader.has_gap() && transcript.noise == 0;
         of_run.started += u32::from(transcript.started);
-        of_run.torn += u32::from(!transcript.started && !(is_whole && transcript.finished));
+        of_run.torn += u32::from(!transcript.started && !is_whole);
     }
     of_runs
 }

@@ -342,7 +342,7 @@ async fn a_run_has_so_many_tunnels_and_bytes() {
 #[tokio::test]
 async fn a_run_has_so_many_bytes_in_a_second() {
     const PER_SECOND: usize = 64 << 10;
-    let world = world_of(async |mut socket| _ = socket.write_all(&[0; 2 * PER_SECOND]).await).await;
+    let world = world_of(async |mut socket| _ = socket.write_all(&vec![0; 2 * PER_SECOND]).await).await;
     let mut put = world.grant();
     put["bytesPerSecond"] = json!(PER_SECOND);
     world.tell(&put);

@@ -178,6 +178,7 @@ fn what_is_told_for_one_policy_is_bounded_however_often_it_says_the_same() {
     assert_eq!(problems[0].to_string(), "capabilities.network: 65 different addresses are more than the 64 that a policy may have");
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what json! makes is given")]
 fn over_https(host: &str, more: Value) -> Value {
     let mut grant = json!({ "hosts": [host], "protocol": "HTTPS" });
     grant.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
