@@ -114,10 +114,11 @@ open_enum! {
         LimitExceeded,
         /// Accepted=False: the run asks for a capability that a policy does not grant.
         CapabilityRefused,
-        /// Accepted=False: the requester, the author of a policy that grants it, or the operator may not read a Secret or ConfigMap that the run asks for.
+        /// Accepted=False: the requester, the author of a policy that grants it, or the operator may not read a Secret or ConfigMap that the run asks for,
+        /// or the author or the operator a Secret that the egress gateway would add.
         CapabilityForbidden,
-        /// Accepted=False: a Secret or ConfigMap that the run asks for does not exist, cannot be read, or is too large with the others; or a host, and the
-        /// egress gateway is not installed.
+        /// Accepted=False: a Secret or ConfigMap that the run asks for, or a Secret that the egress gateway would add, does not exist, has no such key, cannot
+        /// be read or used, or is too large with the others; or a host is asked for, and the egress gateway is not installed.
         CapabilityUnusable,
         /// Accepted=False: an expression of a policy is false for the run. The message is that of its rule.
         RuleNotSatisfied,

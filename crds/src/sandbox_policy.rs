@@ -199,7 +199,7 @@ pub struct NetworkGrant {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16384))]
     pub ca_bundle: Option<String>,
-    /// Ports. For hosts built-in: 443, or 80 where `protocol` is `HTTP`.
+    /// Ports. For hosts built-in: 443, or 80 where `protocol` is `HTTP`. 80 cannot be given where it is `HTTPS`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "ports_schema")]
     pub ports: Option<Vec<i32>>,
@@ -210,7 +210,8 @@ pub struct NetworkGrant {
     pub addresses: Option<Vec<String>>,
 }
 
-/// What is spoken with a host.
+/// What is spoken with a host. `TLS`, the built-in value: within TLS of the script, unread. `HTTP`: in the clear, asked for as `http://HOST`. `HTTPS`: the
+/// script calls `http://HOST`, and the gateway speaks TLS with port 443 of it, or with that of `http://HOST:PORT`.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum NetworkProtocol {
     /// Anything within TLS that is for the host that was asked for. The gateway does not read it.

@@ -219,7 +219,8 @@ pub struct ConfigMapKeyRef {
 #[serde(rename_all = "camelCase")]
 pub struct Capabilities {
     /// Where to connect to: `HOST` or `HOST:PORT` over TLS, at port 443 where none is given; `*.example.com` is every name below it;
-    /// `http://HOST` or `http://HOST:PORT` is HTTP without TLS, at port 80 where none is given; `tcp://NET:PORT` is an address or a net such as
+    /// `http://HOST` or `http://HOST:PORT` is called over HTTP: without TLS, at port 80 where none is given, or, where the policies say
+    /// `protocol: HTTPS`, carried by the gateway over TLS to port 443 or PORT; `tcp://NET:PORT` is an address or a net such as
     /// `tcp://10.20.0.0/16:5432`, whatever is spoken. A policy must grant all of it. The way there is a proxy,
     /// which `HTTPS_PROXY` and its like name; nothing else leads out of the sandbox.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

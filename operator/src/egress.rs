@@ -30,7 +30,7 @@ use authority::Trusted;
 use granted::{Live, ToTell, to_tell, told};
 use replicas::Replicas;
 use secrets::{Needs, ToldToRuns, Values};
-use used::{Used, UsedByRuns};
+use used::{News, Used, UsedByRuns};
 
 /// The name in the gateway's certificate.
 pub(crate) const NAME: &str = "paddock-egress";
@@ -167,9 +167,8 @@ impl Egress {
         lock(&self.told_to_runs).forget(uid);
     }
 
-    /// Counts what a run has used. Of one that is over, or of which nothing is known, a report comes too late. Returns how many refusals the run has
-    /// by now, if this is another.
-    fn count(&self, report: &Report) -> Option<u64> {
+    /// Counts what a run has used. Of one that is over, or of which nothing is known, a report comes too late.
+    fn count(&self, report: &Report) -> Option<News> {
         let shown = lock(&self.shown);
         // Under the lock by which runs go, so that none comes back.
         shown.contains(&report.run).then(|| lock(&self.used).take(report)).flatten()
@@ -350,7 +349,7 @@ mod tests {
         };
         assert_eq!((egress.count(&report), egress.used("uid")), (None, None));
         lock(&egress.shown).insert("uid".into());
-        assert_eq!(egress.count(&report), Some(1));
+        assert_eq!(egress.count(&report), Some(News::Refused(1)));
         assert!(egress.used("uid").is_some());
         egress.hide("uid");
         assert_eq!((egress.count(&report), egress.used("uid")), (None, None));

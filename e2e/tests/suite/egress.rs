@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::harness::disturb::{begin, begin_what_has_ended, end, kill_operator, leader, process_of, upgrade};
 use crate::harness::internet::{COMMIT, Host, echo, http, https, names};
 use crate::harness::{OPERATOR_NAMESPACE, Script, Tenant, assert_end, assert_refused, eventually, layout, namespace, status, stdout};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Event, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
 use kube::ResourceExt as _;
@@ -24,6 +24,7 @@ const LIVE: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 15);
 const NODE: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 16);
 const CLIENTS: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 19);
 const PLAIN: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 20);
+const SPENT: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 21);
 const REPLICA: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 17);
 const LEADER: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 18);
 /// Nobody's in the cluster.
@@ -208,6 +209,47 @@ time.sleep(60)
             clocks.finished.unwrap().0.as_second() - clocks.started.unwrap().0.as_second()
         };
         assert!(took(&status(&run)) < 20, "{:?}", status(&run).clocks);
+        tenant.no_cluster_policy().await;
+    })
+    .await;
+}
+
+/// The first connection may carry all that there is to be carried, and no other is opened.
+#[tokio::test]
+async fn a_run_that_has_used_up_its_bytes_is_cut_and_told_of() {
+    let _alone = alone().await;
+    let host = https("spent.example.com", SPENT);
+    names(&[("spent.example.com", SPENT)]);
+    namespace("spent", json!({}), |tenant| async move {
+        let mut rules = grants(&json!([{ "hosts": ["*.example.com"] }]));
+        rules["limits"]["maxNetworkBytes"] = json!(20_000);
+        tenant.cluster_policy(rules).await;
+        let script = r#"
+def spend():
+    try:
+        answer = urllib.request.urlopen("https://spent.example.com/slow", context=context, timeout=20)
+        return "cut" if len(answer.read()) < 20_000 else "too much"
+    except OSError as error:
+        return str(error)
+# Each replica counts for itself.
+told = [spend() for _ in range(2)]
+while "429" not in (answer := get("https://spent.example.com/slow")):
+    pass
+print(told[0], answer)
+"#;
+        let text = CLIENT.to_owned() + script;
+        let run = asking(&tenant, &text, &["spent.example.com"], &json!({ "authority": host.authority }));
+        let run = tenant.run(run.with(json!({ "timeoutSeconds": 60 }))).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert!(stdout(&run).contains("429") && !stdout(&run).contains("too much"), "{}", stdout(&run));
+        let events: Api<Event> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        let told = eventually("the Event is there", || async {
+            let events = events.list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
+            let told: Vec<Event> = events.into_iter().filter(|event| event.reason.as_deref() == Some("NetworkBytesSpent")).collect();
+            if told.is_empty() { Err("not yet".to_owned()) } else { Ok(told) }
+        })
+        .await;
+        assert_eq!((told.len(), told[0].involved_object.uid.clone()), (1, run.uid()));
         tenant.no_cluster_policy().await;
     })
     .await;

@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Api;
+use kube::runtime::events::{Event as Told, EventType};
+use kube::{Api, Resource as _};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use paddock_egress::feed::{All, Granted, converse};
 use paddock_egress::wire::Report;
+use paddock_crds::ScriptRun;
 use paddock_policy::network_limits;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -20,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
+use super::used::News;
 use super::{NAME, OPERATOR_PORT, lock};
 use crate::context::Context;
 use crate::script_run::observe::policies_of;
@@ -168,7 +172,7 @@ async fn talk_once(
 }
 
 /// What became of requests: a line of the log for each, and the sums of each tenant.
-async fn take(context: &Context, mut reports: mpsc::Receiver<Report>) {
+async fn take(context: &Arc<Context>, mut reports: mpsc::Receiver<Report>) {
     let mut lines = Lines::default();
     while let Some(report) = reports.recv().await {
         let (namespace, run) = report.name.split_once('/').unwrap_or_default();
@@ -199,14 +203,44 @@ async fn take(context: &Context, mut reports: mpsc::Receiver<Report>) {
 
 /// Counts what a run has used. Its next pass ends a run that has more refusals than its policies put up with; one that goes on asking is not looked
 /// at each time.
-fn count(report: &Report, (namespace, run): (&str, &str), context: &Context) {
-    let Some(refused) = context.egress.count(report) else { return };
+fn count(report: &Report, (namespace, run): (&str, &str), context: &Arc<Context>) {
+    let refused = match context.egress.count(report) {
+        Some(News::Refused(refused)) => refused,
+        Some(News::Spent) => return tell_of_spent((namespace, run), report.run.clone(), context),
+        None => return,
+    };
     let Some(policy) = lock(&context.egress.live).get(&report.run).map(|live| live.policy.clone()) else { return };
     let limits = network_limits(&policies_of(namespace, &policy, context).taking_part);
     let is_time = |most: u64| refused == most + 1 || (refused > most && refused.is_power_of_two());
     if limits.refused.is_some_and(|(most, _)| is_time(most)) {
         context.wake_run(namespace, run);
     }
+}
+
+/// An Event of the run. Its script sees that its connections end, and may go on.
+fn tell_of_spent((namespace, name): (&str, &str), uid: String, context: &Arc<Context>) {
+    let reference = ObjectReference {
+        api_version: Some(ScriptRun::api_version(&()).into_owned()),
+        kind: Some(ScriptRun::kind(&()).into_owned()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(name.to_owned()),
+        uid: Some(uid),
+        ..ObjectReference::default()
+    };
+    let note = "the run has sent and received as much as limits.maxNetworkBytes lets it at a replica of the egress gateway".to_owned();
+    let event = Told {
+        type_: EventType::Warning,
+        reason: "NetworkBytesSpent".into(),
+        note: Some(note),
+        action: "Connect".into(),
+        secondary: None,
+    };
+    let context = context.clone();
+    tokio::spawn(async move {
+        if let Err(error) = context.recorder.publish(&event, &reference).await {
+            tracing::debug!(error = %error, "an Event could not be published");
+        }
+    });
 }
 
 /// Which reports are lines of the log: a run may ask thousands of times in a second.

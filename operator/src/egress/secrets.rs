@@ -1,17 +1,17 @@
-//! Secrets that the gateway adds to requests of runs. They are read anew every few seconds for as long as a run needs them, each with the rights of
-//! those who wrote the policies that add it; the script never holds them.
+//! Secrets that the gateway adds to requests of runs. They are read anew every few seconds for as long as a run needs them, if those who wrote the
+//! policies that add them may read them too; the script never holds them.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::Secret;
 use paddock_crds::{ScriptRunStatus, Verdict};
 use paddock_egress::https::{SecretText, ToldField, ToldHttps, Value};
 use paddock_policy::{AT_GATEWAY, Found, Https, Object, ObjectKind, Policy, SecretKey, SecretValues};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -269,6 +269,35 @@ mod tests {
         });
         assert_eq!(found, expected.map(str::to_owned).map_err(str::to_owned));
         fake.finished().await;
+    }
+
+    /// For half a minute what was known counts.
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_read_any_more_does_not_count_for_ever() {
+        let secret = json!({ "data": { "token": "aHVudGVyMg==" } });
+        let failures = (0..20).map(|_| expect(Method::GET, PATH, 500, json!("not now")));
+        let (context, _fake) = context([expect(Method::GET, PATH, 200, secret)].into_iter().chain(failures).collect(), &[]);
+        let place = Place::new("team", &key(), &[]);
+        super::super::lock(&context.egress.needs).insert(place.clone(), Vec::new());
+        let known = || super::super::lock(&context.egress.values).get(&place).cloned();
+        let (begin, mut seen) = (Instant::now(), Vec::new());
+        let watch = async {
+            loop {
+                if let Some(value) = known().filter(|value| seen.last() != Some(value)) {
+                    seen.push(value);
+                }
+                if seen.last() == Some(&None) {
+                    return begin.elapsed();
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let took = tokio::select! {
+            () = keep(&context) => unreachable!("it goes on"),
+            took = watch => took,
+        };
+        assert_eq!(seen, [Some(b"hunter2".to_vec()), None]);
+        assert!((Duration::from_secs(30)..Duration::from_secs(60)).contains(&took), "{took:?}");
     }
 
     #[tokio::test]

@@ -19,6 +19,17 @@ pub(crate) struct Used {
     pub(crate) received: u64,
     /// Where to, each once, in the order in which they were first asked for.
     pub(crate) refusals: Vec<Refusal>,
+    /// A connection was cut or refused because the run has had its bytes.
+    is_spent: bool,
+}
+
+/// What a report makes news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// The run has so many refusals by now.
+    Refused(u64),
+    /// It has used up its bytes at a replica, for the first time.
+    Spent,
 }
 
 /// One destination that was refused.
@@ -46,14 +57,18 @@ fn is_refused(outcome: Outcome) -> bool {
 }
 
 impl UsedByRuns {
-    /// Counts. Returns how many refusals the run has by now, if this is another.
-    pub(crate) fn take(&mut self, report: &Report) -> Option<u64> {
+    /// Counts.
+    pub(crate) fn take(&mut self, report: &Report) -> Option<News> {
         if self.0.len() >= REMEMBERED && !self.0.contains_key(&report.run) {
             return None;
         }
         let used = self.0.entry(report.run.clone()).or_default();
         used.take(report);
-        is_refused(report.outcome).then_some(used.refused)
+        if is_refused(report.outcome) {
+            return Some(News::Refused(used.refused));
+        }
+        let is_first = report.outcome == Outcome::BudgetSpent && !std::mem::replace(&mut used.is_spent, true);
+        is_first.then_some(News::Spent)
     }
 
     pub(crate) fn of(&self, uid: &str) -> Option<&Used> {
@@ -97,17 +112,18 @@ mod tests {
     fn what_was_refused_is_counted_by_where_it_would_have_led() {
         let mut used = UsedByRuns::default();
         assert_eq!(used.take(&report("a", "x:443", Outcome::Closed)), None);
-        assert_eq!(used.take(&report("a", "x:443", Outcome::NotGranted)), Some(1));
-        assert_eq!(used.take(&report("a", "y:443", Outcome::AddressRefused)), Some(2));
-        assert_eq!(used.take(&report("a", "x:443", Outcome::NotGranted)), Some(3));
+        assert_eq!(used.take(&report("a", "x:443", Outcome::NotGranted)), Some(News::Refused(1)));
+        assert_eq!(used.take(&report("a", "y:443", Outcome::AddressRefused)), Some(News::Refused(2)));
+        assert_eq!(used.take(&report("a", "x:443", Outcome::NotGranted)), Some(News::Refused(3)));
+        assert_eq!(used.take(&report("a", "x:443", Outcome::BudgetSpent)), Some(News::Spent));
         for other in [Outcome::NotConnected, Outcome::TooManyTunnels, Outcome::BudgetSpent, Outcome::Cut, Outcome::Idle] {
             assert_eq!(used.take(&report("a", "x:443", other)), None);
         }
-        assert_eq!(used.take(&report("b", "x:443", Outcome::NotItsHost)), Some(1));
+        assert_eq!(used.take(&report("b", "x:443", Outcome::NotItsHost)), Some(News::Refused(1)));
         let of_a = used.of("a").unwrap();
         let told: Vec<_> = of_a.refusals.iter().map(|refusal| (refusal.to.as_str(), refusal.outcome, refusal.count)).collect();
         assert_eq!(told, [("x:443", Outcome::NotGranted, 2), ("y:443", Outcome::AddressRefused, 1)]);
-        assert_eq!((of_a.connections, of_a.refused, of_a.sent, of_a.received), (9, 3, 45, 63));
+        assert_eq!((of_a.connections, of_a.refused, of_a.sent, of_a.received), (10, 3, 50, 70));
         used.forget("a");
         assert_eq!(used.of("a"), None);
     }
@@ -124,6 +140,6 @@ mod tests {
             used.take(&report(&number.to_string(), "x:443", Outcome::NotGranted));
         }
         assert_eq!(used.0.len(), REMEMBERED);
-        assert_eq!(used.take(&report("a", "x:443", Outcome::NotGranted)), Some(1001), "who is known goes on being counted");
+        assert_eq!(used.take(&report("a", "x:443", Outcome::NotGranted)), Some(News::Refused(1001)), "who is known goes on being counted");
     }
 }

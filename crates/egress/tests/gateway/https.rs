@@ -114,9 +114,13 @@ impl World {
     }
 
     async fn get_https(&self) -> String {
+        self.get_https_of("api.example.com").await
+    }
+
+    async fn get_https_of(&self, host: &str) -> String {
         let port = self.port;
         let request = format!(
-            "GET http://api.example.com:{port}/x HTTP/1.1\r\nHost: evil.example.com\r\nProxy-Authorization: Bearer {TOKEN}\r\nAuthorization: mine\r\nConnection: authorization\r\n\r\n"
+            "GET http://{host}:{port}/x HTTP/1.1\r\nHost: evil.example.com\r\nProxy-Authorization: Bearer {TOKEN}\r\nAuthorization: mine\r\nConnection: authorization\r\n\r\n"
         );
         let mut stream = self.connect(POD);
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -146,6 +150,17 @@ async fn the_host_is_told_a_secret_that_the_script_does_not_have() {
         ("one", Outcome::Closed, format!("http://api.example.com:{}", world.port))
     );
     assert_eq!(report.sent, told.len() as u64);
+}
+
+/// What is granted without.
+#[tokio::test]
+async fn no_other_host_is_told_it() {
+    let (mut world, host) = host("www.example.com", Ends::Whole).await;
+    world.grant_https(Some(&host.authority), Some(SECRET));
+    let answer = world.get_https_of("www.example.com").await;
+    assert_eq!((status(&answer), world.report().await.rule.as_str()), (200, "all"), "{answer}");
+    let told = host.told.lock().unwrap().remove(0);
+    assert!(!told.contains(SECRET) && !told.contains("Bearer"), "{told}");
 }
 
 #[rstest]
