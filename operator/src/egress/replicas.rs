@@ -9,13 +9,13 @@ use std::time::Duration;
 use futures::TryStreamExt as _;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::runtime::events::{Event as Told, EventType};
-use kube::{Api, Resource as _};
 use kube::runtime::WatchStreamExt as _;
+use kube::runtime::events::{Event as Told, EventType};
 use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Resource as _};
+use paddock_crds::ScriptRun;
 use paddock_egress::feed::{All, Granted, converse};
 use paddock_egress::wire::Report;
-use paddock_crds::ScriptRun;
 use paddock_policy::network_limits;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -228,13 +228,8 @@ fn tell_of_spent((namespace, name): (&str, &str), uid: String, context: &Arc<Con
         ..ObjectReference::default()
     };
     let note = "the run has sent and received as much as limits.maxNetworkBytes lets it at a replica of the egress gateway".to_owned();
-    let event = Told {
-        type_: EventType::Warning,
-        reason: "NetworkBytesSpent".into(),
-        note: Some(note),
-        action: "Connect".into(),
-        secondary: None,
-    };
+    let event =
+        Told { type_: EventType::Warning, reason: "NetworkBytesSpent".into(), note: Some(note), action: "Connect".into(), secondary: None };
     let context = context.clone();
     tokio::spawn(async move {
         if let Err(error) = context.recorder.publish(&event, &reference).await {

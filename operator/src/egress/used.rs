@@ -20,7 +20,7 @@ pub(crate) struct Used {
     /// Where to, each once, in the order in which they were first asked for.
     pub(crate) refusals: Vec<Refusal>,
     /// A connection was cut or refused because the run has had its bytes.
-    is_spent: bool,
+    pub(crate) is_spent: bool,
 }
 
 /// What a report makes news.

@@ -69,6 +69,7 @@ pub async fn world_with<T: Future<Output = ()> + Send + 'static>(most: usize, se
     let names = HashMap::from([
         ("api.example.com", vec![ip("127.0.0.1")]),
         ("below.example.org", vec![ip("127.0.0.1")]),
+        ("www.example.com", vec![ip("127.0.0.1")]),
         ("inside.example.com", vec![ip("127.0.0.1"), ip("10.0.0.1")]),
         ("metadata.example.com", vec![ip("169.254.169.254")]),
         ("mapped.example.com", vec![ip("::ffff:127.0.0.1")]),

@@ -41,6 +41,7 @@ fn what_was_used_of_the_network_is_told_without_secrets_and_never_becomes_less()
         sent: 5,
         received: 6,
         refusals: vec![refusal("x.hunter2-hunter2.example.com:443"), refusal("www.example.com:443")],
+        ..Used::default()
     };
     let secrets = paddock_policy::SecretValues(vec![("smtp".to_owned(), b"Hunter2-hunter2".to_vec())]);
     let grant = OutputGrant { secrets, ..paddock_policy::output_grant(&Vec::<paddock_policy::Policy>::new()) };
