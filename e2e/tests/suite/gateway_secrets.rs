@@ -136,7 +136,7 @@ second = told('http://{name}/head')
 while told('http://{name}/head') == second:
     time.sleep(0.1)
 print(told('http://{name}/head'))
-print(first.split(' ', 2)[2], second.split(' ', 2)[2])
+print('a=' + first.split(' ', 2)[2], 'b=' + second.split(' ', 2)[2])
 os._exit(0)
 "
         );
@@ -157,7 +157,7 @@ os._exit(0)
         let out = stdout(&run);
         let lines: Vec<&str> = out.lines().collect();
         assert_eq!(lines[..2], ["another", "503 SecretUnusable"], "{out}");
-        assert_eq!(lines[2], "[masked:secret:api] [masked:secret:api]", "{out}");
+        assert_eq!(lines[2], "a=[masked:secret:api] b=[masked:secret:api]", "{out}");
     })
     .await;
 }
