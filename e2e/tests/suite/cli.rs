@@ -388,7 +388,11 @@ async fn who_may_decide_sees_what_waits_and_decides() {
         desk.type_(approve).expect(1).tells("is over");
         // What was approved was that run alone.
         desk.type_(&format!("{run} two")).expect(0);
-        let listed: Value = serde_json::from_str(&desk.type_("kubectl paddock -n $N pending -o json").expect(0).out).unwrap();
+        let listed = eventually("it waits", || async {
+            let listed: Value = serde_json::from_str(&desk.type_("kubectl paddock -n $N pending -o json").expect(0).out).unwrap();
+            if listed["items"].as_array().is_some_and(|items| !items.is_empty()) { Ok(listed) } else { Err("nothing does yet") }
+        })
+        .await;
         assert_eq!(listed["items"].as_array().map(Vec::len), Some(1), "{listed:#}");
         let is_waiting = |status: &paddock_crds::ScriptRunStatus| status.phase == Some(Phase::AwaitingApproval);
         let two = tenant.runs().get("two").await.unwrap();
