@@ -298,6 +298,17 @@ mod tests {
     }
 
     #[test]
+    fn a_value_is_found_however_its_bytes_are_written() {
+        let secret = b"a b/c+d=\xffz";
+        let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        for told in ["a%20b%2Fc%2Bd%3D%FFz", "a%20b%2fc%2bd%3d%ffz", &hex, &hex.to_uppercase()] {
+            let mut headers = map(&[("location", format!("/?t={told}&x").as_bytes())]);
+            https(Value::new("", secret)).cover(&mut headers);
+            assert_eq!(headers["location"].as_bytes(), b"[masked]", "{told}");
+        }
+    }
+
+    #[test]
     fn what_is_secret_is_not_printed() {
         let printed = format!("{:?} {:?}", https(Value::new("Bearer ", SECRET)), SecretText::of(SECRET));
         assert!(!printed.contains("s3cr3t") && !printed.contains(&STANDARD.encode(SECRET)), "{printed}");

@@ -45,7 +45,12 @@ struct Host {
 
 /// A host with a certificate for `name`.
 async fn host(name: &str, ends: Ends) -> (World, Host) {
-    let (config, authority) = certified(name);
+    host_until(name, 4000, ends).await
+}
+
+/// The same with a certificate that ends with the first day of this year.
+async fn host_until(name: &str, year: i32, ends: Ends) -> (World, Host) {
+    let (config, authority) = certified(name, year);
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let (told, go_on) = (Told::default(), Arc::<Notify>::default());
     let (kept, goes_on) = (told.clone(), go_on.clone());
@@ -53,13 +58,15 @@ async fn host(name: &str, ends: Ends) -> (World, Host) {
     (world, Host { told, go_on, authority })
 }
 
-fn certified(name: &str) -> (ServerConfig, String) {
+fn certified(name: &str, year: i32) -> (ServerConfig, String) {
     let mut parameters = CertificateParams::new(Vec::new()).unwrap();
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
     let authority = parameters.self_signed(&key).unwrap();
     let (issuer, own) = (Issuer::new(parameters, key), KeyPair::generate().unwrap());
-    let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&own, &issuer).unwrap();
+    let mut parameters = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
+    let certificate = parameters.signed_by(&own, &issuer).unwrap();
     let chain = vec![CertificateDer::from(certificate.der().to_vec())];
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.serialize_der()));
     let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
@@ -175,6 +182,15 @@ async fn who_cannot_show_a_certificate_is_told_nothing(#[case] name: &str, #[cas
     assert!(host.told.lock().unwrap().is_empty());
     assert_eq!(world.report().await.outcome, Outcome::TlsFailed);
     assert_eq!(world.gateway.tunnels(), 0);
+}
+
+#[tokio::test]
+async fn a_host_whose_certificate_has_ended_is_told_nothing() {
+    let (world, host) = host_until("api.example.com", 2020, Ends::Whole).await;
+    world.grant_https(Some(&host.authority), Some(SECRET));
+    let answer = world.get_https().await;
+    assert!(reason(&answer) == "TlsFailed" && answer.contains("expired"), "{answer}");
+    assert!(host.told.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
