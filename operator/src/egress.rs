@@ -18,6 +18,7 @@ use kube::Api;
 use paddock_crds::ScriptRun;
 use paddock_egress::feed::{All, Granted};
 use paddock_egress::wire::Report;
+use paddock_policy::SecretKey;
 use paddock_protocol::Egress as JobEgress;
 use tokio::sync::{Notify, watch};
 
@@ -195,17 +196,21 @@ impl Egress {
     }
 
     /// What all runs are granted now.
-    fn compute(&self, context: &Context, nets: &[IpNet]) -> All {
+    fn compute(&self, context: &Context, nets: &[IpNet]) -> Computed {
         let before = self.wanted.borrow().clone();
-        let values = lock(&self.values).clone();
-        let (mut all, mut needs) = (All::new(), Needs::new());
+        let values = lock(&self.values);
+        let mut computed = Computed::default();
         for (uid, live) in lock(&self.live).iter() {
             let policies = policies_of(&live.namespace, &live.policy, context);
             let token = context.results.sealing_key.token_of_run(uid);
             let mut own = Needs::new();
             let told = told((uid, live), &policies, &token, nets, (&values, &mut own));
             let is_complete = own.keys().all(|place| values.contains_key(place));
-            needs.append(&mut own.clone());
+            let had = own.keys().filter(|place| live.secrets.contains(&place.secret));
+            let had = had.filter_map(|place| Some((uid.clone(), place.secret.clone(), values.get(place)?.clone()?)));
+            let had: Vec<_> = had.collect();
+            computed.is_missing |= !is_complete;
+            computed.needs.append(&mut own);
             let known = before.get(uid);
             // A script does not start before what it needs was read. One that runs goes on with all else.
             if known.is_none() && !is_complete && !live.has_started {
@@ -213,18 +218,35 @@ impl Egress {
             }
             let new = Granted { told, expires: live.expires };
             let known = known.filter(|known| ***known == new).cloned();
-            all.insert(uid.clone(), known.unwrap_or_else(|| Arc::new(new)));
-            let had = own.keys().filter(|place| live.secrets.contains(&place.secret));
-            for (place, value) in had.filter_map(|place| Some((place, values.get(place)?.as_ref()?))) {
-                lock(&self.told_to_runs).remember(uid, &place.secret, value);
-            }
+            computed.all.insert(uid.clone(), known.unwrap_or_else(|| Arc::new(new)));
+            computed.told.extend(had);
         }
-        if needs.keys().any(|place| !values.contains_key(place)) {
+        computed
+    }
+
+    /// Has what is missing read, and what is told covered: before it is told.
+    fn note(&self, Computed { needs, is_missing, told, .. }: Computed) {
+        *lock(&self.needs) = needs;
+        if is_missing {
             self.missing.notify_one();
         }
-        *lock(&self.needs) = needs;
-        all
+        let mut told_to_runs = lock(&self.told_to_runs);
+        for (uid, secret, value) in told {
+            told_to_runs.remember(&uid, &secret, &value);
+        }
     }
+}
+
+/// What comes of the policies and the runs as they are.
+#[derive(Default)]
+struct Computed {
+    all: All,
+    /// Secrets that the gateway adds for them.
+    needs: Needs,
+    /// Some of these were not read yet.
+    is_missing: bool,
+    /// Values that runs are told, by UID.
+    told: Vec<(String, SecretKey, Vec<u8>)>,
 }
 
 /// Finds the gateway before any run is decided on: until then each that asks for a network would be refused.
@@ -277,7 +299,9 @@ async fn guard(context: &Context) {
 async fn grant(context: &Context, installed: &Installed, mut changes: watch::Receiver<()>) {
     let egress = &context.egress;
     loop {
-        let all = egress.compute(context, &installed.cluster_nets);
+        let mut computed = egress.compute(context, &installed.cluster_nets);
+        let all = std::mem::take(&mut computed.all);
+        egress.note(computed);
         egress.wanted.send_if_modified(|wanted| {
             let differs = **wanted != all;
             if differs {

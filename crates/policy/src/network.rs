@@ -221,12 +221,17 @@ pub fn adding<'a, P: Borrow<Policy>>(policies: &'a [P], to: &Destination) -> Vec
     policies.iter().filter(adds).collect()
 }
 
-/// Keys of Secrets that the gateway needs for what a run asks for, with the destinations for which it needs them.
-pub fn secrets_at_the_gateway(policies: &[&Policy], asked: &Capabilities) -> BTreeMap<SecretKey, Vec<Destination>> {
-    let mut needed = BTreeMap::<SecretKey, Vec<Destination>>::new();
+/// Keys of Secrets that the gateway needs for what a run asks for, with the policies that add them, each once.
+pub fn secrets_at_the_gateway<'a>(policies: &[&'a Policy], asked: &Capabilities) -> BTreeMap<SecretKey, Vec<&'a Policy>> {
+    let mut needed = BTreeMap::<SecretKey, Vec<&Policy>>::new();
     for granted in self::asked(asked).into_iter().filter_map(|text| destination(policies, text, Gateway::Installed).ok()) {
         for field in granted.https.into_iter().flat_map(|https| https.fields) {
-            needed.entry(field.secret).or_default().push(granted.to.clone());
+            let own = needed.entry(field.secret).or_default();
+            for policy in adding(policies, &granted.to) {
+                if !own.iter().any(|known| known.taken.uid == policy.taken.uid) {
+                    own.push(policy);
+                }
+            }
         }
     }
     needed

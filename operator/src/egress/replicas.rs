@@ -26,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use super::used::News;
 use super::{NAME, OPERATOR_PORT, lock};
 use crate::context::Context;
+use crate::script_run::events;
 use crate::script_run::observe::policies_of;
 
 /// How long a replica may take to answer.
@@ -231,11 +232,7 @@ fn tell_of_spent((namespace, name): (&str, &str), uid: String, context: &Arc<Con
     let event =
         Told { type_: EventType::Warning, reason: "NetworkBytesSpent".into(), note: Some(note), action: "Connect".into(), secondary: None };
     let context = context.clone();
-    tokio::spawn(async move {
-        if let Err(error) = context.recorder.publish(&event, &reference).await {
-            tracing::debug!(error = %error, "an Event could not be published");
-        }
-    });
+    tokio::spawn(async move { events::send(&event, &reference, &context).await });
 }
 
 /// Which reports are lines of the log: a run may ask thousands of times in a second.

@@ -119,8 +119,9 @@ pub(crate) async fn keep(context: &Context) {
             values.retain(|place, _| needs.contains_key(place));
             needs.into_iter().filter(|(place, _)| is_all || !values.contains_key(place)).collect()
         };
-        let mut reads = stream::iter(to_read).map(|(place, adding)| read_once(place, adding, context)).buffer_unordered(AT_ONCE);
-        has_failed = false;
+        // What fails again and again is told of once.
+        let is_again = std::mem::take(&mut has_failed);
+        let mut reads = stream::iter(to_read).map(|(place, adding)| read_once(place, adding, is_again, context)).buffer_unordered(AT_ONCE);
         // Each counts as soon as it is there: one that takes long holds up no other run.
         while let Some((place, value)) = reads.next().await {
             has_failed |= value.is_none();
@@ -141,7 +142,7 @@ pub(crate) async fn keep(context: &Context) {
 }
 
 /// `None` beside the place: nothing was found out.
-async fn read_once(place: Place, adding: Vec<Arc<Policy>>, context: &Context) -> (Place, Option<Option<Vec<u8>>>) {
+async fn read_once(place: Place, adding: Vec<Arc<Policy>>, is_again: bool, context: &Context) -> (Place, Option<Option<Vec<u8>>>) {
     let (namespace, secret) = (place.namespace.as_str(), place.secret.to_string());
     let found = match read(namespace, &place.secret, &adding, context).await {
         Ok(Ok(value)) => Some(Some(value)),
@@ -155,7 +156,9 @@ async fn read_once(place: Place, adding: Vec<Arc<Policy>>, context: &Context) ->
             Some(None)
         }
         Err(error) => {
-            tracing::warn!(namespace, secret, error = error.chain(), "a Secret that the gateway adds for runs could not be read");
+            if !is_again {
+                tracing::warn!(namespace, secret, error = error.chain(), "a Secret that the gateway adds for runs could not be read");
+            }
             None
         }
     };

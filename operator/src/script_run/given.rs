@@ -1,7 +1,7 @@
 //! What a run is given beside its script and input: Secrets and ConfigMaps of its namespace, and volumes of its sandbox namespace. Whatever it
 //! may not have is not read for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use k8s_openapi::ByteString;
@@ -11,7 +11,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt as _};
 use paddock_crds::{PolicyKind, Requester, ScriptRun};
 use paddock_policy::{
-    AtGateway, Found, Object, ObjectKind, Objects, Policy, SecretKey, adding, asked_objects, granting, is_granted, might_be_granted,
+    AtGateway, Found, Object, ObjectKind, Objects, Policy, SecretKey, asked_objects, granting, is_granted, might_be_granted,
     secrets_at_the_gateway,
 };
 use serde::de::DeserializeOwned;
@@ -97,9 +97,7 @@ pub(crate) async fn look(run: &ScriptRun, policies: &PoliciesSeen, context: &Con
         given.contents.extend(content.map(|content| (object.clone(), content)));
         given.found.insert(object, found);
     }
-    for (secret, destinations) in secrets_at_the_gateway(&policies, asked) {
-        let (mut seen, adding) = (BTreeSet::new(), destinations.iter().flat_map(|to| adding(&policies, to)));
-        let adding: Vec<&Policy> = adding.copied().filter(|policy| seen.insert(&policy.taken.uid)).collect();
+    for (secret, adding) in secrets_at_the_gateway(&policies, asked) {
         let room = all.room(ObjectKind::Secret).and_then(|()| {
             let has_room = given.at_gateway.len() < MAX_AT_GATEWAY;
             has_room.then_some(()).ok_or_else(|| format!("the gateway adds more than {MAX_AT_GATEWAY} keys of Secrets for the run"))
