@@ -45,7 +45,7 @@ unit: ## Tests that need nothing but Rust
 
 # Those that leave the cluster alone, and those that do not: where one of the latter breaks it, the cause stands at the end of the output.
 SUITES := api approvals attacks chart cli confinement contract documents economy examples failures gateway_secrets gitops images languages leftovers monitoring observed policies refusals scripts tutorial
-DISTURBING := capabilities egress everyone queue store traces webhook disruption lifecycle
+DISTURBING := capabilities doctor egress everyone queue store traces webhook disruption lifecycle
 
 # Programs that tests call. Built before: beside a compiler, sandboxes come late.
 TOOLS := helm kind krew promtool

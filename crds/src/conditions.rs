@@ -151,6 +151,9 @@ open_enum! {
         SchemaRequired,
         /// Accepted=False: a schema for `input` cannot be used, or takes too long.
         SchemaInvalid,
+        /// Accepted=False: a check of the cluster that the run depends on fails: what would confine it was seen not to be in force. The message tells which;
+        /// `kubectl get diagnosis cluster --output yaml` tells what was seen.
+        CheckFailed,
         /// Accepted=False: as many runs wait, for slots or for approvals, as the policies or the chart's `queue.maxQueued` allow; the message tells
         /// which.
         QueueFull,

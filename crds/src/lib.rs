@@ -4,6 +4,7 @@
 
 pub mod approval_status;
 pub mod conditions;
+pub mod diagnosis;
 pub mod generate;
 pub mod json_schema;
 mod open_enum;
@@ -17,6 +18,10 @@ pub mod script_run;
 
 pub use approval_status::{ApprovalDemanded, ApprovalGiven, ApprovalStatus};
 pub use conditions::{Condition, ConditionStatus, ConditionType, Phase, Reason};
+pub use diagnosis::{
+    Check, CheckResult, CheckVerdict, DIAGNOSIS, Diagnosis, DiagnosisCondition, DiagnosisConditionType, DiagnosisReason, DiagnosisSpec,
+    DiagnosisStatus,
+};
 pub use policy_status::{PolicyCondition, PolicyConditionType, PolicyReason, PolicyStatus, Problem};
 pub use risk::{Risk, RiskLevel, RiskPart, RiskReason};
 pub use sandbox_policy::{

@@ -91,6 +91,9 @@ pub(crate) struct Config {
     /// Nets of pods, Services and nodes, to which nothing leads but what a policy grants by their name
     #[arg(long, value_delimiter = ',', requires = "egress_service")]
     pub(crate) egress_cluster_nets: Vec<IpNet>,
+    /// Namespace in which the doctor examines the cluster: its runs are not refused by what was found before
+    #[arg(long)]
+    pub(crate) doctor_namespace: Option<String>,
     /// Tenant namespaces that metrics name; the others are counted together
     #[arg(long, default_value = "100")]
     pub(crate) metrics_namespaces: usize,
@@ -162,6 +165,8 @@ pub(crate) struct Settings {
     pub(crate) operator_namespace: String,
     pub(crate) operator_service_account: String,
     pub(crate) sandbox_cluster_role: String,
+    /// Runs of this namespace are not refused by what was found of the cluster: they are how it is found.
+    pub(crate) doctor_namespace: Option<String>,
 }
 
 /// The first minor version of Kubernetes 1 in which image volumes are on without a feature gate.
@@ -229,6 +234,7 @@ impl Config {
             operator_namespace: self.namespace.clone(),
             operator_service_account: self.service_account.clone(),
             sandbox_cluster_role: self.sandbox_cluster_role.clone(),
+            doctor_namespace: self.doctor_namespace.clone(),
         }
     }
 }

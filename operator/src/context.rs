@@ -11,7 +11,8 @@ use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 use paddock_crds::{
-    ClusterSandboxPolicy, ConditionStatus, ConditionType, Phase, PolicyRef, PolicyRules, SandboxPolicy, ScriptApproval, ScriptRun,
+    ClusterSandboxPolicy, ConditionStatus, ConditionType, Diagnosis, Phase, PolicyRef, PolicyRules, SandboxPolicy, ScriptApproval,
+    ScriptRun,
 };
 use paddock_policy::{Containment, QueueLimits, SecretValues, contains_anything, queue_limits};
 use paddock_protocol::SealingKey;
@@ -19,6 +20,7 @@ use paddock_protocol::SealingKey;
 use crate::approvals::{Approvals, of_namespace};
 use crate::bounded::Turns;
 use crate::config::Settings;
+use crate::diagnosis;
 use crate::egress::Egress;
 use crate::input_check::Answer;
 use crate::lease::Fence;
@@ -49,6 +51,8 @@ pub(crate) struct Caches {
     /// Who wrote the policies.
     pub(crate) writers: Writers,
     pub(crate) approvals: Store<Readable<ScriptApproval>>,
+    /// What the cluster was found to be.
+    pub(crate) diagnoses: Store<Readable<Diagnosis>>,
 }
 
 /// How results come in, and where large ones go.
@@ -286,7 +290,9 @@ impl Context {
     /// The runs that are not over, as far as can be seen.
     pub(crate) fn census(&self, now: Timestamp) -> Census {
         let runs = self.runs();
-        census(runs.iter().filter_map(|guarded| guarded.0.as_ref().ok()).map(|watched| &watched.run), now)
+        let (failing_checks, examined) = diagnosis::told(self);
+        let runs = census(runs.iter().filter_map(|guarded| guarded.0.as_ref().ok()).map(|watched| &watched.run), now);
+        Census { failing_checks, examined, ..runs }
     }
 
     /// The first time that the cache shows the end of a run which this process has brought about, its slot is free: those who wait may

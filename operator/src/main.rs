@@ -7,6 +7,8 @@ mod client;
 mod config;
 mod context;
 mod crds;
+mod diagnosis;
+mod doctor;
 mod egress;
 mod errand;
 mod error;
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Some(crds::ARGUMENT) => return crds::main(),
         Some(admission::ARGUMENT) => return admission::main(),
         Some(trial::ARGUMENT) => return trial::main(),
+        Some(doctor::ARGUMENT) => return doctor::main(),
         Some(argument @ (retire::DRAIN | retire::RETIRE)) => return retire::main(argument),
         _ => {}
     }

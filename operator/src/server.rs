@@ -14,7 +14,7 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
-use paddock_crds::{ClusterSandboxPolicy, SandboxPolicy, ScriptApproval};
+use paddock_crds::{ClusterSandboxPolicy, Diagnosis, SandboxPolicy, ScriptApproval};
 use prometheus_client::registry::Registry;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,7 +35,7 @@ use crate::readable::Readable;
 use crate::store::ResultStore;
 use crate::traces::Traces;
 use crate::webhook::{self, Source};
-use crate::{policies, script_run, sealing, tenancy};
+use crate::{diagnosis, policies, script_run, sealing, tenancy};
 
 /// How long passes that are under way may take to end after TERM. It is shorter than the pod's grace period.
 const GRACE: Duration = Duration::from_secs(15);
@@ -166,6 +166,7 @@ fn watch_what_decides(client: &Client, changed: &watch::Sender<()>) -> Caches {
         cluster_policies: cache::<Readable<ClusterSandboxPolicy>>(client, changed, of_a_policy(&writers)),
         writers,
         approvals: cache::<Readable<ScriptApproval>>(client, changed, of_a_spec),
+        diagnoses: cache::<Readable<Diagnosis>>(client, changed, diagnosis::what_matters),
     }
 }
 
@@ -174,7 +175,8 @@ async fn are_filled(caches: &Caches) -> Result<()> {
         caches.namespaces.wait_until_ready().await?;
         caches.policies.wait_until_ready().await?;
         caches.cluster_policies.wait_until_ready().await?;
-        caches.approvals.wait_until_ready().await
+        caches.approvals.wait_until_ready().await?;
+        caches.diagnoses.wait_until_ready().await
     };
     let filled = tokio::time::timeout(SYNC_LIMIT, all).await;
     filled.context("the caches did not fill: are the CRDs installed?")?.context("a watch ended")
@@ -245,7 +247,7 @@ fn of_a_namespace(namespace: &Namespace) -> u64 {
     hash_of(&(&metadata.uid, &metadata.labels, remembered, metadata.deletion_timestamp.is_some()))
 }
 
-fn hash_of(parts: &impl Hash) -> u64 {
+pub(crate) fn hash_of(parts: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     parts.hash(&mut hasher);
     hasher.finish()

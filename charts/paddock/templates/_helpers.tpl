@@ -62,6 +62,32 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
+{{- /* The pod that examines the cluster once. */ -}}
+{{- define "paddock.doctorPod" -}}
+serviceAccountName: paddock-doctor
+restartPolicy: Never
+{{- include "paddock.scheduling" . }}
+securityContext: {{- include "paddock.podSecurity" . | nindent 2 }}
+containers:
+  - name: doctor
+    image: {{ include "paddock.image" . | quote }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    args:
+      - doctor
+      - {{ .Release.Namespace }}-doctor
+      - paddock-doctor
+      - {{ .Values.doctor.runtime.name }}
+      {{- if (.Values.egress).create }}
+      - kubernetes.default.svc.{{ .Values.doctor.clusterDomain }}:443
+      {{- end }}
+    env:
+      # The kubelet listens there, and must not be reached from a sandbox.
+      - name: HOST_IPS
+        valueFrom: { fieldRef: { fieldPath: status.hostIPs } }
+    resources: {{- toYaml .Values.resources | nindent 6 }}
+    securityContext: {{- include "paddock.containerSecurity" . | nindent 6 }}
+{{- end }}
+
 {{- /* Whether the baseline selects namespaces by labels alone, so that one can be made that it selects. */ -}}
 {{- define "paddock.canBeTried" -}}
 {{- $selector := .Values.baseline.namespaceSelector -}}

@@ -125,7 +125,7 @@ pub(crate) enum Command {
     Policy(PolicyCommand),
     /// Look whether this cluster keeps what Paddock promises: scripts try what must not be possible
     #[command(
-        after_help = "Runs five scripts in the namespace, with the rights of whoever calls, and deletes them. Exits with 0 if every check holds, and with 1 if one fails or could not be looked at."
+        after_help = "Runs five scripts in the namespace, or six with --network, with the rights of whoever calls, and deletes them. Exits with 0 if every check holds, and with 1 if one fails or could not be looked at."
     )]
     Doctor(Doctor),
     /// Write a starter kit into a new folder: a policy, a script, a run and a test
@@ -292,6 +292,12 @@ pub(crate) struct Doctor {
     /// Runtime that the policy offers, with a POSIX shell
     #[arg(short, long, default_value = "shell")]
     pub(crate) runtime: String,
+    /// Also look at a sandbox with a network: HOST:PORT that the policy grants. It is connected to, and nothing is said
+    #[arg(short = 'N', long, value_name = "HOST:PORT")]
+    pub(crate) network: Option<String>,
+    /// Run nothing, and show what the cluster was last found to be (`kubectl get diagnosis cluster`)
+    #[arg(long, conflicts_with_all = ["policy", "runtime", "network"])]
+    pub(crate) stored: bool,
     /// Format
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Output,

@@ -64,7 +64,7 @@ pub(crate) fn explained(error: kube::Error, what: &str) -> anyhow::Error {
 }
 
 /// By this name others see who has written a field.
-const MANAGER: &str = "kubectl-paddock";
+pub(crate) const MANAGER: &str = "kubectl-paddock";
 
 /// What every creation and replacement is made with.
 pub(crate) fn posting() -> PostParams {

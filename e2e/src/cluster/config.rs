@@ -142,6 +142,8 @@ serializeImagePulls: false
 evictionHard: {{memory.available: 200Mi}}
 imageGCHighThresholdPercent: 100
 resolvConf: ''
+clusterDomain: cluster.local
+clusterDNS: [{NODE_ADDRESS}]
 ",
         kubelet = port::KUBELET,
         health = port::KUBELET_HEALTH,

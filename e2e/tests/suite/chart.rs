@@ -159,7 +159,7 @@ fn kustomize_takes_the_rendered_installation() {
     for expected in ["Deployment paddock-operator", "ClusterSandboxPolicy baseline", "Namespace paddock-system"] {
         assert!(kinds.contains(expected), "{kinds:?}");
     }
-    assert_eq!(kinds.iter().filter(|kind| kind.starts_with("CustomResourceDefinition")).count(), 4);
+    assert_eq!(kinds.iter().filter(|kind| kind.starts_with("CustomResourceDefinition")).count(), 5);
 }
 
 /// Whoever copies the overlay has no image left that is not theirs.
@@ -168,7 +168,7 @@ fn the_overlay_sets_every_image() {
     let folder = layout().clone.join("manifests/overlay");
     let built = kubectl(&["kustomize", &folder.to_string_lossy()], "").unwrap();
     let images: Vec<&str> = built.lines().filter(|line| line.contains("image: ") || line.contains("--runner-image=")).collect();
-    assert!(images.len() == 7 && images.iter().all(|line| line.contains("registry.example/")), "{images:#?}");
+    assert!(images.len() == 9 && images.iter().all(|line| line.contains("registry.example/")), "{images:#?}");
     assert!(!built.contains("docker.io/") && documents(&built).into_iter().map(title).any(|title| title == "RuntimeClass gvisor-nonet"));
 }
 

@@ -15,6 +15,7 @@ mod cli;
 mod confinement;
 mod contract;
 mod disruption;
+mod doctor;
 mod documents;
 mod economy;
 mod egress;

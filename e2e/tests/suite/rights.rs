@@ -27,7 +27,7 @@ fn qualified(resource: &str, group: &str) -> String {
 }
 
 /// The accounts of the chart, each with the roles that it has.
-const ACCOUNTS: [(&str, &[&str]); 5] = [
+const ACCOUNTS: [(&str, &[&str]); 6] = [
     (
         "paddock-operator",
         &[
@@ -43,6 +43,7 @@ const ACCOUNTS: [(&str, &[&str]); 5] = [
     ("paddock-admission", &["paddock-admission"]),
     ("paddock-uninstall", &["paddock-uninstall"]),
     ("paddock-try", &["paddock-try"]),
+    ("paddock-doctor", &["paddock-doctor"]),
 ];
 
 /// Every request of an account that the API server's audit log holds, as rights: those that were allowed, and those that were not.
@@ -95,7 +96,7 @@ fn granted(roles: &[&str]) -> BTreeSet<(String, String, Option<Place>)> {
     for role in of_roles {
         let place = match (role["kind"].as_str(), role["metadata"]["name"].as_str()) {
             // In a namespace of its own.
-            (Some("Role"), Some("paddock-try")) => Some(Place::Elsewhere),
+            (Some("Role"), Some("paddock-try" | "paddock-doctor")) => Some(Place::Elsewhere),
             (Some("Role"), _) => Some(Place::Release),
             // Bound where they are needed, and nowhere else.
             (_, Some("paddock-sandbox")) => Some(Place::Sandbox),

@@ -47,6 +47,7 @@ pub(crate) fn settings() -> Settings {
         operator_namespace: "paddock-system".into(),
         operator_service_account: "paddock-operator".into(),
         sandbox_cluster_role: "paddock-sandbox".into(),
+        doctor_namespace: None,
     }
 }
 

@@ -20,10 +20,11 @@ use super::ledger::LivingPod;
 use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
 use super::step::{SandboxSeen, Seen};
-use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, requester, validate};
+use super::validate::{InputSeen, PoliciesSeen, Refused, SourceSeen, ValidRun, requester, validate};
 use super::{Body, Watched, copies, given};
 use crate::approvals::{self, Approvals};
 use crate::context::{Context, entry};
+use crate::diagnosis;
 use crate::egress::secrets;
 use crate::error::{Error, code, within};
 use crate::input_check::{self, Question, Schema};
@@ -112,7 +113,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         keep_all(&policies.taking_part, &run.namespace().unwrap_or_default(), context).await?;
         let checked = check_input(watched, &source, &policies, context).await?;
         let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed, &checked, now);
-        Some(decision.map(Box::new).map_err(Box::new))
+        Some(decision.map(Box::new).map_err(Box::new).and_then(|valid| enforced(valid, context)))
     };
     let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());
     let sandbox = match valid.and_then(|valid| wanted(run, valid, context)) {
@@ -162,6 +163,14 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         bound,
         leading_since,
     })
+}
+
+/// Refuses what would be confined by something that was seen not to be in force.
+fn enforced(valid: Box<ValidRun>, context: &Context) -> Result<Box<ValidRun>, Box<Refused>> {
+    match diagnosis::refusal(&valid, context) {
+        Some(refusal) => Err(Box::new(Refused::after(*valid, refusal))),
+        None => Ok(valid),
+    }
 }
 
 /// Whether the run holds a slot without a pod, and more hold slots than may.

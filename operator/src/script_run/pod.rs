@@ -124,7 +124,7 @@ pub(crate) fn render_pod(run: &ValidRun, settings: &Settings) -> Pod {
 }
 
 /// Whether anything leads out of the sandbox: the egress gateway.
-fn has_network(run: &ValidRun) -> bool {
+pub(crate) fn has_network(run: &ValidRun) -> bool {
     !run.grant.capabilities.network.is_empty()
 }
 

@@ -111,6 +111,11 @@ impl Refused {
         Self::of(Refusal { reason, message: message.into() })
     }
 
+    /// What the policies allow, and something else does not.
+    pub(crate) fn after(valid: ValidRun, refusal: Refusal) -> Self {
+        Self { policies: valid.policies, decisions: valid.decisions, risk: Some(valid.risk), ..Self::of(refusal) }
+    }
+
     fn of(refusal: Refusal) -> Self {
         Self { refusal, policies: Vec::new(), decisions: Vec::new(), risk: None, violations: Vec::new(), failed: Vec::new() }
     }

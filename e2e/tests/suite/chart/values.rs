@@ -61,6 +61,8 @@ fn another(path: &str, value: &Value) -> Value {
         ("egress.dnsConfig", ..) => json!({ "nameservers": ["10.96.0.10"] }),
         ("egress.dnsPolicy", ..) => json!("Default"),
         ("traces.endpoint", ..) => json!("http://collector:4318"),
+        ("doctor.runtime.command", ..) => json!(["/bin/ash"]),
+        ("doctor.clusterDomain", ..) => json!("example.internal"),
         ("resultStore.url", ..) => json!("s3://bucket/prefix"),
         ("runtimeClasses.scheduling", ..) => json!({ "nodeSelector": { "a": "b" } }),
         ("runtimeClasses.overhead", ..) => json!({ "podFixed": { "memory": "64Mi" } }),

@@ -1,0 +1,10 @@
+//! Whether a cluster keeps what Paddock promises: scripts try what must not be possible, and what became of them is looked at.
+
+pub mod checks;
+pub mod diagnosis;
+pub mod examine;
+pub mod probes;
+
+pub use checks::Finding;
+pub use diagnosis::{examined_twice, status_of};
+pub use examine::{Doctor, Network, answering};
