@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
 use super::component::{Programs, has_sys_resource};
-use super::layout::{Layout, NAME, NODE_ADDRESS, POD_BRIDGE, POD_CIDR, SERVICE_CIDR, port};
+use super::layout::{
+    Layout, NAME, NODE_ADDRESS, NODE_ADDRESS_IPV6, POD_BRIDGE, POD_CIDR, POD_CIDR_IPV6, SERVICE_CIDR, SERVICE_CIDR_IPV6, port,
+};
 
 /// Image of the pause container.
 pub const PAUSE_IMAGE: &str = "docker.io/paddock/pause:v1.36.3";
@@ -109,7 +111,8 @@ fn cni() -> String {
     format!(
         "{{\"cniVersion\":\"1.0.0\",\"name\":\"pods\",\"plugins\":[{{\"type\":\"bridge\",\"bridge\":\"{POD_BRIDGE}\",\"isGateway\":true,\
          \"ipMasq\":false,\"hairpinMode\":true,\"ipam\":{{\"type\":\"host-local\",\"dataDir\":\"/run/{NAME}/ipam\",\
-         \"ranges\":[[{{\"subnet\":\"{POD_CIDR}\"}}]],\"routes\":[{{\"dst\":\"0.0.0.0/0\"}}]}}}},\
+         \"ranges\":[[{{\"subnet\":\"{POD_CIDR}\"}}],[{{\"subnet\":\"{POD_CIDR_IPV6}\"}}]],\
+         \"routes\":[{{\"dst\":\"0.0.0.0/0\"}},{{\"dst\":\"::/0\"}}]}}}},\
          {{\"type\":\"portmap\",\"capabilities\":{{\"portMappings\":true}}}}]}}"
     )
 }
@@ -118,7 +121,7 @@ fn kubelet(layout: &Layout) -> String {
     format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
-address: {NODE_ADDRESS}
+address: '::'
 port: {kubelet}
 healthzBindAddress: {NODE_ADDRESS}
 healthzPort: {health}
@@ -158,7 +161,7 @@ fn proxy(layout: &Layout) -> String {
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: iptables
-clusterCIDR: {POD_CIDR}
+clusterCIDR: {POD_CIDR},{POD_CIDR_IPV6}
 hostnameOverride: {NAME}
 healthzBindAddress: {NODE_ADDRESS}:{health}
 metricsBindAddress: {NODE_ADDRESS}:{metrics}
@@ -186,7 +189,7 @@ pub fn arguments(layout: &Layout, process: &str) -> Vec<String> {
         ),
         "kube-apiserver" => format!(
             "--etcd-servers=http://{NODE_ADDRESS}:{etcd} --bind-address={NODE_ADDRESS} --advertise-address={NODE_ADDRESS} --secure-port={api}
-             --service-cluster-ip-range={SERVICE_CIDR} --client-ca-file={pki}/ca.crt
+             --service-cluster-ip-range={SERVICE_CIDR},{SERVICE_CIDR_IPV6} --client-ca-file={pki}/ca.crt
              --tls-cert-file={pki}/apiserver.crt --tls-private-key-file={pki}/apiserver.key
              --kubelet-client-certificate={pki}/apiserver-kubelet-client.crt --kubelet-client-key={pki}/apiserver-kubelet-client.key
              --kubelet-preferred-address-types=InternalIP --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction
@@ -203,7 +206,8 @@ pub fn arguments(layout: &Layout, process: &str) -> Vec<String> {
              --bind-address={NODE_ADDRESS} --secure-port={port} --leader-elect=false --use-service-account-credentials=true
              --service-account-private-key-file={pki}/accounts.key --root-ca-file={pki}/ca.crt
              --cluster-signing-cert-file={pki}/ca.crt --cluster-signing-key-file={pki}/ca.key
-             --cluster-cidr={POD_CIDR} --allocate-node-cidrs=true --service-cluster-ip-range={SERVICE_CIDR}",
+             --cluster-cidr={POD_CIDR},{POD_CIDR_IPV6} --allocate-node-cidrs=true
+             --service-cluster-ip-range={SERVICE_CIDR},{SERVICE_CIDR_IPV6}",
             kubeconfig = layout.kubeconfig_of("controller-manager").display(),
             port = port::CONTROLLER_MANAGER,
         ),
@@ -215,14 +219,15 @@ pub fn arguments(layout: &Layout, process: &str) -> Vec<String> {
         ),
         "containerd" => format!("--config={}", layout.config("containerd.toml").display()),
         "kubelet" => format!(
-            "--config={} --kubeconfig={} --hostname-override={NAME} --node-ip={NODE_ADDRESS} --root-dir={state}/kubelet --cert-dir={pki}/kubelet",
+            "--config={} --kubeconfig={} --hostname-override={NAME} --node-ip={NODE_ADDRESS},{NODE_ADDRESS_IPV6} --root-dir={state}/kubelet --cert-dir={pki}/kubelet",
             layout.config("kubelet.yaml").display(),
             layout.kubeconfig_of("kubelet").display(),
         ),
         "kube-proxy" => format!("--config={}", layout.config("proxy.yaml").display()),
         "kube-router" => format!(
             "--kubeconfig={} --hostname-override={NAME} --run-router=false --run-firewall=true --run-service-proxy=false
-             --service-cluster-ip-range={SERVICE_CIDR} --health-port={} --iptables-sync-period=1m --v=1",
+             --service-cluster-ip-range={SERVICE_CIDR} --service-cluster-ip-range={SERVICE_CIDR_IPV6}
+             --enable-ipv6=true --health-port={} --iptables-sync-period=1m --v=1",
             layout.kubeconfig_of("router").display(),
             port::ROUTER_HEALTH,
         ),

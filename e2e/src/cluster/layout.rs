@@ -8,10 +8,16 @@ pub const NAME: &str = "paddock-devcluster";
 pub const NODE_ADDRESS: &str = "10.215.0.1";
 /// The machine's end of that pair. The namespace has no other way out.
 pub const HOST_ADDRESS: &str = "10.215.0.2";
+/// The same over IPv6: the node and its pods have both families.
+pub const NODE_ADDRESS_IPV6: &str = "fd00:10:215::1";
 /// Pods.
 pub const POD_CIDR: &str = "10.213.0.0/24";
-/// Services.
+/// Pods, over IPv6.
+pub const POD_CIDR_IPV6: &str = "fd00:10:213::/64";
+/// Services: those that ask for nothing else have an address of this family alone.
 pub const SERVICE_CIDR: &str = "10.214.0.0/24";
+/// Services, over IPv6.
+pub const SERVICE_CIDR_IPV6: &str = "fd00:10:214::/112";
 /// The Service `default/kubernetes`.
 pub const API_SERVICE_ADDRESS: &str = "10.214.0.1";
 /// Bridge of the pods.

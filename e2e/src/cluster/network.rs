@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::command::{call, succeeds};
-use super::layout::{HOST_ADDRESS, HOST_LINK, Layout, NAME, NODE_ADDRESS, NODE_LINK, SERVICE_CIDR};
+use super::layout::{HOST_ADDRESS, HOST_LINK, Layout, NAME, NODE_ADDRESS, NODE_ADDRESS_IPV6, NODE_LINK, SERVICE_CIDR};
 
 /// Makes the namespace and the pair.
 pub fn create() -> Result<()> {
@@ -13,11 +13,15 @@ pub fn create() -> Result<()> {
     call("ip", &["address", "add", &format!("{HOST_ADDRESS}/30"), "dev", HOST_LINK])?;
     call("ip", &["link", "set", HOST_LINK, "up"])?;
     inside(&["ip", "address", "add", &format!("{NODE_ADDRESS}/30"), "dev", NODE_LINK])?;
+    // Nobody else is on this link who could have the address.
+    inside(&["ip", "address", "add", &format!("{NODE_ADDRESS_IPV6}/64"), "dev", NODE_LINK, "nodad"])?;
     inside(&["ip", "link", "set", NODE_LINK, "up"])?;
     inside(&["ip", "link", "set", "lo", "up"])?;
     // What the API server sends to a Service needs a way before kube-proxy gives it another. At its end nobody answers for these addresses.
     inside(&["ip", "route", "add", SERVICE_CIDR, "dev", NODE_LINK, "src", NODE_ADDRESS])?;
-    inside(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables"])?;
+    for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"] {
+        inside(&["sh", "-c", &format!("echo 1 > /proc/sys/net/{switch}")])?;
+    }
     Ok(())
 }
 
