@@ -82,11 +82,11 @@ open_enum! {
         RequesterStamped,
         /// Nobody can have a run say that somebody else has created it.
         StampProtected,
-        /// Pod Security refuses a pod with all privileges beside the sandboxes.
+        /// Pod Security refuses a pod with all privileges that has the RuntimeClass of sandboxes.
         PodSecurity,
         /// No script runs as root.
         NotRoot,
-        /// No sandbox holds the token of an account.
+        /// No sandbox holds the token of an account, of Kubernetes' or of a cloud's, where these are mounted.
         NoToken,
         /// The image of a sandbox is read-only.
         RootReadOnly,
@@ -98,7 +98,7 @@ open_enum! {
         CpuLimited,
         /// The time of a script is limited.
         TimeLimited,
-        /// However many processes a script starts, they end with its run.
+        /// A script that starts one process after the other is ended, by its memory or its time.
         ProcessesEnd,
         /// The kernel in a sandbox without a network is gVisor's: its RuntimeClass is what it claims to be.
         SandboxKernel,
@@ -112,9 +112,12 @@ open_enum! {
         NetworkPolicyIpv4,
         /// Over IPv6, a sandbox with a network reaches nothing but the egress gateway.
         NetworkPolicyIpv6,
+        /// A sandbox with a network does not reach the kubelet of a node. Some network policy controllers let pods reach their own node, whatever a policy
+        /// says.
+        NodeConfined,
         /// No name server answers a sandbox with a network, neither its own nor those of the cluster.
         NetworkedNames,
-        /// The egress gateway refuses what was not granted, and names that lead into the cluster.
+        /// The egress gateway refuses what was not granted, and a name that leads into the cluster although it was granted.
         GatewayRefuses,
     }
 }
@@ -124,7 +127,7 @@ open_enum! {
     pub enum CheckVerdict {
         /// It holds.
         Holds,
-        /// It does not hold, as was seen twice in a row. It stays so until it is seen to hold.
+        /// It does not hold. It stays so until it is seen to hold.
         Fails,
         /// It could not be looked at.
         NotSeen,
@@ -143,9 +146,9 @@ open_enum! {
 open_enum! {
     /// Why a condition of a diagnosis is as it is.
     pub enum DiagnosisReason {
-        /// Enforced: everything holds.
+        /// Enforced: everything holds that `spec.tolerated` does not name.
         EverythingHolds,
-        /// Enforced=False: something fails, and runs that depend on it are refused; the message tells what.
+        /// Enforced=False: something fails that `spec.tolerated` does not name, and runs that depend on it are refused; the message tells what.
         ChecksFail,
         /// Enforced=Unknown: nothing fails, and something could not be looked at; the message tells what. It refuses no run.
         NotEverythingSeen,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{JSONSchemaProps, JSONSchemaPropsOrArray};
 
 use crate::conditions::{ConditionType, Phase, Reason};
-use crate::diagnosis::{Check, CheckVerdict, DiagnosisReason};
+use crate::diagnosis::{Check, CheckVerdict, DiagnosisConditionType, DiagnosisReason};
 use crate::generate::crds;
 use crate::policy_status::{PolicyConditionType, PolicyReason};
 
@@ -38,7 +38,8 @@ pub fn markdown() -> String {
     words(&mut page, "Reasons of these conditions", PolicyReason::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     words(&mut page, "Checks", Check::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     words(&mut page, "Verdicts of checks", CheckVerdict::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
-    words(&mut page, "Reasons of a diagnosis", DiagnosisReason::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
+    words(&mut page, "Conditions of a diagnosis", DiagnosisConditionType::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
+    words(&mut page, "Reasons of this condition", DiagnosisReason::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     page
 }
 

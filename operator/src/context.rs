@@ -290,9 +290,9 @@ impl Context {
     /// The runs that are not over, as far as can be seen.
     pub(crate) fn census(&self, now: Timestamp) -> Census {
         let runs = self.runs();
-        let (failing_checks, examined) = diagnosis::told(self);
+        let diagnosis = diagnosis::told(self);
         let runs = census(runs.iter().filter_map(|guarded| guarded.0.as_ref().ok()).map(|watched| &watched.run), now);
-        Census { failing_checks, examined, ..runs }
+        Census { diagnosis, ..runs }
     }
 
     /// The first time that the cache shows the end of a run which this process has brought about, its slot is free: those who wait may

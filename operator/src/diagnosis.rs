@@ -1,7 +1,7 @@
 //! What the cluster was found to be, as decisions use it.
 
 use kube::runtime::reflector::ObjectRef;
-use paddock_crds::{DIAGNOSIS, Diagnosis, Reason};
+use paddock_crds::{CheckResult, CheckVerdict, DIAGNOSIS, Diagnosis, Reason};
 use paddock_policy::{Refusal, SandboxNetwork, failing, not_enforced};
 
 use crate::config::Settings;
@@ -13,6 +13,8 @@ use crate::server::hash_of;
 
 /// Why a run that the policies allow is refused all the same.
 pub(crate) fn refusal(run: &ValidRun, context: &Context) -> Option<Refusal> {
+    // Where no doctor is installed any more, nobody would see that what has failed holds again.
+    context.settings.doctor_namespace.as_ref()?;
     let stored = context.caches.diagnoses.get(&ObjectRef::new(DIAGNOSIS))?;
     refusal_by(run, &stored, &context.settings)
 }
@@ -40,12 +42,34 @@ fn network(run: &ValidRun, settings: &Settings) -> SandboxNetwork {
     }
 }
 
-/// How many checks fail, and when the cluster was examined last, in seconds since the epoch: 0 if never.
-pub(crate) fn told(context: &Context) -> (usize, i64) {
-    let stored = context.caches.diagnoses.get(&ObjectRef::new(DIAGNOSIS));
-    let Some(diagnosis) = stored.as_ref().and_then(|stored| stored.0.as_ref().ok()) else { return (0, 0) };
-    let examined = diagnosis.status.as_ref().and_then(|status| status.examined_at.as_ref());
-    (failing(diagnosis).count(), examined.map_or(0, |time| time.0.as_second()))
+/// What metrics tell of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// Checks that fail, and that nobody has said to tolerate.
+    pub(crate) failing: usize,
+    /// The same of those that could not be looked at.
+    pub(crate) not_seen: usize,
+    /// When the cluster was examined last, in seconds since the epoch: 0 if never.
+    pub(crate) examined: i64,
+}
+
+pub(crate) fn told(context: &Context) -> Told {
+    match (&context.settings.doctor_namespace, context.caches.diagnoses.get(&ObjectRef::new(DIAGNOSIS))) {
+        (Some(_), Some(stored)) => told_of(&stored),
+        _ => Told::default(),
+    }
+}
+
+/// Pure. What cannot be read refuses everything, as a failing check does.
+fn told_of(stored: &Readable<Diagnosis>) -> Told {
+    let Ok(diagnosis) = &stored.0 else { return Told { failing: 1, ..Told::default() } };
+    let status = diagnosis.status.clone().unwrap_or_default();
+    let is_not_seen = |result: &&CheckResult| result.verdict == CheckVerdict::NotSeen && !diagnosis.spec.tolerated.contains(&result.name);
+    Told {
+        failing: failing(diagnosis).count(),
+        not_seen: status.checks.iter().filter(is_not_seen).count(),
+        examined: status.examined_at.map_or(0, |time| time.0.as_second()),
+    }
 }
 
 /// What decisions look at: what fails.
@@ -57,7 +81,7 @@ pub(crate) fn what_matters(stored: &Readable<Diagnosis>) -> u64 {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-    use paddock_crds::{Check, CheckResult, CheckVerdict, DiagnosisSpec, DiagnosisStatus};
+    use paddock_crds::{Check, DiagnosisSpec, DiagnosisStatus};
 
     use super::*;
     use crate::readable::Unreadable;
@@ -93,6 +117,19 @@ mod tests {
         let unreadable = Unreadable { why: "too deep".into(), metadata: ObjectMeta::default(), status: None };
         let refusal = refusal_by(&valid(&a_run()), &Readable(Err(unreadable)), &settings()).unwrap();
         assert_eq!(refusal.reason, Reason::CheckFailed);
+        let unreadable = Unreadable { why: "too deep".into(), metadata: ObjectMeta::default(), status: None };
+        assert_eq!(told_of(&Readable(Err(unreadable))).failing, 1);
+    }
+
+    #[test]
+    fn metrics_tell_what_is_not_tolerated() {
+        let mut diagnosis = failing_with(Check::NotRoot);
+        let all = |diagnosis: &Readable<Diagnosis>| (told_of(diagnosis).failing, told_of(diagnosis).not_seen);
+        assert_eq!(all(&diagnosis), (1, 0));
+        diagnosis.0.as_mut().unwrap().status.as_mut().unwrap().checks[0].verdict = CheckVerdict::NotSeen;
+        assert_eq!(all(&diagnosis), (0, 1));
+        diagnosis.0.as_mut().unwrap().spec.tolerated = vec![Check::NotRoot];
+        assert_eq!(all(&diagnosis), (0, 0));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use paddock_crds::ScriptRun;
 use paddock_egress::feed::{All, Granted};
 use paddock_egress::wire::Report;
 use paddock_policy::SecretKey;
-use paddock_protocol::Egress as JobEgress;
+use paddock_protocol::{Egress as JobEgress, Gate};
 use tokio::sync::{Notify, watch};
 
 use crate::context::{Context, is_active};
@@ -83,7 +83,8 @@ pub(crate) struct Egress {
 /// Where the gateway is, and how it is known.
 #[derive(Clone, PartialEq, Eq)]
 struct Place {
-    address: IpAddr,
+    /// Of each family that the Service has; the first is the one that sandboxes connect to.
+    addresses: Vec<IpAddr>,
     trusted: Trusted,
 }
 
@@ -118,9 +119,11 @@ impl Egress {
     pub(crate) fn of_a_job(&self) -> Option<JobEgress> {
         let place = self.place.borrow();
         let place = place.as_ref()?;
+        let gate =
+            |address: &IpAddr| Gate { allowed: SocketAddr::new(*address, PORT), forbidden: SocketAddr::new(*address, FORBIDDEN_PORT) };
         Some(JobEgress {
-            address: SocketAddr::new(place.address, PORT),
-            forbidden: SocketAddr::new(place.address, FORBIDDEN_PORT),
+            address: SocketAddr::new(*place.addresses.first()?, PORT),
+            gates: place.addresses.iter().map(gate).collect(),
             name: NAME.into(),
             authority: place.trusted.bundle.clone(),
         })
@@ -347,15 +350,31 @@ async fn look(context: &Context, installed: &Installed) -> anyhow::Result<Option
     let trusted = authority::keep(&context.client, namespace, known, context.now()).await?;
     let api: Api<Service> = Api::namespaced(context.client.clone(), namespace);
     let service = within(WHAT, api.get_opt(&installed.service)).await?.map_err(Error::read(WHAT))?;
-    let address = service.and_then(|service| service.spec?.cluster_ip?.parse().ok());
-    Ok(address.map(|address| Place { address, trusted }))
+    let addresses: Vec<IpAddr> = service.as_ref().map(addresses).unwrap_or_default();
+    Ok((!addresses.is_empty()).then_some(Place { addresses, trusted }))
+}
+
+/// Those that a Service has, the first of the family that it prefers.
+pub(crate) fn addresses(service: &Service) -> Vec<IpAddr> {
+    let all = service.spec.iter().flat_map(|spec| spec.cluster_ips.iter().flatten());
+    all.filter_map(|address| address.parse().ok()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use paddock_egress::wire::Outcome;
+    use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_service_has_an_address_of_each_of_its_families_or_none() {
+        let of = |spec: serde_json::Value| addresses(&serde_json::from_value(json!({ "spec": spec })).unwrap());
+        let both = of(json!({ "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"] }));
+        assert_eq!(both, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+        assert_eq!(of(json!({ "clusterIP": "None", "clusterIPs": ["None"] })), Vec::<IpAddr>::new());
+        assert_eq!(of(json!({})), Vec::<IpAddr>::new());
+    }
 
     #[test]
     fn a_report_of_a_run_that_is_over_leaves_nothing_behind() {

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::diagnosis;
 use crate::error::Error;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -89,10 +90,8 @@ pub(crate) struct Census {
     pub(crate) by_phase: HashMap<Phase, usize>,
     /// How long the run that has waited longest for a slot has waited.
     pub(crate) longest_wait: Duration,
-    /// Checks of the cluster that fail.
-    pub(crate) failing_checks: usize,
-    /// When the cluster was examined last, in seconds since the epoch; 0 if never.
-    pub(crate) examined: i64,
+    /// What was found of the cluster.
+    pub(crate) diagnosis: diagnosis::Told,
 }
 
 type Count = Box<dyn Fn() -> Census + Send + Sync>;
@@ -103,6 +102,7 @@ pub(crate) struct Metrics {
     runs: Family<InPhase, Gauge>,
     longest_wait: Gauge<f64, std::sync::atomic::AtomicU64>,
     failing_checks: Gauge,
+    unseen_checks: Gauge,
     examined: Gauge,
     count: Arc<OnceLock<Count>>,
     of_namespace: Family<OfNamespace, Counter>,
@@ -131,6 +131,7 @@ impl Metrics {
             runs: Family::default(),
             longest_wait: Gauge::default(),
             failing_checks: Gauge::default(),
+            unseen_checks: Gauge::default(),
             examined: Gauge::default(),
             count: Arc::default(),
             of_namespace: Family::default(),
@@ -155,6 +156,8 @@ impl Metrics {
         registry.register("longest_wait_seconds", help, metrics.longest_wait.clone());
         let help = "Checks of the cluster that fail, and refuse the runs that depend on them";
         registry.register("failing_checks", help, metrics.failing_checks.clone());
+        let help = "Checks of the cluster that could not be looked at";
+        registry.register("unseen_checks", help, metrics.unseen_checks.clone());
         let help = "When the cluster was examined last, in seconds since the epoch";
         registry.register("examined_timestamp_seconds", help, metrics.examined.clone());
         let help = "Runs that ended, by namespace and phase; from a number of namespaces on, the others are counted together";
@@ -204,8 +207,10 @@ impl Metrics {
             self.runs.get_or_create(&InPhase { phase: phase.to_string() }).set(i64::try_from(runs).unwrap_or(i64::MAX));
         }
         self.longest_wait.set(census.longest_wait.as_secs_f64());
-        self.failing_checks.set(i64::try_from(census.failing_checks).unwrap_or(i64::MAX));
-        self.examined.set(census.examined);
+        let diagnosis = census.diagnosis;
+        self.failing_checks.set(i64::try_from(diagnosis.failing).unwrap_or(i64::MAX));
+        self.unseen_checks.set(i64::try_from(diagnosis.not_seen).unwrap_or(i64::MAX));
+        self.examined.set(diagnosis.examined);
     }
 
     pub(crate) fn finished(&self, namespace: &str, phase: &Phase, reason: &paddock_crds::Reason) {
@@ -343,13 +348,13 @@ mod tests {
         metrics.count_by(move || Census {
             by_phase: HashMap::from([(Phase::Queued, *seen.lock().expect("no panic"))]),
             longest_wait: Duration::from_millis(1500),
-            failing_checks: 2,
-            examined: 1_800_000_000,
+            diagnosis: diagnosis::Told { failing: 2, not_seen: 3, examined: 1_800_000_000 },
         });
         metrics.count();
         assert!(text(&registry).contains("paddock_runs{phase=\"Queued\"} 1\n"));
         assert!(text(&registry).contains("paddock_longest_wait_seconds 1.5\n"));
         assert!(text(&registry).contains("paddock_failing_checks 2\n"));
+        assert!(text(&registry).contains("paddock_unseen_checks 3\n"));
         assert!(text(&registry).contains("paddock_examined_timestamp_seconds 1800000000\n"));
         *queued.lock().expect("no panic") = 0;
         metrics.count();

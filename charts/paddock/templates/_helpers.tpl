@@ -84,6 +84,14 @@ containers:
       # The kubelet listens there, and must not be reached from a sandbox.
       - name: HOST_IPS
         valueFrom: { fieldRef: { fieldPath: status.hostIPs } }
+      - name: POD_NAMESPACE
+        valueFrom: { fieldRef: { fieldPath: metadata.namespace } }
+      - name: SANDBOX_RUNTIME_CLASS
+        value: {{ .Values.sandbox.runtimeClass }}
+      {{- if .Values.sandbox.hasInterface }}
+      - name: SANDBOX_HAS_INTERFACE
+        value: "true"
+      {{- end }}
     resources: {{- toYaml .Values.resources | nindent 6 }}
     securityContext: {{- include "paddock.containerSecurity" . | nindent 6 }}
 {{- end }}

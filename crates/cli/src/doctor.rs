@@ -32,13 +32,15 @@ pub(crate) async fn doctor(cluster: &Cluster, arguments: &Arguments) -> Result<E
 
 async fn examine(cluster: &Cluster, arguments: &Arguments) -> Result<Vec<Finding>> {
     // What a tenant may be granted leads where it likes, and from a desk nobody knows what answers beside a sandbox.
-    let network = arguments.network.clone().map(|granted| Network { granted, leads_inside: false, places: Vec::new() });
+    let network =
+        arguments.network.clone().map(|granted| Network { granted, leads_inside: false, places: Vec::new(), gateway: Vec::new() });
     let doctor = Doctor {
         client: cluster.client.clone(),
         namespace: cluster.namespace.clone(),
         policy: policy_ref(&arguments.policy)?,
         runtime: arguments.runtime.clone(),
-        privileged_pod_in: None,
+        privileged_pod: None,
+        has_interface: false,
         network,
         manager: MANAGER,
     };

@@ -4,18 +4,21 @@ mod networked;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use paddock_crds::{Check, CheckVerdict, Phase, Reason, ScriptRun, ScriptRunStatus};
 
-use crate::probes::{ENDS_OF_PROCESSES, MANY_BYTES, Place};
+use crate::probes::{CPU_MILLI, ENDS_OF_PROCESSES, MANY_BYTES, Place, SCRATCH_MIB};
 
 /// Annotation by which a run tells who has created it.
 pub(crate) const REQUESTER: &str = "paddock.dev/requester";
 
 /// Four processes that together get no more than so many times what one gets have less than two cores.
 const MOST_OF_FOUR: f64 = 1.6;
-/// And with so many times as much they have a core each or nearly, if the run had more than one in the middle. Otherwise a node that does other things may
-/// have kept the one from its share.
-const LEAST_WITHOUT_A_LIMIT: f64 = 3.0;
+/// A probe that has used more than this of what it may have had a limit that does not bite; up to the other, one that may.
+const TOO_MUCH: f64 = 1.8;
+const MUCH: f64 = 1.4;
 
 /// What was found of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,10 +38,12 @@ pub(crate) struct Seen {
     pub(crate) caller: String,
     /// The API server refused a forged stamp.
     pub(crate) forgery_is_refused: bool,
-    /// The node of a probe, if it may be read.
-    pub(crate) node: Option<NodeSeen>,
+    /// The kernels of the nodes, by their names, of those that may be read.
+    pub(crate) kernels: BTreeMap<String, String>,
     /// What became of a pod with all privileges.
     pub(crate) privileged_pod: PrivilegedPod,
+    /// Every sandbox has an interface, and network policies confine it.
+    pub(crate) has_interface: bool,
     /// The probes, each at its end or as it was created.
     pub(crate) runs: Runs,
     /// What was tried with a network, if anything was.
@@ -65,13 +70,8 @@ pub(crate) struct Networked {
     pub(crate) leads_inside: bool,
     /// Places that it must not reach, and that whoever examines the cluster does.
     pub(crate) places: Vec<Place>,
-}
-
-/// What a node says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NodeSeen {
-    pub(crate) kernel: String,
-    pub(crate) has_one_cpu: bool,
+    /// The families of addresses that the egress gateway has, if they are known: of these the runner has looked before the start.
+    pub(crate) gateway: Vec<IpAddr>,
 }
 
 /// What the API server said to a pod with all privileges, as a dry run.
@@ -86,15 +86,14 @@ pub(crate) enum PrivilegedPod {
 
 pub(crate) fn findings(seen: &Seen) -> Vec<Finding> {
     let runs = &seen.runs;
-    let node = seen.node.as_ref();
     let mut all = vec![stamp(seen), forgery(seen)];
     all.extend(pod_security(seen.privileged_pod));
-    all.extend(inside(&runs.inside, node));
+    all.extend(inside(seen));
     all.push(ending(Check::MemoryLimited, &runs.memory, &[Phase::OutOfMemory]));
-    all.push(cpu(&runs.cpu, node));
+    all.push(cpu(&runs.cpu));
     all.push(ending(Check::TimeLimited, &runs.time, &[Phase::TimedOut]));
     all.push(ending(Check::ProcessesEnd, &runs.processes, &ENDS_OF_PROCESSES));
-    all.extend(seen.networked.iter().flat_map(|networked| networked::findings(networked, node)));
+    all.extend(seen.networked.iter().flat_map(|networked| networked::findings(networked, &seen.kernels)));
     all.sort_by(|one, other| one.check.cmp(&other.check));
     all
 }
@@ -122,6 +121,16 @@ impl Facts {
 
     fn get(&self, name: &str) -> Option<&str> {
         self.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(str::trim)
+    }
+
+    /// One that is a number.
+    fn number(&self, name: &str) -> Option<u64> {
+        self.get(name)?.parse().ok()
+    }
+
+    /// Where it was.
+    fn node(&self) -> Option<&str> {
+        self.status.pod.as_ref()?.node.as_deref()
     }
 
     /// How the run ended, for people.
@@ -175,43 +184,42 @@ fn pod_security(tried: PrivilegedPod) -> Option<Finding> {
 }
 
 /// A kernel that says that it is gVisor's is known by its own word where nodes may not be read.
-fn kernel(inside: &str, node: Option<&NodeSeen>) -> (CheckVerdict, String) {
+fn kernel(inside: &str, facts: &Facts, kernels: &BTreeMap<String, String>) -> (CheckVerdict, String) {
     let is_gvisor = inside.contains("gvisor");
+    let node = facts.node().and_then(|node| Some((node, kernels.get(node)?)));
     let verdict = match node {
-        Some(node) => holds(is_gvisor && inside != node.kernel),
+        Some((_, kernel)) => holds(is_gvisor && inside != kernel),
         None if is_gvisor => CheckVerdict::Holds,
         None => CheckVerdict::NotSeen,
     };
-    let beside = node.map_or("the node's may not be read".to_owned(), |node| format!("the node has {}", node.kernel));
+    let beside = node.map_or("the node's may not be read".to_owned(), |(node, kernel)| format!("the node {node} has {kernel}"));
     (verdict, format!("{inside}; {beside}"))
 }
 
-fn inside(run: &ScriptRun, node: Option<&NodeSeen>) -> Vec<Finding> {
-    let facts = Facts::of(run);
-    let interfaces = |fact: &str| match fact {
-        "lo" => "lo alone".to_owned(),
-        _ => format!("{fact}: confined by NetworkPolicies, which the runner looks at before each start"),
-    };
-    vec![
-        facts.judge(Check::SandboxKernel, "kernel", |fact| kernel(fact, node).0, |fact| kernel(fact, node).1),
-        facts.judge(Check::NotRoot, "user", |fact| holds(fact != "0"), |fact| format!("user {fact}")),
-        facts.judge(Check::NoToken, "token", |fact| holds(fact == "0"), |fact| format!("{fact} tokens")),
-        // Where a sandbox has an interface, no script starts before the runner has seen from inside that it leads to the gateway alone.
-        facts.judge(
-            Check::SandboxInterfaces,
-            "interfaces",
-            |fact| if fact == "lo" { CheckVerdict::Holds } else { CheckVerdict::NotSeen },
-            interfaces,
-        ),
+fn is_zero(fact: &str) -> CheckVerdict {
+    fact.parse().map_or(CheckVerdict::NotSeen, |number: u64| holds(number == 0))
+}
+
+fn inside(seen: &Seen) -> Vec<Finding> {
+    let facts = Facts::of(&seen.runs.inside);
+    let kernel = |inside: &str| kernel(inside, &facts, &seen.kernels);
+    let not_zero = |fact: &str| fact.parse().map_or(CheckVerdict::NotSeen, |number: u64| holds(number != 0));
+    let written = |fact: &str| fact.parse().map_or(CheckVerdict::NotSeen, |written: u64| holds(written <= SCRATCH_MIB << 20));
+    let mut all = vec![
+        facts.judge(Check::SandboxKernel, "kernel", |fact| kernel(fact).0, |fact| kernel(fact).1),
+        facts.judge(Check::NotRoot, "user", not_zero, |fact| format!("user {fact}")),
+        facts.judge(Check::NoToken, "secrets", is_zero, |fact| format!("{fact} files where those of accounts lie")),
         facts.judge(Check::SandboxNames, "resolver", |fact| holds(fact == "silent"), |fact| format!("its name servers: {fact}")),
         facts.judge(Check::RootReadOnly, "root", |fact| holds(fact == "read-only"), str::to_owned),
-        facts.judge(
-            Check::DiskLimited,
-            "written",
-            |fact| fact.parse().map_or(CheckVerdict::NotSeen, |written: u64| holds(written < MANY_BYTES)),
-            |fact| format!("{fact} of {MANY_BYTES} bytes were written"),
-        ),
-    ]
+        facts.judge(Check::DiskLimited, "written", written, |fact| {
+            format!("{fact} of {MANY_BYTES} bytes were written, where {SCRATCH_MIB}Mi are allowed")
+        }),
+    ];
+    // Where each sandbox has an interface, no script starts before the runner has seen from inside that it leads to the gateway alone.
+    if !seen.has_interface {
+        all.push(facts.judge(Check::SandboxInterfaces, "interfaces", |fact| holds(fact == "lo"), |fact| format!("interfaces: {fact}")));
+    }
+    all
 }
 
 /// A probe that must come to one of these ends.
@@ -226,19 +234,23 @@ fn ending(check: Check, run: &ScriptRun, expected: &[Phase]) -> Finding {
     found(check, verdict, facts.ending())
 }
 
-fn cpu(run: &ScriptRun, node: Option<&NodeSeen>) -> Finding {
+fn cpu(run: &ScriptRun) -> Finding {
     let facts = Facts::of(run);
     let counted = |name: &str| facts.get(name).and_then(|count| count.parse::<f64>().ok()).filter(|count| *count > 0.0);
-    let (Some(one), Some(four)) = (counted("one"), counted("four")) else {
+    let usage = facts.status.usage.as_ref().filter(|usage| usage.wall_milliseconds > 0);
+    let (Some(one), Some(four), Some(usage)) = (counted("one"), counted("four"), usage) else {
         return found(Check::CpuLimited, CheckVerdict::NotSeen, facts.ending());
     };
-    let has_used_more_than_a_core = facts.status.usage.as_ref().is_some_and(|usage| usage.cpu_milliseconds > usage.wall_milliseconds);
-    let verdict = match node {
-        // There nobody gets more than one, whether it is limited or not.
-        Some(node) if node.has_one_cpu => CheckVerdict::NotSeen,
-        _ if four / one <= MOST_OF_FOUR => CheckVerdict::Holds,
-        _ if four / one >= LEAST_WITHOUT_A_LIMIT && has_used_more_than_a_core => CheckVerdict::Fails,
+    #[expect(clippy::cast_precision_loss, reason = "of less than 2^52 milliseconds every one is told apart")]
+    let used = usage.cpu_milliseconds as f64 / usage.wall_milliseconds as f64 * 1000.0 / CPU_MILLI as f64;
+    let verdict = match four / one {
+        _ if used > TOO_MUCH => CheckVerdict::Fails,
+        ratio if ratio <= MOST_OF_FOUR && used <= MUCH => CheckVerdict::Holds,
         _ => CheckVerdict::NotSeen,
     };
-    found(Check::CpuLimited, verdict, format!("four processes did {:.1} times what one did", four / one))
+    found(
+        Check::CpuLimited,
+        verdict,
+        format!("{used:.1} times the CPU that it may have was used; four processes did {:.1} times what one did", four / one),
+    )
 }

@@ -1,7 +1,5 @@
 //! What the object in the cluster says of what was found. Pure.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use paddock_crds::{
@@ -13,63 +11,134 @@ use crate::checks::Finding;
 /// Longest message, in characters.
 const LONGEST_MESSAGE: usize = 1024;
 
-/// What two looks say together. Runs are refused by what fails, so it must have failed twice: in a busy cluster anything may come to nothing once.
+/// What there is to look at for whoever stores what is found.
+pub fn expected(has_network: bool, has_interface: bool) -> Vec<Check> {
+    let of_a_network = |check: &Check| {
+        matches!(
+            check,
+            Check::NetworkedSandbox
+                | Check::NetworkPolicyIpv4
+                | Check::NetworkPolicyIpv6
+                | Check::NodeConfined
+                | Check::NetworkedNames
+                | Check::GatewayRefuses
+        )
+    };
+    let is_there = |check: &Check| (has_network || !of_a_network(check)) && (!has_interface || *check != Check::SandboxInterfaces);
+    Check::ALL.iter().map(|(check, _)| check.clone()).filter(is_there).collect()
+}
+
+/// What is expected and was not found was not seen.
+pub fn complete(mut findings: Vec<Finding>, expected: &[Check]) -> Vec<Finding> {
+    let missing = expected.iter().filter(|check| !findings.iter().any(|finding| finding.check == **check)).cloned().collect::<Vec<_>>();
+    let not_seen = |check| Finding { check, verdict: CheckVerdict::NotSeen, seen: "nothing is known by which it can be seen".into() };
+    findings.extend(missing.into_iter().map(not_seen));
+    findings.sort_by(|one, other| one.check.cmp(&other.check));
+    findings
+}
+
+/// Whether one look is not enough. What was seen in a sandbox was so on its node, whatever another one shows; what API servers say is the same everywhere,
+/// and may be about to come into force; and others may keep a node busy.
+fn needs_another_look(check: &Check) -> bool {
+    matches!(check, Check::RequesterStamped | Check::StampProtected | Check::PodSecurity | Check::CpuLimited)
+}
+
+/// Whether there is anything that another look would have to confirm.
+pub fn is_to_be_confirmed(findings: &[Finding]) -> bool {
+    findings.iter().any(|finding| finding.verdict == CheckVerdict::Fails && needs_another_look(&finding.check))
+}
+
+/// What two looks say together.
 pub fn examined_twice(first: &[Finding], second: Vec<Finding>) -> Vec<Finding> {
-    let has_failed = |check: &Check| first.iter().any(|finding| finding.check == *check && finding.verdict == CheckVerdict::Fails);
-    let both = |finding: Finding| match finding.verdict {
-        CheckVerdict::Fails if !has_failed(&finding.check) => {
-            Finding { verdict: CheckVerdict::NotSeen, seen: format!("seen once, and not twice: {}", finding.seen), ..finding }
+    let both = |finding: Finding| {
+        let before = first.iter().find(|first| first.check == finding.check);
+        let has_failed = before.filter(|before| before.verdict == CheckVerdict::Fails);
+        match (needs_another_look(&finding.check), has_failed) {
+            (false, Some(failed)) => failed.clone(),
+            (true, None) if finding.verdict == CheckVerdict::Fails => Finding {
+                verdict: CheckVerdict::NotSeen,
+                seen: format!("seen in the second of two looks alone: {}", finding.seen),
+                ..finding
+            },
+            (true, Some(failed)) if finding.verdict == CheckVerdict::NotSeen => {
+                Finding { seen: format!("seen in the first of two looks alone: {}", failed.seen), ..finding }
+            }
+            _ => finding,
         }
-        _ => finding,
     };
     second.into_iter().map(both).collect()
 }
 
-/// The status of the object after another look. What has failed and could not be looked at now has still failed.
-pub fn status_of(before: &DiagnosisStatus, findings: &[Finding], now: Timestamp) -> DiagnosisStatus {
-    let second = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
-    let mut checks: BTreeMap<Check, CheckResult> = BTreeMap::new();
-    // A check that was not tried this time, as those of a network where none is installed any more, is gone unless it failed.
-    let failed = before.checks.iter().filter(|result| result.verdict == CheckVerdict::Fails);
-    checks.extend(failed.map(|result| (result.name.clone(), result.clone())));
-    for finding in findings {
+/// A look, and when it was made.
+pub struct Look<'a> {
+    /// One for each of what there is to look at.
+    pub findings: &'a [Finding],
+    /// What somebody else has found since then counts.
+    pub began: Timestamp,
+    /// When it was over.
+    pub ended: Timestamp,
+}
+
+/// The status of the object after another look. What has failed and could not be looked at now has still failed; what is not looked at any more is gone.
+pub fn status_of(before: &DiagnosisStatus, look: &Look<'_>, tolerated: &[Check]) -> DiagnosisStatus {
+    let second = |time: Timestamp| Time(Timestamp::from_second(time.as_second()).unwrap_or(time));
+    let result = |finding: &Finding| {
         let known = before.checks.iter().find(|result| result.name == finding.check);
-        if finding.verdict == CheckVerdict::NotSeen && checks.contains_key(&finding.check) {
-            continue;
+        let failed = known.filter(|known| known.verdict == CheckVerdict::Fails);
+        let still_fails =
+            |known: &&CheckResult| finding.verdict == CheckVerdict::NotSeen || known.last_transition_time > second(look.began);
+        if let Some(failed) = failed.filter(still_fails) {
+            return failed.clone();
         }
         let since = known.filter(|known| known.verdict == finding.verdict).map(|known| known.last_transition_time.clone());
-        let result = CheckResult {
+        CheckResult {
             name: finding.check.clone(),
             verdict: finding.verdict.clone(),
             message: finding.seen.chars().take(LONGEST_MESSAGE).collect(),
-            last_transition_time: since.unwrap_or_else(|| second.clone()),
-        };
-        checks.insert(finding.check.clone(), result);
-    }
-    let checks: Vec<CheckResult> = checks.into_values().collect();
-    let (status, reason, message) = summary(&checks);
+            last_transition_time: since.unwrap_or_else(|| second(look.ended)),
+        }
+    };
+    let checks: Vec<CheckResult> = look.findings.iter().map(result).collect();
+    let (status, reason, message) = summary(&checks, tolerated);
     let old = before.conditions.iter().find(|condition| condition.type_ == DiagnosisConditionType::Enforced && condition.status == status);
     let condition = DiagnosisCondition {
         type_: DiagnosisConditionType::Enforced,
         status,
         reason,
         message: message.chars().take(LONGEST_MESSAGE).collect(),
-        last_transition_time: old.map_or(second, |old| old.last_transition_time.clone()),
+        last_transition_time: old.map_or(second(look.ended), |old| old.last_transition_time.clone()),
     };
-    DiagnosisStatus { conditions: vec![condition], examined_at: Some(MicroTime(now)), checks }
+    DiagnosisStatus { conditions: vec![condition], examined_at: Some(MicroTime(look.ended)), checks }
 }
 
-fn summary(checks: &[CheckResult]) -> (ConditionStatus, DiagnosisReason, String) {
-    let of = |verdict: &CheckVerdict| checks.iter().filter(|result| result.verdict == *verdict).collect::<Vec<_>>();
-    let named = |results: &[&CheckResult]| results.iter().map(|result| result.name.as_str()).collect::<Vec<_>>().join(", ");
-    let (failing, not_seen) = (of(&CheckVerdict::Fails), of(&CheckVerdict::NotSeen));
+/// Whether whoever looked may go away content: a limit of CPU is not to be seen on a node that is busy.
+pub fn is_good(status: &DiagnosisStatus, tolerated: &[Check]) -> bool {
+    let is_good = |result: &CheckResult| match result.verdict {
+        CheckVerdict::Holds => true,
+        CheckVerdict::NotSeen => result.name == Check::CpuLimited,
+        _ => false,
+    };
+    status.checks.iter().all(|result| is_good(result) || tolerated.contains(&result.name))
+}
+
+fn summary(checks: &[CheckResult], tolerated: &[Check]) -> (ConditionStatus, DiagnosisReason, String) {
+    let of = |verdict: &CheckVerdict, is_tolerated: bool| {
+        let those = checks.iter().filter(|result| result.verdict == *verdict && tolerated.contains(&result.name) == is_tolerated);
+        those.map(|result| result.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let (failing, not_seen) = (of(&CheckVerdict::Fails, false), of(&CheckVerdict::NotSeen, false));
+    let tolerated = match of(&CheckVerdict::Fails, true) {
+        none if none.is_empty() => none,
+        some => format!("; failing and tolerated: {some}"),
+    };
     if !failing.is_empty() {
-        return (ConditionStatus::False, DiagnosisReason::ChecksFail, format!("failing: {}", named(&failing)));
+        return (ConditionStatus::False, DiagnosisReason::ChecksFail, format!("failing: {failing}{tolerated}"));
     }
     if !not_seen.is_empty() {
-        return (ConditionStatus::Unknown, DiagnosisReason::NotEverythingSeen, format!("not seen: {}", named(&not_seen)));
+        return (ConditionStatus::Unknown, DiagnosisReason::NotEverythingSeen, format!("not seen: {not_seen}{tolerated}"));
     }
-    (ConditionStatus::True, DiagnosisReason::EverythingHolds, format!("{} checks hold", checks.len()))
+    let holding = checks.iter().filter(|result| result.verdict == CheckVerdict::Holds).count();
+    (ConditionStatus::True, DiagnosisReason::EverythingHolds, format!("{holding} checks hold{tolerated}"))
 }
 
 #[cfg(test)]
@@ -84,41 +153,87 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
+    fn after(before: &DiagnosisStatus, findings: &[Finding], second: i64) -> DiagnosisStatus {
+        status_of(before, &Look { findings, began: at(second - 1), ended: at(second) }, &[])
+    }
+
     fn verdicts(status: &DiagnosisStatus) -> Vec<(&str, &str)> {
         status.checks.iter().map(|result| (result.name.as_str(), result.verdict.as_str())).collect()
     }
 
     #[test]
-    fn what_fails_has_failed_twice() {
-        let fails = || vec![found(Check::NoToken, CheckVerdict::Fails)];
-        assert_eq!(examined_twice(&fails(), fails()), fails());
-        let once = examined_twice(&[found(Check::NoToken, CheckVerdict::NotSeen)], fails());
-        assert_eq!((&once[0].verdict, once[0].seen.as_str()), (&CheckVerdict::NotSeen, "seen once, and not twice: seen"));
-        assert_eq!(examined_twice(&fails(), vec![found(Check::NoToken, CheckVerdict::Holds)])[0].verdict, CheckVerdict::Holds);
+    fn what_was_seen_in_a_sandbox_was_seen() {
+        let of = |verdict| vec![found(Check::SandboxKernel, verdict)];
+        let verdict = |first, second| examined_twice(&of(first), of(second))[0].verdict.clone();
+        assert!(!is_to_be_confirmed(&of(CheckVerdict::Fails)));
+        for (first, second) in [(CheckVerdict::Fails, CheckVerdict::Holds), (CheckVerdict::NotSeen, CheckVerdict::Fails)] {
+            assert_eq!(verdict(first, second), CheckVerdict::Fails, "each may have been on another node");
+        }
     }
 
     #[test]
-    fn what_has_failed_fails_until_it_is_seen_to_hold() {
-        let failed = status_of(&DiagnosisStatus::default(), &[found(Check::NoToken, CheckVerdict::Fails)], at(1));
+    fn what_may_pass_is_looked_at_twice() {
+        let of = |verdict| vec![found(Check::RequesterStamped, verdict)];
+        let both = |first, second| examined_twice(&of(first), of(second))[0].clone();
+        assert!(is_to_be_confirmed(&of(CheckVerdict::Fails)) && !is_to_be_confirmed(&of(CheckVerdict::NotSeen)));
+        assert_eq!(both(CheckVerdict::Fails, CheckVerdict::Fails).verdict, CheckVerdict::Fails);
+        assert_eq!(both(CheckVerdict::Fails, CheckVerdict::Holds).verdict, CheckVerdict::Holds);
+        let first = both(CheckVerdict::Fails, CheckVerdict::NotSeen);
+        assert_eq!((&first.verdict, first.seen.as_str()), (&CheckVerdict::NotSeen, "seen in the first of two looks alone: seen"));
+        assert_eq!(both(CheckVerdict::Holds, CheckVerdict::Fails).verdict, CheckVerdict::NotSeen);
+    }
+
+    #[test]
+    fn what_has_failed_fails_until_it_is_seen_to_hold_or_not_looked_at_any_more() {
+        let failed = after(&DiagnosisStatus::default(), &[found(Check::NoToken, CheckVerdict::Fails)], 10);
         assert_eq!(failed.conditions[0].message, "failing: NoToken");
-        let not_seen = status_of(&failed, &[found(Check::NoToken, CheckVerdict::NotSeen)], at(2));
+        let not_seen = after(&failed, &[found(Check::NoToken, CheckVerdict::NotSeen)], 20);
         assert_eq!(verdicts(&not_seen), [("NoToken", "Fails")]);
-        let not_tried = status_of(&failed, &[found(Check::NotRoot, CheckVerdict::Holds)], at(3));
-        assert_eq!(verdicts(&not_tried), [("NotRoot", "Holds"), ("NoToken", "Fails")]);
-        assert_eq!(not_tried.checks[1].last_transition_time, Time(at(1)));
-        assert_eq!(not_tried.conditions[0].last_transition_time, Time(at(1)), "it was not enforced before");
-        let holds = status_of(&not_tried, &[found(Check::NoToken, CheckVerdict::Holds)], at(4));
+        assert_eq!(not_seen.conditions[0].last_transition_time, Time(at(10)), "it was not enforced before");
+        let holds = after(&not_seen, &[found(Check::NoToken, CheckVerdict::Holds)], 30);
         assert_eq!(verdicts(&holds), [("NoToken", "Holds")]);
         assert_eq!((holds.conditions[0].status, holds.conditions[0].message.as_str()), (ConditionStatus::True, "1 checks hold"));
-        assert_eq!(holds.examined_at, Some(MicroTime(at(4))));
+        assert_eq!(holds.examined_at, Some(MicroTime(at(30))));
+        let another = after(&failed, &[found(Check::NotRoot, CheckVerdict::Holds)], 40);
+        assert_eq!(verdicts(&another), [("NotRoot", "Holds")]);
+    }
+
+    #[test]
+    fn a_look_does_not_take_back_what_another_has_found_meanwhile() {
+        let failed = after(&DiagnosisStatus::default(), &[found(Check::NoToken, CheckVerdict::Fails)], 10);
+        let earlier = Look { findings: &[found(Check::NoToken, CheckVerdict::Holds)], began: at(5), ended: at(15) };
+        assert_eq!(verdicts(&status_of(&failed, &earlier, &[])), [("NoToken", "Fails")]);
+    }
+
+    #[test]
+    fn what_is_tolerated_is_told_and_is_no_trouble() {
+        let findings = [found(Check::NoToken, CheckVerdict::Holds), found(Check::NodeConfined, CheckVerdict::Fails)];
+        let look = Look { findings: &findings, began: at(1), ended: at(2) };
+        let strict = status_of(&DiagnosisStatus::default(), &look, &[]);
+        let tolerated = [Check::NodeConfined];
+        let lenient = status_of(&DiagnosisStatus::default(), &look, &tolerated);
+        assert_eq!((strict.conditions[0].status, is_good(&strict, &[])), (ConditionStatus::False, false));
+        assert_eq!((lenient.conditions[0].status, is_good(&lenient, &tolerated)), (ConditionStatus::True, true));
+        assert_eq!(lenient.conditions[0].message, "1 checks hold; failing and tolerated: NodeConfined");
     }
 
     #[test]
     fn what_could_not_be_looked_at_is_not_called_good() {
-        let findings = [found(Check::NoToken, CheckVerdict::Holds), found(Check::CpuLimited, CheckVerdict::NotSeen)];
-        let status = status_of(&DiagnosisStatus::default(), &findings, at(1));
-        let condition = &status.conditions[0];
+        let of = |check| {
+            after(&DiagnosisStatus::default(), &[found(Check::NoToken, CheckVerdict::Holds), found(check, CheckVerdict::NotSeen)], 1)
+        };
+        let condition = &of(Check::NotRoot).conditions[0];
         assert_eq!((condition.status, &condition.reason), (ConditionStatus::Unknown, &DiagnosisReason::NotEverythingSeen));
-        assert_eq!(condition.message, "not seen: CpuLimited");
+        assert_eq!(condition.message, "not seen: NotRoot");
+        assert!(!is_good(&of(Check::NotRoot), &[]) && is_good(&of(Check::CpuLimited), &[]), "a busy node");
+    }
+
+    #[test]
+    fn what_was_to_be_looked_at_and_was_not_is_told() {
+        let everything = expected(true, false);
+        assert_eq!(everything.len(), Check::ALL.len());
+        assert_eq!((expected(false, false).len(), expected(true, true).len()), (everything.len() - 6, everything.len() - 1));
+        let all = complete(vec![found(Check::NotRoot, CheckVerdict::Holds)], &[Check::PodSecurity, Check::NotRoot]);
+        assert_eq!(all.iter().map(|finding| &finding.verdict).collect::<Vec<_>>(), [&CheckVerdict::NotSeen, &CheckVerdict::Holds]);
     }
 }

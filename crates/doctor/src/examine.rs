@@ -1,22 +1,24 @@
 //! Trying, with the rights of whoever examines the cluster.
 
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::future::join_all;
+use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Api, Client, ResourceExt as _};
-use paddock_crds::{ConditionType, PolicyRef, ScriptRun, ScriptRunStatus};
+use paddock_crds::{ConditionType, PodRef, PolicyRef, ScriptRun, ScriptRunStatus};
 use serde_json::json;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use crate::checks::{Finding, Networked, NodeSeen, PrivilegedPod, REQUESTER, Runs, Seen, findings};
-use crate::probes::{Place, Probe};
+use crate::checks::{Finding, Networked, PrivilegedPod, REQUESTER, Runs, Seen, findings};
+use crate::probes::{CPU_MILLI, MEMORY_MIB, Place, Probe, SCRATCH_MIB};
 
 /// How long a place may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -33,8 +35,10 @@ pub struct Doctor {
     pub policy: PolicyRef,
     /// A runtime with a POSIX shell.
     pub runtime: String,
-    /// Where a privileged pod is asked for; by default the namespace of the sandboxes.
-    pub privileged_pod_in: Option<String>,
+    /// Where a privileged pod is asked for, and of which RuntimeClass; by default in the namespace of the sandboxes, and of none.
+    pub privileged_pod: Option<(String, String)>,
+    /// Every sandbox has an interface, and network policies confine it.
+    pub has_interface: bool,
     /// What to try with a network, if anything.
     pub network: Option<Network>,
     /// By this name others see who has written a field.
@@ -49,7 +53,12 @@ pub struct Network {
     pub leads_inside: bool,
     /// What answers whoever examines, and must not answer a sandbox.
     pub places: Vec<Place>,
+    /// Addresses of the egress gateway, if they are known.
+    pub gateway: Vec<IpAddr>,
 }
+
+/// A probe that has not ended after so long is not waited for: nothing is known by it.
+const LONGEST: Duration = Duration::from_secs(180);
 
 impl Doctor {
     /// How many scripts [`Self::examine`] runs.
@@ -70,23 +79,31 @@ impl Doctor {
         let review = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await.context("cannot ask who you are")?;
         let caller = review.status.and_then(|status| status.user_info).and_then(|user| user.username).unwrap_or_default();
         let forgery_is_refused = self.forgery_is_refused().await?;
-        let mut probes = vec![Probe::inside(), Probe::memory(), Probe::time(), Probe::cpu(), Probe::processes()];
+        let mut probes = vec![Probe::inside(), Probe::memory(), Probe::time(), Probe::processes()];
         probes.extend(self.network.as_ref().map(|network| Probe::networked(&network.granted, &network.places)));
         let mut ended = join_all(probes.iter().map(|probe| self.ended(probe))).await.into_iter();
         let mut next = || ended.next().context("a probe is missing")?;
-        let runs = Runs { inside: next()?, memory: next()?, time: next()?, cpu: next()?, processes: next()? };
+        let (inside, memory, time, processes) = (next()?, next()?, next()?, next()?);
         let networked = match &self.network {
-            Some(Network { granted, leads_inside, places }) => {
-                Some(Networked { run: next()?, granted: granted.clone(), leads_inside: *leads_inside, places: places.clone() })
-            }
+            Some(Network { granted, leads_inside, places, gateway }) => Some(Networked {
+                run: next()?,
+                granted: granted.clone(),
+                leads_inside: *leads_inside,
+                places: places.clone(),
+                gateway: gateway.clone(),
+            }),
             None => None,
         };
-        let pod = |run: &ScriptRun| run.status.as_ref()?.pod.clone();
-        let pod = [&runs.inside, &runs.memory, &runs.time].into_iter().find_map(pod);
-        let node = self.node(pod.as_ref().and_then(|pod| pod.node.as_deref())).await;
-        let beside = self.privileged_pod_in.clone().or(pod.map(|pod| pod.namespace));
-        let privileged_pod = self.privileged_pod(beside).await;
-        Ok(Box::new(Seen { caller, forgery_is_refused, node, privileged_pod, runs, networked }))
+        // By itself: the others would keep it from what it could have without a limit.
+        let cpu = self.ended(&Probe::cpu()).await?;
+        let runs = Runs { inside, memory, time, cpu, processes };
+        let all = [&runs.inside, &runs.memory, &runs.time].into_iter().chain(networked.as_ref().map(|networked| &networked.run));
+        let pods: Vec<PodRef> = all.filter_map(|run| run.status.as_ref()?.pod.clone()).collect();
+        let kernels = self.kernels(&pods).await;
+        let beside = pods.first().map(|pod| (pod.namespace.clone(), String::new()));
+        let privileged_pod = self.try_privileged_pod(self.privileged_pod.clone().or(beside)).await;
+        let has_interface = self.has_interface;
+        Ok(Box::new(Seen { caller, forgery_is_refused, kernels, privileged_pod, has_interface, runs, networked }))
     }
 
     fn runs(&self) -> Api<ScriptRun> {
@@ -103,6 +120,7 @@ impl Doctor {
             "spec": {
                 "policyRef": self.policy,
                 "script": { "runtime": self.runtime, "source": { "inline": probe.script } },
+                "resources": { "memory": format!("{MEMORY_MIB}Mi"), "scratch": format!("{SCRATCH_MIB}Mi"), "cpu": format!("{CPU_MILLI}m") },
                 "ttlSecondsAfterFinished": LEFT,
             },
         }))?;
@@ -120,10 +138,13 @@ impl Doctor {
         let name = created.name_any();
         let is_over = |status: &ScriptRunStatus| status.is_true(&ConditionType::Finished);
         let is_over = move |run: Option<&ScriptRun>| run.and_then(|run| run.status.as_ref()).is_some_and(is_over);
-        let ended = await_condition(api.clone(), &name, is_over.or(|run: Option<&ScriptRun>| run.is_none())).await;
+        let ended = timeout(LONGEST, await_condition(api.clone(), &name, is_over.or(|run: Option<&ScriptRun>| run.is_none()))).await;
         // Whoever may not delete runs leaves it to its time to live.
         let _ = api.delete(&name, &DeleteParams::default()).await;
-        Ok(ended.context("cannot watch a run")?.unwrap_or(created))
+        match ended {
+            Ok(ended) => Ok(ended.context("cannot watch a run")?.unwrap_or(created)),
+            Err(_) => Ok(created),
+        }
     }
 
     /// Tries to have a run that says that somebody else created it.
@@ -138,21 +159,28 @@ impl Doctor {
         }
     }
 
-    /// What a node says of itself, for those who may read nodes.
-    async fn node(&self, name: Option<&str>) -> Option<NodeSeen> {
+    /// What nodes say of their kernels, for those who may read nodes.
+    async fn kernels(&self, pods: &[PodRef]) -> BTreeMap<String, String> {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let status = nodes.get_opt(name?).await.ok()??.status?;
-        let has_one_cpu = status.capacity.is_some_and(|capacity| capacity.get("cpu").is_some_and(|cpu| cpu.0 == "1"));
-        Some(NodeSeen { kernel: status.node_info?.kernel_version, has_one_cpu })
+        let names: BTreeSet<&String> = pods.iter().filter_map(|pod| pod.node.as_ref()).collect();
+        let mut kernels = BTreeMap::new();
+        for name in names {
+            let info = nodes.get_opt(name).await.ok().flatten().and_then(|node| node.status?.node_info);
+            kernels.extend(info.map(|info| (name.clone(), info.kernel_version)));
+        }
+        kernels
     }
 
     /// Asks, without creating it, for a pod with all privileges.
-    async fn privileged_pod(&self, namespace: Option<String>) -> PrivilegedPod {
-        let Some(namespace) = namespace else { return PrivilegedPod::NotTried };
-        let pod = json!({
+    async fn try_privileged_pod(&self, of: Option<(String, String)>) -> PrivilegedPod {
+        let Some((namespace, runtime_class)) = of else { return PrivilegedPod::NotTried };
+        let mut pod = json!({
             "metadata": { "generateName": "doctor-" },
             "spec": { "hostNetwork": true, "containers": [{ "name": "all", "image": "none.invalid/none", "securityContext": { "privileged": true } }] },
         });
+        if !runtime_class.is_empty() {
+            pod["spec"]["runtimeClassName"] = runtime_class.into();
+        }
         let Ok(pod) = serde_json::from_value::<Pod>(pod) else { return PrivilegedPod::NotTried };
         let only_asked = PostParams { dry_run: true, ..self.posting() };
         match Api::<Pod>::namespaced(self.client.clone(), &namespace).create(&only_asked, &pod).await {
@@ -160,6 +188,19 @@ impl Doctor {
             Err(kube::Error::Api(answer)) if answer.message.contains("violates PodSecurity") => PrivilegedPod::Refused,
             Err(_) => PrivilegedPod::NotTried,
         }
+    }
+
+    /// Deletes what earlier looks have left that did not come to their end.
+    ///
+    /// # Errors
+    /// Runs cannot be listed.
+    pub async fn clear(&self, before: Timestamp) -> Result<()> {
+        let api = self.runs();
+        let left = api.list(&ListParams::default()).await.context("cannot list runs")?;
+        for run in left.items.iter().filter(|run| run.creation_timestamp().is_some_and(|created| created.0 < before)) {
+            let _ = api.delete(&run.name_any(), &DeleteParams::default()).await;
+        }
+        Ok(())
     }
 }
 
@@ -172,7 +213,7 @@ pub async fn answering(places: Vec<Place>) -> Vec<Place> {
 async fn answers(place: Place) -> bool {
     let asked = async {
         match place {
-            Place::Tcp(address) => TcpStream::connect(address).await.is_ok(),
+            Place::Tcp(address) | Place::Kubelet(address) => TcpStream::connect(address).await.is_ok(),
             Place::Dns(address) => asks_dns(address).await.is_ok_and(|length| length > 0),
         }
     };

@@ -1,4 +1,4 @@
-//! What is tried. Every script is in the POSIX shell, and with what every image with a shell has.
+//! What is tried. Every script is in the POSIX shell; what it tells of its sandbox the runner finds out, whatever the image holds.
 
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
@@ -23,6 +23,8 @@ pub struct Probe {
 pub enum Place {
     /// Something listens there.
     Tcp(SocketAddr),
+    /// The kubelet of a node, which some network policy controllers let its pods reach whatever a policy says.
+    Kubelet(SocketAddr),
     /// A name server.
     Dns(SocketAddr),
 }
@@ -31,51 +33,41 @@ impl Place {
     /// Where it is.
     pub fn address(self) -> SocketAddr {
         match self {
-            Self::Tcp(address) | Self::Dns(address) => address,
+            Self::Tcp(address) | Self::Kubelet(address) | Self::Dns(address) => address,
         }
     }
 }
 
-/// As `paddock-runner reach` takes it.
+/// As `paddock-runner look` takes it.
 impl Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => write!(f, "tcp://{address}"),
+            Self::Tcp(address) | Self::Kubelet(address) => write!(f, "tcp://{address}"),
             Self::Dns(address) => write!(f, "dns://{address}"),
         }
     }
 }
 
-/// Bytes that are written to a disk that must not take them.
-pub(crate) const MANY_BYTES: u64 = 4 << 30;
+/// What each probe asks for, so that what it tries is more than it may have: memory and scratch in MiB, CPU in thousandths.
+pub(crate) const MEMORY_MIB: u64 = 128;
+pub(crate) const SCRATCH_MIB: u64 = 16;
+pub(crate) const CPU_MILLI: u64 = 500;
 
-/// What the egress gateway must refuse to a run that was granted none of it: a name, what clouds call metadata, the gateway itself, nets of clusters,
-/// and addresses that are written as others.
-pub(crate) const UNGRANTED: [&str; 8] = [
-    "not-granted.invalid:443",
-    "169.254.169.254:80",
-    "127.0.0.1:8445",
-    "10.0.0.1:443",
-    "192.168.0.1:443",
-    "0x7f000001:443",
-    "[::1]:443",
-    "[::ffff:10.0.0.1]:443",
-];
+/// Bytes that are written to a scratch directory that must not take them: less than the memory that it is in.
+pub(crate) const MANY_BYTES: u64 = 96 << 20;
 
-const FACTS: &str = "echo \"kernel=$(uname -r)\"
-echo \"user=$(id -u)\"
-echo \"token=$(find /var/run/secrets /run/secrets -name token 2>/dev/null | wc -l)\"
-echo \"interfaces=$(tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ' | tr '\\n' ' ')\"
-if (echo x > /probe) 2>/dev/null; then echo root=writable; else echo root=read-only; fi
-/paddock/runner/paddock-runner reach resolver
-";
+/// What the egress gateway must refuse, whoever asks: of none of it a run was granted anything.
+pub(crate) const UNGRANTED: [&str; 6] =
+    ["not-granted.invalid:443", "169.254.169.254:80", "127.0.0.1:8445", "10.0.0.1:443", "[::1]:443", "[::ffff:10.0.0.1]:443"];
 
-const DISK: &str = "head -c 4294967296 /dev/zero > /workspace/probe 2>/dev/null
+const LOOK: &str = "/paddock/runner/paddock-runner look";
+
+const DISK: &str = "head -c 100663296 /dev/zero > /workspace/probe 2>/dev/null
 echo \"written=$(wc -c < /workspace/probe)\"
 ";
 
 /// How far one process counts in half a second, and how far four do together, at best of six times: with less than a core for all of them it is about the
-/// same.
+/// same. Without a limit, what is used of a core or two is more than the run may have.
 const CPU: &str = "cd /workspace
 count() { i=0; trap 'echo $i; exit' TERM; while :; do i=$((i+1)); done; }
 one=0
@@ -99,20 +91,11 @@ echo \"one=$one\"
 echo \"four=$four\"
 ";
 
-/// Addresses of the sandbox itself are those that lead further than its own link. What is asked of the gateway goes through the proxy, as for any client.
+/// What is asked of the gateway goes through the proxy, as for any client.
 fn network(granted: &str, places: &[Place]) -> String {
-    let places: Vec<String> = places.iter().map(Place::to_string).chain(asked(granted)).collect();
-    format!(
-        "{FACTS}echo \"ipv6=$(grep -v ' lo$' /proc/net/if_inet6 | grep -cv '^fe80')\"
-/paddock/runner/paddock-runner reach {}
-",
-        places.join(" ")
-    )
-}
-
-/// What the gateway is asked for: what it must refuse, and what was granted.
-fn asked(granted: &str) -> impl Iterator<Item = String> {
-    UNGRANTED.into_iter().chain([granted]).map(|authority| format!("'proxy://{authority}'"))
+    let asked = UNGRANTED.into_iter().chain([granted]).map(|authority| format!("'proxy://{authority}'"));
+    let places: Vec<String> = places.iter().map(|place| format!("'{place}'")).chain(asked).collect();
+    format!("{LOOK} {}\n", places.join(" "))
 }
 
 impl Probe {
@@ -122,17 +105,17 @@ impl Probe {
 
     /// Looks around in a sandbox without a network.
     pub fn inside() -> Self {
-        Self::new("inside", &format!("{FACTS}{DISK}"), 60)
+        Self::new("inside", &format!("{LOOK}\n{DISK}"), 60)
     }
 
-    /// Takes all memory there is.
+    /// Holds a gibibyte of memory, and ends.
     pub fn memory() -> Self {
-        Self::new("memory", "tail /dev/zero", 60)
+        Self::new("memory", "head -c 1073741824 /dev/zero | tail -c 1073741824 | wc -c", 60)
     }
 
-    /// Does not end by itself.
+    /// Takes longer than it may, and ends.
     pub fn time() -> Self {
-        Self::new("time", "sleep 600", 1)
+        Self::new("time", "sleep 20", 1)
     }
 
     /// Counts.
@@ -151,6 +134,5 @@ impl Probe {
     }
 }
 
-/// How a script ends that starts as many processes as it can: what has no limit of its own under gVisor is bounded by memory and time, and none of them
-/// outlives its run.
+/// How a script is ended that starts as many processes as it can: what has no limit of its own under gVisor is bounded by memory and time.
 pub(crate) const ENDS_OF_PROCESSES: [Phase; 3] = [Phase::OutOfMemory, Phase::TimedOut, Phase::RunnerKilled];

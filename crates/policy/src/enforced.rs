@@ -9,16 +9,20 @@ use crate::decide::Refusal;
 enum Concerned {
     Every,
     WithoutNetwork,
+    /// Also where every sandbox has an interface.
     WithNetwork,
+    /// With a token for the gateway.
+    Granted,
 }
 
 /// One that a newer version has added speaks of everything: what it is about is not known here.
 fn concerned(check: &Check) -> Concerned {
     match check {
         Check::SandboxKernel | Check::SandboxInterfaces | Check::SandboxNames => Concerned::WithoutNetwork,
-        Check::NetworkedSandbox | Check::NetworkPolicyIpv4 | Check::NetworkPolicyIpv6 | Check::NetworkedNames | Check::GatewayRefuses => {
+        Check::NetworkedSandbox | Check::NetworkPolicyIpv4 | Check::NetworkPolicyIpv6 | Check::NodeConfined | Check::NetworkedNames => {
             Concerned::WithNetwork
         }
+        Check::GatewayRefuses => Concerned::Granted,
         Check::RequesterStamped
         | Check::StampProtected
         | Check::PodSecurity
@@ -58,6 +62,7 @@ pub fn not_enforced(diagnosis: &Diagnosis, network: SandboxNetwork) -> Option<Re
         Concerned::Every => true,
         Concerned::WithoutNetwork => network != SandboxNetwork::Granted,
         Concerned::WithNetwork => network != SandboxNetwork::None,
+        Concerned::Granted => network == SandboxNetwork::Granted,
     };
     let failing: Vec<&CheckResult> = failing(diagnosis).filter(depends).collect();
     let first = failing.first()?;
@@ -98,6 +103,7 @@ mod tests {
         assert_eq!(fails(Check::MemoryLimited), [true, true, true]);
         assert_eq!(fails(Check::SandboxKernel), [true, true, false]);
         assert_eq!(fails(Check::NetworkPolicyIpv6), [false, true, true]);
+        assert_eq!(fails(Check::GatewayRefuses), [false, false, true]);
         assert_eq!(fails(Check::Unknown("OfANewerVersion".into())), [true, true, true]);
         assert_eq!(refused(&diagnosis(&[(Check::NotRoot, CheckVerdict::Unknown("Wobbles".into()))])), [true, true, true]);
     }

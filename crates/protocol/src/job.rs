@@ -54,12 +54,22 @@ pub struct Job {
 pub struct Egress {
     /// Its address and port: a sandbox looks up no names.
     pub address: std::net::SocketAddr,
-    /// Another port that is listened at, and that the network policy forbids: if it answers, nothing is started.
-    pub forbidden: std::net::SocketAddr,
+    /// By what a sandbox sees that its network policy is enforced: one for each family of addresses that the gateway has.
+    pub gates: Vec<Gate>,
     /// The name in its certificate.
     pub name: String,
     /// The certificate, as PEM, of who has issued that.
     pub authority: String,
+}
+
+/// Two ports of the gateway at one of its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Gate {
+    /// The one that the network policy allows: until it answers, silence of the other says nothing.
+    pub allowed: std::net::SocketAddr,
+    /// One that is listened at, and that the network policy forbids: if it answers, nothing is started.
+    pub forbidden: std::net::SocketAddr,
 }
 
 /// Which network interfaces the runner accepts around it.

@@ -11,7 +11,7 @@ mod seal;
 mod transcript;
 
 pub use control::{ControlMessage, MAX_CONTROL_LINE};
-pub use job::{Egress, INPUT_FILE, Interfaces, JOB_FILE, Job, JobFiles, script_file};
+pub use job::{Egress, Gate, INPUT_FILE, Interfaces, JOB_FILE, Job, JobFiles, script_file};
 pub use line::{Line, Lines, MAX_LINE, MAX_TOTAL};
 pub use payload::{Cause, MAX_CHUNK, Output, Payload, Refused, RefusedReason, Report, Stream};
 pub use seal::{KEY_BYTES, MAX_TERMINATION_MESSAGE, Opener, RunKey, Sealer, SealingKey, Summary};

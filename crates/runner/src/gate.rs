@@ -1,12 +1,14 @@
 //! The start gate of a sandbox that has a network: from inside, where the script will be, the one port that the network policy allows answers, and one
 //! that it forbids does not. A port that is silent says nothing by itself, for the network may not be there yet, so the allowed one must have answered
 //! before and must answer after.
+//!
+//! Each family of addresses that the sandbox has is looked at by itself: network policies may be enforced for one of them alone.
 
-use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
+use std::{fs, io, thread};
 
-use paddock_protocol::{Egress, RefusedReason};
+use paddock_protocol::{Egress, Gate, RefusedReason};
 
 use crate::proxy::Gateway;
 use crate::report::Refusal;
@@ -19,45 +21,65 @@ const ANSWER: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What was seen from inside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What was seen from inside. In this order: of several gates the last one counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Seen {
     /// The gateway answers, and nothing else does.
     Confined,
-    /// A port answers that the policy forbids.
-    Open,
     /// The gateway does not answer.
     Deaf,
+    /// A port answers that the policy forbids.
+    Open,
 }
 
 /// Waits until the policy is seen to be enforced.
 pub(crate) fn pass(egress: &Egress) -> Result<(), Refusal> {
-    pass_within(egress, LIMIT)
+    let has_ipv6 = has_ipv6(&fs::read_to_string("/proc/net/if_inet6").unwrap_or_default());
+    pass_within(egress, has_ipv6, LIMIT)
 }
 
-fn pass_within(egress: &Egress, limit: Duration) -> Result<(), Refusal> {
+/// Whether there is an address that leads further than its own link: of `/proc/net/if_inet6`, the last word of a line is the interface.
+fn has_ipv6(table: &str) -> bool {
+    table.lines().any(|line| !line.ends_with(" lo") && !line.starts_with("fe80"))
+}
+
+fn pass_within(egress: &Egress, has_ipv6: bool, limit: Duration) -> Result<(), Refusal> {
     let unusable = |error: io::Error| Refusal::new(RefusedReason::GatewayUnreachable, format!("the gateway cannot be asked: {error}"));
-    let gateway = Gateway::new(egress.address, &egress.name, &egress.authority).map_err(unusable)?;
+    let concerned = egress.gates.iter().filter(|gate| gate.allowed.is_ipv4() || has_ipv6);
+    let gateway = |gate: &Gate| Gateway::new(gate.allowed, &egress.name, &egress.authority).map(|gateway| (*gate, gateway));
+    let gates: Vec<(Gate, Gateway)> = concerned.map(gateway).collect::<io::Result<_>>().map_err(unusable)?;
     let deadline = Instant::now() + limit;
     let mut confined = 0;
     loop {
-        let seen = look(&gateway, egress.forbidden);
+        let Some((seen, gate)) = look(&gates) else {
+            return Err(Refusal::new(RefusedReason::GatewayUnreachable, "the gateway has no address of a family that the sandbox has"));
+        };
         confined = if seen == Seen::Confined { confined + 1 } else { 0 };
         match seen {
             Seen::Confined if confined == LOOKS => return Ok(()),
             Seen::Confined => {}
-            _ if Instant::now() < deadline => std::thread::sleep(PAUSE),
-            Seen::Open => return Err(Refusal::new(RefusedReason::NetworkNotConfined, format!("{} answers", egress.forbidden))),
-            Seen::Deaf => return Err(Refusal::new(RefusedReason::GatewayUnreachable, format!("{} does not answer", egress.address))),
+            _ if Instant::now() < deadline => thread::sleep(PAUSE),
+            Seen::Open => return Err(Refusal::new(RefusedReason::NetworkNotConfined, format!("{} answers", gate.forbidden))),
+            Seen::Deaf => return Err(Refusal::new(RefusedReason::GatewayUnreachable, format!("{} does not answer", gate.allowed))),
         }
     }
 }
 
-fn look(gateway: &Gateway, forbidden: SocketAddr) -> Seen {
+/// Looks at all at once: what is silent takes its time. `None` if there is nothing to look at.
+fn look(gates: &[(Gate, Gateway)]) -> Option<(Seen, Gate)> {
+    thread::scope(|scope| {
+        let looking: Vec<_> = gates.iter().map(|(gate, gateway)| (gate, scope.spawn(move || look_at(gate, gateway)))).collect();
+        // A look that broke off has seen nothing.
+        let seen = looking.into_iter().map(|(gate, looked)| (looked.join().unwrap_or(Seen::Deaf), *gate));
+        seen.max_by_key(|(seen, _)| *seen)
+    })
+}
+
+fn look_at(gate: &Gate, gateway: &Gateway) -> Seen {
     if !gateway.answers(ANSWER) {
         return Seen::Deaf;
     }
-    if TcpStream::connect_timeout(&forbidden, ANSWER).is_ok() {
+    if TcpStream::connect_timeout(&gate.forbidden, ANSWER).is_ok() {
         return Seen::Open;
     }
     if gateway.answers(ANSWER) { Seen::Confined } else { Seen::Deaf }
@@ -65,7 +87,7 @@ fn look(gateway: &Gateway, forbidden: SocketAddr) -> Seen {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::net::{SocketAddr, TcpListener};
 
     use super::*;
     use crate::proxy::tests::{Served, served};
@@ -78,36 +100,61 @@ mod tests {
     }
 
     fn egress(served: &Served, forbidden: SocketAddr) -> Egress {
-        Egress { address: served.address, forbidden, name: "paddock-egress".into(), authority: served.authority.clone() }
+        let gates = vec![Gate { allowed: served.address, forbidden }];
+        Egress { address: served.address, gates, name: "paddock-egress".into(), authority: served.authority.clone() }
     }
 
     #[test]
     fn what_is_confined_passes() {
         let served = served("paddock-egress");
-        assert!(pass_within(&egress(&served, closed()), SOON).is_ok());
+        assert!(pass_within(&egress(&served, closed()), false, SOON).is_ok());
     }
 
     #[test]
     fn a_port_that_answers_and_must_not_ends_it() {
         let served = served("paddock-egress");
         let open = TcpListener::bind("127.0.0.1:0").unwrap();
-        let refusal = pass_within(&egress(&served, open.local_addr().unwrap()), SOON).unwrap_err();
+        let refusal = pass_within(&egress(&served, open.local_addr().unwrap()), false, SOON).unwrap_err();
         assert_eq!(refusal.reason, RefusedReason::NetworkNotConfined);
     }
 
     #[test]
     fn silence_everywhere_is_no_policy() {
         let served = served("paddock-egress");
-        let absent = Egress { address: closed(), ..egress(&served, closed()) };
-        assert_eq!(pass_within(&absent, SOON).unwrap_err().reason, RefusedReason::GatewayUnreachable);
+        let absent = Egress { gates: vec![Gate { allowed: closed(), forbidden: closed() }], ..egress(&served, closed()) };
+        assert_eq!(pass_within(&absent, false, SOON).unwrap_err().reason, RefusedReason::GatewayUnreachable);
     }
 
     #[test]
     fn somebody_else_is_not_the_gateway() {
         let (served, other) = (served("paddock-egress"), served("somebody-else"));
         for wrong in [Egress { authority: other.authority.clone(), ..egress(&served, closed()) }, egress(&other, closed())] {
-            assert_eq!(pass_within(&wrong, SOON).unwrap_err().reason, RefusedReason::GatewayUnreachable);
+            assert_eq!(pass_within(&wrong, false, SOON).unwrap_err().reason, RefusedReason::GatewayUnreachable);
         }
+    }
+
+    /// As where a cluster gives pods both families, and enforces policies for one of them.
+    #[test]
+    fn each_family_that_the_sandbox_has_is_looked_at() {
+        let served = served("paddock-egress");
+        let open = TcpListener::bind("[::1]:0").unwrap().local_addr().unwrap();
+        let listening = TcpListener::bind(open).unwrap();
+        let ipv6 = Gate { allowed: served.address_ipv6, forbidden: listening.local_addr().unwrap() };
+        let both = Egress { gates: vec![egress(&served, closed()).gates[0], ipv6], ..egress(&served, closed()) };
+        assert_eq!(pass_within(&both, true, SOON).unwrap_err().reason, RefusedReason::NetworkNotConfined);
+        assert!(pass_within(&both, false, SOON).is_ok(), "without an address of the family nothing is to be shown of it");
+        drop(listening);
+        assert!(pass_within(&both, true, SOON).is_ok());
+        let none = Egress { gates: vec![ipv6], ..both };
+        assert_eq!(pass_within(&none, false, SOON).unwrap_err().reason, RefusedReason::GatewayUnreachable);
+    }
+
+    #[test]
+    fn an_address_of_ones_own_link_leads_nowhere() {
+        let line = |address: &str, interface: &str| format!("{address} 02 40 00 80 {interface:>8}\n");
+        let (loopback, link) = (line("00000000000000000000000000000001", "lo"), line("fe80000000000000a8aab3fffe2a8c0b", "eth0"));
+        assert!(!has_ipv6(&loopback) && !has_ipv6(&(loopback.clone() + &link)) && !has_ipv6(""));
+        assert!(has_ipv6(&(loopback + &link + &line("fd001002130000000000000000000007", "eth0"))));
     }
 
     #[test]
@@ -122,7 +169,7 @@ mod tests {
             drop(open);
             begun.send(()).unwrap();
         });
-        assert!(pass_within(&egress(&served, forbidden), Duration::from_secs(20)).is_ok());
+        assert!(pass_within(&egress(&served, forbidden), false, Duration::from_secs(20)).is_ok());
         begins.recv().unwrap();
         closing.join().unwrap();
     }

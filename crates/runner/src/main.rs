@@ -8,9 +8,9 @@ mod filter;
 mod gate;
 mod install;
 mod job;
+mod look;
 mod place;
 mod proxy;
-mod reach;
 mod report;
 mod result_file;
 mod supervise;
@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 /// Exit code of a runner that did not run its job: no script's own, since its lines tell them apart.
 const NOT_RUN: u8 = 120;
-const USAGE: &str = "usage: paddock-runner run JOB_FOLDER | install TARGET_FOLDER | reach PLACE... | --version";
+const USAGE: &str = "usage: paddock-runner run JOB_FOLDER | install TARGET_FOLDER | look [PLACE...] | --version";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,9 +34,9 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        ["reach", ref places @ ..] => {
+        ["look", ref places @ ..] => {
             let proxy = std::env::var("HTTPS_PROXY").ok();
-            for line in reach::reach(places, proxy.as_deref()) {
+            for line in look::look(places, proxy.as_deref()) {
                 println!("{line}");
             }
             ExitCode::SUCCESS

@@ -47,7 +47,7 @@ fn change(values: &[&str]) -> String {
 fn each_switch_changes_what_it_says() {
     let digest = format!("sha256:{}", "5e".repeat(32));
     let digests = ["image", "runner"].map(|image| format!("{image}.digest=\"{digest}\""));
-    let switches: [(&str, &[&str]); 24] = [
+    let switches: [(&str, &[&str]); 25] = [
         ("image", &[r#"image={"repository":"registry.example/operator","tag":"1","pullPolicy":"Always"}"#]),
         ("digests", &[&digests[0], &digests[1]]),
         ("pull_secrets", &[r#"imagePullSecrets=[{"name":"registry"}]"#]),
@@ -96,17 +96,23 @@ fn each_switch_changes_what_it_says() {
         ("traces", &[r#"traces.endpoint="http://collector:4318""#]),
         ("no_drain", &["uninstall.drainSeconds=0"]),
         ("no_baseline", &["baseline.create=false"]),
+        ("no_doctor", &["doctor.create=false"]),
         (
             "webhook",
             &[
                 r#"admission.stamps="Webhook""#,
                 "baseline.create=false",
+                "doctor.create=false",
                 r#"networkPolicy.webhookFrom=[{"ipBlock":{"cidr":"10.0.0.0/28"}}]"#,
             ],
         ),
         (
             "cert_manager",
-            &[r#"admission={"stamps":"Webhook","certManager":{"issuer":{"name":"ca","kind":"ClusterIssuer"}}}"#, "baseline.create=false"],
+            &[
+                r#"admission={"stamps":"Webhook","certManager":{"issuer":{"name":"ca","kind":"ClusterIssuer"}}}"#,
+                "baseline.create=false",
+                "doctor.create=false",
+            ],
         ),
         ("baseline_for_all", &["baseline.namespaceSelector.matchLabels=null"]),
     ];
@@ -123,7 +129,8 @@ fn what_stamps_is_what_the_cluster_serves() {
         ("1.36.0", "MutatingAdmissionPolicy", "MutatingWebhookConfiguration"),
         ("v1.37.1-gke.5", "MutatingAdmissionPolicy", "MutatingWebhookConfiguration"),
     ] {
-        let rendered = helm(&["--kube-version", version, "--set-json", "baseline.create=false"]).unwrap();
+        let rendered =
+            helm(&["--kube-version", version, "--set-json", "baseline.create=false", "--set-json", "doctor.create=false"]).unwrap();
         let has = |kind: &str| rendered.lines().any(|line| line == format!("kind: {kind}"));
         assert_eq!((has(stamps), has(other)), (true, false), "{version}");
     }

@@ -441,6 +441,14 @@ async fn nothing_starts_while_the_network_policy_is_not_enforced() {
         policies.create(&PostParams::default(), &serde_json::from_value(open).unwrap()).await.unwrap();
         not_started(&tenant.run(asking()).await, &Reason::NetworkNotConfined);
         policies.delete("open", &DeleteParams::default()).await.unwrap();
+        // Over IPv6 alone, as where a controller enforces policies for the other family only.
+        let open = json!({
+            "metadata": { "name": "open" },
+            "spec": { "podSelector": {}, "policyTypes": ["Egress"], "egress": [{ "to": [{ "ipBlock": { "cidr": "fd00::/8" } }] }] },
+        });
+        policies.create(&PostParams::default(), &serde_json::from_value(open).unwrap()).await.unwrap();
+        not_started(&tenant.run(asking()).await, &Reason::NetworkNotConfined);
+        policies.delete("open", &DeleteParams::default()).await.unwrap();
         end("kube-router").await;
         // Its rules around the gateway stay, and do not know this sandbox.
         not_started(&tenant.run(asking()).await, &Reason::GatewayUnreachable);

@@ -43,7 +43,7 @@ const ACCOUNTS: [(&str, &[&str]); 6] = [
     ("paddock-admission", &["paddock-admission"]),
     ("paddock-uninstall", &["paddock-uninstall"]),
     ("paddock-try", &["paddock-try"]),
-    ("paddock-doctor", &["paddock-doctor"]),
+    ("paddock-doctor", &["paddock-doctor", "paddock-doctor-egress"]),
 ];
 
 /// Every request of an account that the API server's audit log holds, as rights: those that were allowed, and those that were not.
@@ -82,10 +82,12 @@ fn requests(account: &str) -> (Rights, Rights) {
 fn granted(roles: &[&str]) -> BTreeSet<(String, String, Option<Place>)> {
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
     helm.args(["template", "paddock", "--set", "admission.stamps=Webhook", "--set", "baseline.create=false"]);
+    helm.args(["--set", "doctor.create=false"]);
     helm.args(["--set", "egress.create=true", "--set", "egress.clusterNets={10.0.0.0/8}"]);
     let with_webhook = run(helm.arg(layout().clone.join("charts/paddock"))).unwrap();
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
-    let without = run(helm.args(["template", "paddock"]).arg(layout().clone.join("charts/paddock"))).unwrap();
+    helm.args(["template", "paddock", "--set", "egress.create=true", "--set", "egress.clusterNets={10.0.0.0/8}"]);
+    let without = run(helm.arg(layout().clone.join("charts/paddock"))).unwrap();
     let rendered = format!("{with_webhook}\n---\n{without}");
     let documents = rendered.split("---\n").filter_map(|document| serde_saphyr::from_str::<Value>(document).ok());
     let of_roles = documents.filter(|document| {

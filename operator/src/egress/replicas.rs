@@ -78,7 +78,8 @@ impl Replicas {
     }
 }
 
-/// Addresses of pods, and whether sandboxes are led to them. Those that are ending are left alone.
+/// Addresses of pods, and whether sandboxes are led to them. Those that are ending are left alone. A pod that has an address of each family is one replica:
+/// it is spoken to at one of them.
 fn addresses(slices: &BTreeMap<String, EndpointSlice>) -> BTreeMap<IpAddr, bool> {
     let mut found = BTreeMap::new();
     for endpoint in slices.values().flat_map(|slice| slice.endpoints.iter().flatten()) {
@@ -90,6 +91,9 @@ fn addresses(slices: &BTreeMap<String, EndpointSlice>) -> BTreeMap<IpAddr, bool>
             // By the API's own word, what is not said is true.
             *found.entry(address).or_default() |= conditions.ready != Some(false);
         }
+    }
+    if found.keys().any(IpAddr::is_ipv4) {
+        found.retain(|address, _| address.is_ipv4());
     }
     found
 }

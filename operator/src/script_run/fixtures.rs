@@ -9,7 +9,7 @@ use paddock_crds::{
     Effect, Limits, PolicyKind, PolicyRef, PolicyRules, Runtime, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, TakenPolicy,
 };
 use paddock_policy::{Approving, Containment, OutputGrant, Policy, output_grant};
-use paddock_protocol::{Cause, Egress, KEY_BYTES, Output, Report, SealingKey, Transcript};
+use paddock_protocol::{Cause, Egress, Gate, KEY_BYTES, Output, Report, SealingKey, Transcript};
 
 use super::apply::Done;
 use super::job::Fixed;
@@ -246,5 +246,10 @@ pub(crate) fn status(run: &ScriptRun) -> ScriptRunStatus {
 /// Where the gateway is.
 pub(crate) fn egress() -> Egress {
     let at = |port| std::net::SocketAddr::from(([10, 96, 0, 7], port));
-    Egress { address: at(8443), forbidden: at(8445), name: "paddock-egress".into(), authority: "PEM".into() }
+    Egress {
+        address: at(8443),
+        gates: vec![Gate { allowed: at(8443), forbidden: at(8445) }],
+        name: "paddock-egress".into(),
+        authority: "PEM".into(),
+    }
 }

@@ -9,13 +9,14 @@ fn run(phase: &str, reason: &str, stdout: &str) -> ScriptRun {
         "status": {
             "phase": phase, "message": "told", "result": { "stdout": { "text": stdout, "bytes": 1 } },
             "conditions": [{ "type": "Finished", "status": "True", "reason": reason, "message": "told", "lastTransitionTime": "2026-01-01T00:00:00Z" }],
-            "usage": { "cpuMilliseconds": 15_000, "peakMemoryBytes": 1, "wallMilliseconds": 6_000 },
+            "usage": { "cpuMilliseconds": 3_000, "peakMemoryBytes": 1, "wallMilliseconds": 6_000 },
+            "pod": { "name": "x", "namespace": "sbx-x", "uid": "x", "node": "one" },
         },
     }))
     .expect("a run")
 }
 
-const GOOD: &str = "kernel=4.19.0-gvisor\nuser=65532\ntoken=0\ninterfaces=lo \nroot=read-only\nresolver=silent\nwritten=16777216\n";
+const GOOD: &str = "kernel=4.19.0-gvisor\nuser=65532\nsecrets=0\ninterfaces=lo\nroot=read-only\nresolver=silent\nwritten=16777216\n";
 
 const API: &str = "tcp://10.96.0.1:443";
 const DNS: &str = "dns://10.96.0.10:53";
@@ -27,20 +28,20 @@ fn networked_text(answers: &str, granted: &str, more: &str) -> String {
     format!("{GOOD}{refused}proxy://inside.svc:443={granted}\n{more}")
 }
 
+const KUBELET: &str = "kubelet://192.168.0.7:10250";
+
 fn good_network() -> String {
-    networked_text("403 NotGranted", "403 AddressRefused", &format!("ipv6=0\n{API}=silent\n{DNS}=silent\n"))
+    let more = format!("ipv4=way\nipv6=none\n{API}=silent\n{DNS}=silent\ntcp://192.168.0.7:10250=silent\n");
+    networked_text("403 NotGranted", "403 AddressRefused", &more)
 }
 
 fn networked(run: ScriptRun, places: &[&str]) -> Networked {
     let place = |text: &&str| match text.split_once("://").unwrap() {
         ("tcp", address) => Place::Tcp(address.parse().unwrap()),
+        ("kubelet", address) => Place::Kubelet(address.parse().unwrap()),
         (_, address) => Place::Dns(address.parse().unwrap()),
     };
-    Networked { run, granted: "inside.svc:443".into(), leads_inside: true, places: places.iter().map(place).collect() }
-}
-
-fn node(has_one_cpu: bool) -> NodeSeen {
-    NodeSeen { kernel: "6.1.0".into(), has_one_cpu }
+    Networked { run, granted: "inside.svc:443".into(), leads_inside: true, places: places.iter().map(place).collect(), gateway: Vec::new() }
 }
 
 fn seen(inside: &str, memory: &str, time: &str) -> Seen {
@@ -52,9 +53,16 @@ fn seen(inside: &str, memory: &str, time: &str) -> Seen {
         cpu: ended("Succeeded", "one=1000\nfour=1100\n"),
         processes: ended(memory, ""),
     };
-    let network = networked(ended("Succeeded", &good_network()), &[API, DNS]);
-    let privileged_pod = PrivilegedPod::Refused;
-    Seen { caller: "ada".into(), forgery_is_refused: true, node: Some(node(false)), privileged_pod, runs, networked: Some(network) }
+    let network = networked(ended("Succeeded", &good_network()), &[API, DNS, KUBELET]);
+    Seen {
+        caller: "ada".into(),
+        forgery_is_refused: true,
+        kernels: [("one".to_owned(), "6.1.0".to_owned())].into(),
+        privileged_pod: PrivilegedPod::Refused,
+        has_interface: false,
+        runs,
+        networked: Some(network),
+    }
 }
 
 fn good() -> Seen {
@@ -77,71 +85,95 @@ fn a_cluster_that_keeps_everything_has_nothing_to_tell() {
     );
     let tenants = Seen { privileged_pod: PrivilegedPod::NotTried, networked: None, ..good() };
     assert_eq!(findings(&tenants).len(), 13, "of what was not tried nothing is told");
+    assert_eq!(findings(&Seen { has_interface: true, ..good() }).len(), checks.len() - 1, "one interface more is as it was meant");
 }
 
 #[test]
 fn each_thing_that_does_not_hold_is_seen() {
-    let bad = "kernel=6.1.0\nuser=0\ntoken=1\ninterfaces=lo\nroot=writable\nresolver=answers\nwritten=4294967296\n";
+    let bad = "kernel=6.1.0\nuser=0\nsecrets=1\ninterfaces=lo eth0\nroot=writable\nresolver=answers\nwritten=16777217\n";
     let mut failing = seen(bad, "Succeeded", "Succeeded");
     (failing.caller, failing.forgery_is_refused, failing.privileged_pod) = ("bob".into(), false, PrivilegedPod::Taken);
-    failing.runs.cpu = run("Succeeded", "Succeeded", "one=1000\nfour=3900\n");
-    let more = format!("ipv6=1\n{API}=answers\n{DNS}=answers\n{API_IPV6}=answers\n");
-    let text = networked_text("200 ", "200 ", &more).replace("kernel=4.19.0-gvisor", "kernel=6.1.0");
-    failing.networked = Some(networked(run("Succeeded", "Succeeded", &text), &[API, DNS, API_IPV6]));
+    failing.runs.cpu.status.as_mut().unwrap().usage.as_mut().unwrap().cpu_milliseconds = 6_000;
+    let more = format!("ipv4=way\nipv6=way\n{API}=answers\n{DNS}=answers\n{API_IPV6}=answers\ntcp://192.168.0.7:10250=answers\n");
+    let text = networked_text("200 OK", "200 OK", &more).replace("kernel=4.19.0-gvisor", "kernel=6.1.0");
+    failing.networked = Some(networked(run("Succeeded", "Succeeded", &text), &[API, DNS, API_IPV6, KUBELET]));
     let found = not_holding(&failing);
     assert!(found.iter().all(|(_, verdict)| *verdict == CheckVerdict::Fails), "{found:?}");
     let missing = |check: &Check| !found.iter().any(|(found, _)| found == check);
     let still_good: Vec<&Check> = Check::ALL.iter().map(|(check, _)| check).filter(|check| missing(check)).collect();
-    assert_eq!(still_good, [&Check::SandboxInterfaces]);
+    assert_eq!(still_good, Vec::<&Check>::new());
 }
 
 #[test]
 fn what_could_not_be_looked_at_is_not_called_good() {
-    let mut unknown = Seen { node: None, ..seen("kernel=5.0\ninterfaces=lo eth0 \n", "Refused", "StartTimedOut") };
+    let empty = "kernel=5.0\nuser=\nsecrets=\nwritten=\n";
+    let mut unknown = Seen { kernels: BTreeMap::new(), ..seen(empty, "Refused", "StartTimedOut") };
     unknown.runs.cpu = run("Failed", "Failed", "one=0\nfour=0\n");
-    unknown.networked = Some(networked(run("Refused", "Refused", ""), &[API]));
+    unknown.networked = Some(networked(run("Refused", "Refused", ""), &[API, KUBELET]));
     let found = not_holding(&unknown);
     assert!(found.iter().all(|(_, verdict)| *verdict == CheckVerdict::NotSeen), "{found:?}");
-    assert_eq!(found.len(), 16, "all but the stamps and what Pod Security said");
+    assert_eq!(found.len(), 17, "all but the stamps and what Pod Security said");
 }
 
 #[test]
 fn a_limit_of_cpu_is_judged_where_it_can_be_seen() {
-    let judged = |text: &str, has_one_cpu, cpu_milliseconds| {
-        let mut seen = Seen { node: Some(node(has_one_cpu)), ..good() };
+    let judged = |text: &str, cpu_milliseconds| {
+        let mut seen = good();
         seen.runs.cpu = run("Succeeded", "Succeeded", text);
         seen.runs.cpu.status.as_mut().unwrap().usage.as_mut().unwrap().cpu_milliseconds = cpu_milliseconds;
         not_holding(&seen)
     };
-    let not_seen = [(Check::CpuLimited, CheckVerdict::NotSeen)];
-    assert_eq!(judged("one=1000\nfour=2300\n", false, 15_000), not_seen, "the node may do other things");
-    // Seen where ten sandboxes shared two cores: of half a core the one got less than a sixth.
-    assert_eq!(judged("one=715531\nfour=2461577\n", false, 3_300), not_seen, "it never had more than it may");
-    assert_eq!(judged("one=1000\nfour=1100\n", true, 15_000), not_seen, "of one CPU nobody gets more than one");
-    assert_eq!(judged("one=1000\nfour=3900\n", false, 15_000), [(Check::CpuLimited, CheckVerdict::Fails)]);
+    let only = |verdict| vec![(Check::CpuLimited, verdict)];
+    assert_eq!(judged("one=1000\nfour=2300\n", 3_000), only(CheckVerdict::NotSeen), "the node may do other things");
+    assert_eq!(judged("one=1000\nfour=1100\n", 4_500), only(CheckVerdict::NotSeen), "half as much again may be the way of measuring");
+    assert_eq!(judged("one=1000\nfour=3900\n", 9_000), only(CheckVerdict::Fails));
+    assert_eq!(judged("one=1000\nfour=1000\n", 6_000), only(CheckVerdict::Fails), "the whole of the one CPU that there is");
 }
 
 /// A sandbox of gVisor is known by its own word where nodes may not be read.
 #[test]
 fn a_kernel_that_says_so_is_gvisors() {
-    assert_eq!(not_holding(&Seen { node: None, ..good() }), []);
+    assert_eq!(not_holding(&Seen { kernels: BTreeMap::new(), ..good() }), []);
+    let elsewhere = BTreeMap::from([("another".to_owned(), "4.19.0-gvisor".to_owned())]);
+    assert_eq!(not_holding(&Seen { kernels: elsewhere, ..good() }), [], "the kernel of another node says nothing");
 }
 
 #[test]
 fn each_family_of_addresses_is_judged_by_itself() {
-    let judged = |text: &str, places: &[&str]| {
-        let networked = networked(run("Succeeded", "Succeeded", &networked_text("403 NotGranted", "403 AddressRefused", text)), places);
-        not_holding(&Seen { networked: Some(networked), ..good() })
+    let judge = |text: &str, places: &[&str], gateway: &[&str]| {
+        let text = networked_text("403 NotGranted", "403 AddressRefused", text);
+        let gateway = gateway.iter().map(|address| address.parse().unwrap()).collect();
+        let networked = Networked { gateway, ..networked(run("Succeeded", "Succeeded", &text), places) };
+        let found = not_holding(&Seen { networked: Some(networked), ..good() });
+        found.into_iter().filter(|(check, _)| *check != Check::NetworkedNames).collect::<Vec<_>>()
     };
-    assert_eq!(judged("ipv6=0\n", &[]), [], "the runner's own look was over the one family that there is");
+    let judged = |text: &str, places: &[&str]| judge(text, places, &[]);
+    assert_eq!(judged("ipv4=way\nipv6=none\n", &[]), [], "the runner's own look was over the one family that there is");
     let not_seen = [(Check::NetworkPolicyIpv4, CheckVerdict::NotSeen), (Check::NetworkPolicyIpv6, CheckVerdict::NotSeen)];
-    assert_eq!(judged("ipv6=1\n", &[]), not_seen, "it was over one of the two");
-    let both = |ipv4: &str, ipv6: &str| judged(&format!("ipv6=1\n{API}={ipv4}\n{API_IPV6}={ipv6}\n"), &[API, API_IPV6]);
+    assert_eq!(judged("ipv4=way\nipv6=way\n", &[]), not_seen, "it was over one of the two");
+    assert_eq!(judge("ipv4=way\nipv6=way\n", &[], &["10.0.0.1", "fd00::1"]), [], "or over both, as the gateway has");
+    assert_eq!(judge("ipv4=way\nipv6=way\n", &[], &["10.0.0.1"]), not_seen[1..]);
+    assert_eq!(judge("ipv4=none\nipv6=way\n", &[], &["fd00::1"]), []);
+    let both = |ipv4: &str, ipv6: &str| judged(&format!("ipv4=way\nipv6=way\n{API}={ipv4}\n{API_IPV6}={ipv6}\n"), &[API, API_IPV6]);
     assert_eq!(both("silent", "silent"), []);
     assert_eq!(both("silent", "answers"), [(Check::NetworkPolicyIpv6, CheckVerdict::Fails)]);
     assert_eq!(both("answers", "silent"), [(Check::NetworkPolicyIpv4, CheckVerdict::Fails)]);
-    let dns = judged(&format!("ipv6=0\n{DNS}=answers\n"), &[DNS]);
-    assert_eq!(dns, [(Check::NetworkPolicyIpv4, CheckVerdict::Fails), (Check::NetworkedNames, CheckVerdict::Fails)]);
+    let dns = judged(&format!("ipv4=way\nipv6=none\n{DNS}=answers\n"), &[DNS]);
+    assert_eq!(dns, [(Check::NetworkPolicyIpv4, CheckVerdict::Fails)]);
+    let node = judged("ipv4=way\nipv6=none\ntcp://192.168.0.7:10250=answers\n", &[KUBELET]);
+    assert_eq!(node, [(Check::NodeConfined, CheckVerdict::Fails)], "some controllers let pods reach their node");
+}
+
+#[test]
+fn names_are_judged_by_servers_that_answer_others() {
+    let judged = |text: &str, places: &[&str]| {
+        let text = networked_text("403 NotGranted", "403 AddressRefused", &format!("ipv4=way\nipv6=none\n{text}"));
+        let seen = Seen { networked: Some(networked(run("Succeeded", "Succeeded", &text), places)), ..good() };
+        findings(&seen).into_iter().find(|finding| finding.check == Check::NetworkedNames).map(|finding| finding.verdict)
+    };
+    assert_eq!(judged(&format!("{DNS}=silent\n"), &[DNS]), Some(CheckVerdict::Holds));
+    assert_eq!(judged(&format!("{DNS}=answers\n"), &[DNS]), Some(CheckVerdict::Fails));
+    assert_eq!(judged("", &[]), None, "its own are silent since it has none");
 }
 
 #[test]
@@ -157,32 +189,33 @@ fn what_the_runner_saw_of_its_sandbox_is_told() {
     assert_eq!(judged("UnexpectedToken"), [Check::NoToken, Check::NetworkedSandbox]);
 }
 
+/// The operator does not tell at which address.
 #[test]
 fn what_the_runner_saw_before_the_start_is_told() {
-    let judged = |message: &str| {
-        let mut run = run("PolicyNotEnforced", "NetworkNotConfined", "");
-        run.status.as_mut().unwrap().message = Some(message.into());
-        let found = not_holding(&Seen { networked: Some(networked(run, &[])), ..good() });
-        found.into_iter().filter(|(_, verdict)| *verdict == CheckVerdict::Fails).map(|(check, _)| check).collect::<Vec<_>>()
-    };
-    assert_eq!(judged("10.0.0.7:8445 answers"), [Check::NetworkPolicyIpv4]);
-    assert_eq!(judged("[fd00::7]:8445 answers"), [Check::NetworkPolicyIpv6]);
+    let run = run("PolicyNotEnforced", "NetworkNotConfined", "");
+    let found = not_holding(&Seen { networked: Some(networked(run, &[])), ..good() });
+    let failing: Vec<Check> = found.into_iter().filter(|(_, verdict)| *verdict == CheckVerdict::Fails).map(|(check, _)| check).collect();
+    assert_eq!(failing, [Check::NetworkPolicyIpv4, Check::NetworkPolicyIpv6]);
 }
 
 #[test]
 fn a_gateway_is_judged_by_everything_that_it_was_asked() {
-    let judged = |answers: &str, granted: &str| {
-        let text = networked_text(answers, granted, "ipv6=0\n");
-        not_holding(&Seen { networked: Some(networked(run("Succeeded", "Succeeded", &text), &[])), ..good() })
+    let judged = |answers: &str, granted: &str, leads_inside| {
+        let text = networked_text(answers, granted, &format!("ipv4=way\nipv6=none\n{DNS}=silent\n"));
+        let networked = Networked { leads_inside, ..networked(run("Succeeded", "Succeeded", &text), &[DNS]) };
+        not_holding(&Seen { networked: Some(networked), ..good() })
     };
     let only = |verdict| vec![(Check::GatewayRefuses, verdict)];
-    assert_eq!(judged("403 NotGranted", "200 "), only(CheckVerdict::Fails), "what leads inside is refused although it was granted");
-    assert_eq!(judged("200 ", "403 AddressRefused"), only(CheckVerdict::Fails));
-    assert_eq!(judged("503 NotReady", "403 AddressRefused"), only(CheckVerdict::NotSeen));
-    assert_eq!(judged("403 NotGranted", "502 NotResolved"), only(CheckVerdict::NotSeen));
-    let outside = Networked {
-        leads_inside: false,
-        ..networked(run("Succeeded", "Succeeded", &networked_text("403 NotGranted", "200 ", "ipv6=0\n")), &[])
-    };
-    assert_eq!(not_holding(&Seen { networked: Some(outside), ..good() }), [], "what was granted and leads outside is no matter");
+    assert_eq!(judged("403 NotGranted", "200 OK", true), only(CheckVerdict::Fails), "what leads inside is refused although it was granted");
+    assert_eq!(judged("200 OK", "403 AddressRefused", true), only(CheckVerdict::Fails));
+    for (answers, granted) in [
+        ("503 NotReady", "403 AddressRefused"),
+        ("407 UnknownToken", "403 AddressRefused"),
+        ("429 TooManyTunnels", "403 AddressRefused"),
+        ("403 NotGranted", "502 NotResolved"),
+        ("403 NotGranted", "403 NotGranted"),
+    ] {
+        assert_eq!(judged(answers, granted, true), only(CheckVerdict::NotSeen), "{answers}, {granted}");
+    }
+    assert_eq!(judged("400 BadTarget", "200 OK", false), [], "what was granted and leads outside is no matter");
 }

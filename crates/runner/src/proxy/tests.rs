@@ -31,6 +31,7 @@ impl Resolve for Nowhere {
 /// A gateway that serves sandboxes, with a certificate of this authority.
 pub(crate) struct Served {
     pub(crate) address: SocketAddr,
+    pub(crate) address_ipv6: SocketAddr,
     pub(crate) authority: String,
     egress: Arc<Egress>,
     _runtime: tokio::runtime::Runtime,
@@ -60,10 +61,14 @@ pub(crate) fn served(certified_name: &str) -> Served {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (sender, _) = tokio::sync::mpsc::channel(1);
     let egress = Arc::new(Egress::new(Box::new(Nowhere), sender, 4096));
-    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-    let address = listener.local_addr().unwrap();
-    runtime.spawn(serve_sandboxes(listener, Serving::new(files.for_sandboxes().unwrap()), egress.clone()));
-    Served { address, authority, egress, _runtime: runtime }
+    let serve = |address: &str| {
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(serve_sandboxes(listener, Serving::new(files.for_sandboxes().unwrap()), egress.clone()));
+        address
+    };
+    let (address, address_ipv6) = (serve("127.0.0.1:0"), serve("[::1]:0"));
+    Served { address, address_ipv6, authority, egress, _runtime: runtime }
 }
 
 /// A proxy whose gateway grants all of this machine.

@@ -17,14 +17,14 @@ fn all_on() -> Vec<String> {
 
 /// Nothing turned on, so that the switches themselves have one.
 fn all_off() -> Vec<String> {
-    [r#"egress={"clusterNets":["10.0.0.0/8"]}"#, "baseline.create=false"].map(str::to_owned).to_vec()
+    [r#"egress={"clusterNets":["10.0.0.0/8"]}"#, "baseline.create=false", "doctor.create=false"].map(str::to_owned).to_vec()
 }
 
 /// The same as all where a webhook stamps, whose certificates cert-manager makes or not.
 fn with_webhook(issuer: &str) -> Vec<String> {
     let mut values = all_on();
     values.push(format!(r#"admission={{"stamps":"Webhook","certManager":{{"issuer":{{"name":"{issuer}"}}}}}}"#));
-    values.push("baseline.create=false".into());
+    values.extend(["baseline.create=false".into(), "doctor.create=false".into()]);
     values
 }
 
