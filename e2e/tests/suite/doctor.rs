@@ -24,6 +24,9 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 async fn alone() -> MutexGuard<'static, ()> {
     let guard = ONE_AT_A_TIME.lock().await;
     begin_what_has_ended().await;
+    // What a test before this one may have left when it failed.
+    kubectl(&["delete", "diagnosis", DIAGNOSIS, "--ignore-not-found"], "").unwrap();
+    kubectl(&["delete", "networkpolicy", "open", "--namespace", SANDBOXES, "--ignore-not-found"], "").unwrap();
     // As the cluster of whoever installs it has it, and this one has not.
     names(&[("kubernetes.default.svc.cluster.local", SERVICE)]);
     guard
@@ -44,6 +47,12 @@ async fn examined(tenant: &Tenant) -> (String, Diagnosis) {
     kubectl(&["delete", "job", &name, "--namespace", OPERATOR_NAMESPACE], "").unwrap();
     let api: Api<Diagnosis> = Api::all(tenant.client.clone());
     (told, api.get(DIAGNOSIS).await.unwrap())
+}
+
+/// As an administrator does who has mended something and does not wait for another look.
+async fn forget(tenant: &Tenant) {
+    let api: Api<Diagnosis> = Api::all(tenant.client.clone());
+    api.delete(DIAGNOSIS, &DeleteParams::default()).await.unwrap();
 }
 
 /// The checks that do not hold.
@@ -104,8 +113,6 @@ async fn a_cluster_that_keeps_everything_is_told_of_so() {
 async fn what_fails_refuses_the_runs_that_depend_on_it_until_it_holds() {
     let _alone = alone().await;
     granting("doctor-bad", |tenant| async move {
-        let (told, before) = examined(&tenant).await;
-        assert_eq!(not_holding(&before), [], "{told}");
         let policies: Api<NetworkPolicy> = Api::namespaced(tenant.client.clone(), SANDBOXES);
         let open = json!({ "metadata": { "name": "open" }, "spec": { "podSelector": {}, "policyTypes": ["Egress"], "egress": [{}] } });
         policies.create(&PostParams::default(), &serde_json::from_value(open).unwrap()).await.unwrap();
@@ -170,8 +177,8 @@ async fn what_is_open_after_the_start_is_found_too() {
         }
         assert!(!found.iter().any(|(check, _)| *check == Check::NetworkPolicyIpv6), "{told}");
         assert_refused(&tenant.run(networked(&tenant)).await, &Reason::CheckFailed);
-        let (told, mended) = examined(&tenant).await;
-        assert_eq!(not_holding(&mended), [], "{told}");
+        forget(&tenant).await;
+        runs_again(&tenant).await;
     })
     .await;
 }
@@ -197,8 +204,7 @@ async fn a_runtime_class_that_is_not_what_it_claims_is_found() {
         let by_policy = json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": tenant.name } });
         assert_refused(&tenant.run(Script::python("print(1)").with(by_policy)).await, &Reason::CheckFailed);
         assert_end(&tenant.run(networked(&tenant)).await, &Phase::Succeeded, &Reason::Succeeded);
-        let (told, mended) = examined(&tenant).await;
-        assert_eq!(not_holding(&mended), [], "{told}");
+        forget(&tenant).await;
     })
     .await;
 }
