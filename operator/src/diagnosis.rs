@@ -1,8 +1,8 @@
 //! What the cluster was found to be, as decisions use it.
 
 use kube::runtime::reflector::ObjectRef;
-use paddock_crds::{CheckResult, CheckVerdict, DIAGNOSIS, Diagnosis, Reason};
-use paddock_policy::{Refusal, SandboxNetwork, failing, not_enforced};
+use paddock_crds::{DIAGNOSIS, Diagnosis, Reason};
+use paddock_policy::{Refusal, SandboxNetwork, failing, not_enforced, unseen};
 
 use crate::config::Settings;
 use crate::context::Context;
@@ -47,28 +47,30 @@ fn network(run: &ValidRun, settings: &Settings) -> SandboxNetwork {
 pub(crate) struct Told {
     /// Checks that fail, and that nobody has said to tolerate.
     pub(crate) failing: usize,
-    /// The same of those that could not be looked at.
+    /// The same of those that could not be looked at and might have been.
     pub(crate) not_seen: usize,
-    /// When the cluster was examined last, in seconds since the epoch: 0 if never.
+    /// When the cluster was examined last, in seconds since the epoch.
     pub(crate) examined: i64,
 }
 
 pub(crate) fn told(context: &Context) -> Told {
-    match (&context.settings.doctor_namespace, context.caches.diagnoses.get(&ObjectRef::new(DIAGNOSIS))) {
-        (Some(_), Some(stored)) => told_of(&stored),
-        _ => Told::default(),
+    if context.settings.doctor_namespace.is_none() {
+        return Told::default();
     }
+    let told = context.caches.diagnoses.get(&ObjectRef::new(DIAGNOSIS)).map(|stored| told_of(&stored)).unwrap_or_default();
+    // A cluster that nobody examines is to be noticed too: counted from when this replica leads.
+    let since = context.fence.up_since().as_second();
+    Told { examined: if told.examined == 0 { since } else { told.examined }, ..told }
 }
 
 /// Pure. What cannot be read refuses everything, as a failing check does.
 fn told_of(stored: &Readable<Diagnosis>) -> Told {
     let Ok(diagnosis) = &stored.0 else { return Told { failing: 1, ..Told::default() } };
-    let status = diagnosis.status.clone().unwrap_or_default();
-    let is_not_seen = |result: &&CheckResult| result.verdict == CheckVerdict::NotSeen && !diagnosis.spec.tolerated.contains(&result.name);
+    let examined = diagnosis.status.as_ref().and_then(|status| status.examined_at.as_ref());
     Told {
         failing: failing(diagnosis).count(),
-        not_seen: status.checks.iter().filter(is_not_seen).count(),
-        examined: status.examined_at.map_or(0, |time| time.0.as_second()),
+        not_seen: unseen(diagnosis).count(),
+        examined: examined.map_or(0, |time| time.0.as_second()),
     }
 }
 
@@ -81,7 +83,7 @@ pub(crate) fn what_matters(stored: &Readable<Diagnosis>) -> u64 {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-    use paddock_crds::{Check, DiagnosisSpec, DiagnosisStatus};
+    use paddock_crds::{Check, CheckResult, CheckVerdict, DiagnosisSpec, DiagnosisStatus};
 
     use super::*;
     use crate::readable::Unreadable;

@@ -121,12 +121,7 @@ impl Egress {
         let place = place.as_ref()?;
         let gate =
             |address: &IpAddr| Gate { allowed: SocketAddr::new(*address, PORT), forbidden: SocketAddr::new(*address, FORBIDDEN_PORT) };
-        Some(JobEgress {
-            address: SocketAddr::new(*place.addresses.first()?, PORT),
-            gates: place.addresses.iter().map(gate).collect(),
-            name: NAME.into(),
-            authority: place.trusted.bundle.clone(),
-        })
+        Some(JobEgress { gates: place.addresses.iter().map(gate).collect(), name: NAME.into(), authority: place.trusted.bundle.clone() })
     }
 
     /// Takes in what a pass saw of a run, and says how far the gateway knows of it.

@@ -158,7 +158,8 @@ impl Metrics {
         registry.register("failing_checks", help, metrics.failing_checks.clone());
         let help = "Checks of the cluster that could not be looked at";
         registry.register("unseen_checks", help, metrics.unseen_checks.clone());
-        let help = "When the cluster was examined last, in seconds since the epoch";
+        let help =
+            "When the cluster was examined last, or if never since when this replica leads, in seconds since the epoch; 0 without a doctor";
         registry.register("examined_timestamp_seconds", help, metrics.examined.clone());
         let help = "Runs that ended, by namespace and phase; from a number of namespaces on, the others are counted together";
         registry.register("namespace_runs_finished", help, metrics.of_namespace.clone());

@@ -81,9 +81,6 @@ containers:
       - kubernetes.default.svc.{{ .Values.doctor.clusterDomain }}:443
       {{- end }}
     env:
-      # The kubelet listens there, and must not be reached from a sandbox.
-      - name: HOST_IPS
-        valueFrom: { fieldRef: { fieldPath: status.hostIPs } }
       - name: POD_NAMESPACE
         valueFrom: { fieldRef: { fieldPath: metadata.namespace } }
       - name: SANDBOX_RUNTIME_CLASS

@@ -1,7 +1,7 @@
 //! `kubectl paddock doctor`: whether this cluster keeps what Paddock promises. It runs scripts that try what must not be possible, with the rights of
 //! whoever calls, and looks at what became of them.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use kube::Api;
 use paddock_crds::{CheckVerdict, DIAGNOSIS, Diagnosis};
 use paddock_doctor::{Doctor, Finding, Network};
@@ -32,8 +32,7 @@ pub(crate) async fn doctor(cluster: &Cluster, arguments: &Arguments) -> Result<E
 
 async fn examine(cluster: &Cluster, arguments: &Arguments) -> Result<Vec<Finding>> {
     // What a tenant may be granted leads where it likes, and from a desk nobody knows what answers beside a sandbox.
-    let network =
-        arguments.network.clone().map(|granted| Network { granted, leads_inside: false, places: Vec::new(), gateway: Vec::new() });
+    let network = arguments.network.clone().map(|granted| Network { granted, ..Network::default() });
     let doctor = Doctor {
         client: cluster.client.clone(),
         namespace: cluster.namespace.clone(),
@@ -58,8 +57,9 @@ async fn examine(cluster: &Cluster, arguments: &Arguments) -> Result<Vec<Finding
 async fn stored(cluster: &Cluster) -> Result<Vec<Finding>> {
     let api: Api<Diagnosis> = Api::all(cluster.client.clone());
     let diagnosis = api.get(DIAGNOSIS).await.map_err(|error| explained(error, "read the diagnosis"))?;
-    let checks = diagnosis.status.unwrap_or_default().checks.into_iter();
-    Ok(checks.map(|result| Finding { check: result.name, verdict: result.verdict, seen: result.message }).collect())
+    let checks = diagnosis.status.unwrap_or_default().checks;
+    ensure!(!checks.is_empty(), "the cluster was not examined yet");
+    Ok(checks.into_iter().map(|result| Finding { check: result.name, verdict: result.verdict, seen: result.message }).collect())
 }
 
 fn row(finding: &Finding) -> Vec<Cell> {

@@ -5,11 +5,11 @@ mod networked;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use paddock_crds::{Check, CheckVerdict, Phase, Reason, ScriptRun, ScriptRunStatus};
 
-use crate::probes::{CPU_MILLI, ENDS_OF_PROCESSES, MANY_BYTES, Place, SCRATCH_MIB};
+use crate::examine::Network;
+use crate::probes::{CPU_MILLI, HELD_BYTES, MANY_BYTES, PROCESSES, SCRATCH_MIB};
 
 /// Annotation by which a run tells who has created it.
 pub(crate) const REQUESTER: &str = "paddock.dev/requester";
@@ -19,6 +19,8 @@ const MOST_OF_FOUR: f64 = 1.6;
 /// A probe that has used more than this of what it may have had a limit that does not bite; up to the other, one that may.
 const TOO_MUCH: f64 = 1.8;
 const MUCH: f64 = 1.4;
+/// One that has used less was held back by something else.
+const LITTLE: f64 = 0.6;
 
 /// What was found of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,18 +62,11 @@ pub(crate) struct Runs {
     pub(crate) processes: ScriptRun,
 }
 
-/// The probe in a sandbox with a network.
+/// The probe in a sandbox with a network, and what it tried.
 #[derive(Clone, Debug)]
 pub(crate) struct Networked {
     pub(crate) run: ScriptRun,
-    /// What it was granted.
-    pub(crate) granted: String,
-    /// That leads into the cluster, so that the gateway must refuse it all the same.
-    pub(crate) leads_inside: bool,
-    /// Places that it must not reach, and that whoever examines the cluster does.
-    pub(crate) places: Vec<Place>,
-    /// The families of addresses that the egress gateway has, if they are known: of these the runner has looked before the start.
-    pub(crate) gateway: Vec<IpAddr>,
+    pub(crate) network: Network,
 }
 
 /// What the API server said to a pod with all privileges, as a dry run.
@@ -89,10 +84,7 @@ pub(crate) fn findings(seen: &Seen) -> Vec<Finding> {
     let mut all = vec![stamp(seen), forgery(seen)];
     all.extend(pod_security(seen.privileged_pod));
     all.extend(inside(seen));
-    all.push(ending(Check::MemoryLimited, &runs.memory, &[Phase::OutOfMemory]));
-    all.push(cpu(&runs.cpu));
-    all.push(ending(Check::TimeLimited, &runs.time, &[Phase::TimedOut]));
-    all.push(ending(Check::ProcessesEnd, &runs.processes, &ENDS_OF_PROCESSES));
+    all.extend([memory(&runs.memory), cpu(&runs.cpu), time(&runs.time), processes(&runs.processes)]);
     all.extend(seen.networked.iter().flat_map(|networked| networked::findings(networked, &seen.kernels)));
     all.sort_by(|one, other| one.check.cmp(&other.check));
     all
@@ -147,18 +139,23 @@ impl Facts {
     }
 
     /// A check that one fact answers. What was not printed is not known, unless the runner has seen it and did not start the script for it.
-    fn judge(&self, check: Check, name: &str, judge: impl Fn(&str) -> CheckVerdict, tell: impl Fn(&str) -> String) -> Finding {
+    fn judge(&self, check: Check, name: &str, judge: impl Fn(&str) -> (CheckVerdict, String)) -> Finding {
         let seen_by_the_runner = match check {
             Check::SandboxKernel => self.ended_for(&Reason::NotSandboxed),
             Check::SandboxInterfaces => self.ended_for(&Reason::UnexpectedInterface),
             Check::NoToken => self.ended_for(&Reason::UnexpectedToken),
             _ => false,
         };
-        match self.get(name) {
-            Some(fact) => found(check, judge(fact), tell(fact)),
-            None if seen_by_the_runner => found(check, CheckVerdict::Fails, self.ending()),
-            None => found(check, CheckVerdict::NotSeen, self.ending()),
-        }
+        let (verdict, seen) = match self.get(name) {
+            Some(fact) => judge(fact),
+            None if seen_by_the_runner => (CheckVerdict::Fails, self.ending()),
+            None => (CheckVerdict::NotSeen, self.ending()),
+        };
+        found(check, verdict, seen)
+    }
+
+    fn ended_as(&self, phase: &Phase) -> bool {
+        self.status.phase.as_ref() == Some(phase)
     }
 }
 
@@ -196,42 +193,72 @@ fn kernel(inside: &str, facts: &Facts, kernels: &BTreeMap<String, String>) -> (C
     (verdict, format!("{inside}; {beside}"))
 }
 
-fn is_zero(fact: &str) -> CheckVerdict {
-    fact.parse().map_or(CheckVerdict::NotSeen, |number: u64| holds(number == 0))
+/// Of a fact that is a number.
+fn number(fact: &str, holds_for: impl Fn(u64) -> bool) -> CheckVerdict {
+    fact.parse().map_or(CheckVerdict::NotSeen, |number| holds(holds_for(number)))
 }
 
 fn inside(seen: &Seen) -> Vec<Finding> {
     let facts = Facts::of(&seen.runs.inside);
-    let kernel = |inside: &str| kernel(inside, &facts, &seen.kernels);
-    let not_zero = |fact: &str| fact.parse().map_or(CheckVerdict::NotSeen, |number: u64| holds(number != 0));
-    let written = |fact: &str| fact.parse().map_or(CheckVerdict::NotSeen, |written: u64| holds(written <= SCRATCH_MIB << 20));
     let mut all = vec![
-        facts.judge(Check::SandboxKernel, "kernel", |fact| kernel(fact).0, |fact| kernel(fact).1),
-        facts.judge(Check::NotRoot, "user", not_zero, |fact| format!("user {fact}")),
-        facts.judge(Check::NoToken, "secrets", is_zero, |fact| format!("{fact} files where those of accounts lie")),
-        facts.judge(Check::SandboxNames, "resolver", |fact| holds(fact == "silent"), |fact| format!("its name servers: {fact}")),
-        facts.judge(Check::RootReadOnly, "root", |fact| holds(fact == "read-only"), str::to_owned),
-        facts.judge(Check::DiskLimited, "written", written, |fact| {
-            format!("{fact} of {MANY_BYTES} bytes were written, where {SCRATCH_MIB}Mi are allowed")
+        facts.judge(Check::SandboxKernel, "kernel", |fact| kernel(fact, &facts, &seen.kernels)),
+        facts.judge(Check::NotRoot, "user", |fact| (number(fact, |user| user != 0), format!("user {fact}"))),
+        facts.judge(Check::NoToken, "secrets", |fact| {
+            (number(fact, |files| files == 0), format!("{fact} files where those of accounts lie"))
         }),
+        facts.judge(Check::SandboxNames, "resolver", |fact| (holds(fact == "silent"), format!("its name servers: {fact}"))),
+        facts.judge(Check::RootReadOnly, "root", |fact| (holds(fact == "read-only"), fact.to_owned())),
+        facts.judge(Check::DiskLimited, "written", disk),
     ];
     // Where each sandbox has an interface, no script starts before the runner has seen from inside that it leads to the gateway alone.
     if !seen.has_interface {
-        all.push(facts.judge(Check::SandboxInterfaces, "interfaces", |fact| holds(fact == "lo"), |fact| format!("interfaces: {fact}")));
+        all.push(facts.judge(Check::SandboxInterfaces, "interfaces", |fact| (holds(fact == "lo"), format!("interfaces: {fact}"))));
     }
     all
 }
 
-/// A probe that must come to one of these ends.
-fn ending(check: Check, run: &ScriptRun, expected: &[Phase]) -> Finding {
-    let facts = Facts::of(run);
-    let verdict = match &facts.status.phase {
-        Some(phase) if expected.contains(phase) => CheckVerdict::Holds,
-        // One that failed may not have had the program that it needs.
-        Some(Phase::Succeeded) => CheckVerdict::Fails,
+fn disk(fact: &str) -> (CheckVerdict, String) {
+    let allowed = SCRATCH_MIB << 20;
+    let verdict = match fact.parse::<u64>() {
+        Ok(written) if written > allowed => CheckVerdict::Fails,
+        // Less than half of it was kept from being written by something else.
+        Ok(written) if written >= allowed / 2 => CheckVerdict::Holds,
         _ => CheckVerdict::NotSeen,
     };
-    found(check, verdict, facts.ending())
+    (verdict, format!("{fact} of {MANY_BYTES} bytes were written, where {SCRATCH_MIB}Mi are allowed"))
+}
+
+fn memory(run: &ScriptRun) -> Finding {
+    let facts = Facts::of(run);
+    let verdict = match facts.number("held") {
+        Some(held) if held >= HELD_BYTES => CheckVerdict::Fails,
+        None if facts.ended_as(&Phase::OutOfMemory) => CheckVerdict::Holds,
+        _ => CheckVerdict::NotSeen,
+    };
+    found(Check::MemoryLimited, verdict, facts.ending())
+}
+
+fn time(run: &ScriptRun) -> Finding {
+    let facts = Facts::of(run);
+    let verdict = match () {
+        () if facts.ended_as(&Phase::TimedOut) => CheckVerdict::Holds,
+        () if facts.ended_as(&Phase::Succeeded) => CheckVerdict::Fails,
+        () => CheckVerdict::NotSeen,
+    };
+    found(Check::TimeLimited, verdict, facts.ending())
+}
+
+/// What has no limit of its own under gVisor is bounded by memory and time.
+fn processes(run: &ScriptRun) -> Finding {
+    let facts = Facts::of(run);
+    let is_ended = [Phase::OutOfMemory, Phase::TimedOut, Phase::RunnerKilled].iter().any(|phase| facts.ended_as(phase));
+    let verdict = match facts.number("started") {
+        Some(PROCESSES..) => CheckVerdict::Fails,
+        Some(1..) => CheckVerdict::Holds,
+        None if is_ended => CheckVerdict::Holds,
+        _ => CheckVerdict::NotSeen,
+    };
+    found(Check::ProcessesEnd, verdict, facts.ending())
 }
 
 fn cpu(run: &ScriptRun) -> Finding {
@@ -245,7 +272,7 @@ fn cpu(run: &ScriptRun) -> Finding {
     let used = usage.cpu_milliseconds as f64 / usage.wall_milliseconds as f64 * 1000.0 / CPU_MILLI as f64;
     let verdict = match four / one {
         _ if used > TOO_MUCH => CheckVerdict::Fails,
-        ratio if ratio <= MOST_OF_FOUR && used <= MUCH => CheckVerdict::Holds,
+        ratio if ratio <= MOST_OF_FOUR && (LITTLE..=MUCH).contains(&used) => CheckVerdict::Holds,
         _ => CheckVerdict::NotSeen,
     };
     found(

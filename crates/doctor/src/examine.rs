@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::future::join_all;
+use futures::try_join;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -13,6 +14,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::wait::{Condition, await_condition};
 use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{ConditionType, PodRef, PolicyRef, ScriptRun, ScriptRunStatus};
+use paddock_protocol::ROOT_QUESTION;
 use serde_json::json;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
@@ -20,6 +22,8 @@ use tokio::time::timeout;
 use crate::checks::{Finding, Networked, PrivilegedPod, REQUESTER, Runs, Seen, findings};
 use crate::probes::{CPU_MILLI, MEMORY_MIB, Place, Probe, SCRATCH_MIB};
 
+/// How the API server names what refuses a forged stamp.
+const GUARD: &str = "ValidatingAdmissionPolicy 'paddock-stamp'";
 /// How long a place may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
 /// Time to live of the probes, in seconds, where whoever examines may not delete them.
@@ -35,8 +39,8 @@ pub struct Doctor {
     pub policy: PolicyRef,
     /// A runtime with a POSIX shell.
     pub runtime: String,
-    /// Where a privileged pod is asked for, and of which RuntimeClass; by default in the namespace of the sandboxes, and of none.
-    pub privileged_pod: Option<(String, String)>,
+    /// Where a privileged pod is asked for; by default in the namespace of the sandboxes.
+    pub privileged_pod: Option<PodAsked>,
     /// Every sandbox has an interface, and network policies confine it.
     pub has_interface: bool,
     /// What to try with a network, if anything.
@@ -45,20 +49,32 @@ pub struct Doctor {
     pub manager: &'static str,
 }
 
+/// A pod with all privileges, as it is asked for.
+#[derive(Clone, Debug)]
+pub struct PodAsked {
+    /// Where.
+    pub namespace: String,
+    /// That of sandboxes: what exempts it from Pod Security exempts them.
+    pub runtime_class: Option<String>,
+}
+
 /// What is tried with a network.
+#[derive(Clone, Debug, Default)]
 pub struct Network {
     /// What the policy grants, as in `spec.capabilities.network`: host and port.
     pub granted: String,
-    /// It leads into the cluster.
+    /// It leads into the cluster, so that the gateway must refuse it all the same.
     pub leads_inside: bool,
     /// What answers whoever examines, and must not answer a sandbox.
     pub places: Vec<Place>,
-    /// Addresses of the egress gateway, if they are known.
+    /// The same of kubelets, by the name of their node. Some network policy controllers let pods reach that of their own.
+    pub kubelets: BTreeMap<String, Vec<Place>>,
+    /// Addresses of the egress gateway, if they are known: over these the runner has looked before the start.
     pub gateway: Vec<IpAddr>,
 }
 
 /// A probe that has not ended after so long is not waited for: nothing is known by it.
-const LONGEST: Duration = Duration::from_secs(180);
+const LONGEST: Duration = Duration::from_secs(120);
 
 impl Doctor {
     /// How many scripts [`Self::examine`] runs.
@@ -66,10 +82,10 @@ impl Doctor {
         5 + usize::from(self.network.is_some())
     }
 
-    /// Runs all probes at once, and looks at what there is to see besides.
+    /// Runs all probes, and looks at what there is to see besides.
     ///
     /// # Errors
-    /// Runs cannot be created or watched. What the probes came to is no error.
+    /// Runs cannot be created. What the probes came to is no error.
     pub async fn examine(&self) -> Result<Vec<Finding>> {
         Ok(findings(&*Box::pin(self.look()).await?))
     }
@@ -79,31 +95,28 @@ impl Doctor {
         let review = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await.context("cannot ask who you are")?;
         let caller = review.status.and_then(|status| status.user_info).and_then(|user| user.username).unwrap_or_default();
         let forgery_is_refused = self.forgery_is_refused().await?;
-        let mut probes = vec![Probe::inside(), Probe::memory(), Probe::time(), Probe::processes()];
-        probes.extend(self.network.as_ref().map(|network| Probe::networked(&network.granted, &network.places)));
-        let mut ended = join_all(probes.iter().map(|probe| self.ended(probe))).await.into_iter();
-        let mut next = || ended.next().context("a probe is missing")?;
-        let (inside, memory, time, processes) = (next()?, next()?, next()?, next()?);
-        let networked = match &self.network {
-            Some(Network { granted, leads_inside, places, gateway }) => Some(Networked {
-                run: next()?,
-                granted: granted.clone(),
-                leads_inside: *leads_inside,
-                places: places.clone(),
-                gateway: gateway.clone(),
-            }),
-            None => None,
-        };
-        // By itself: the others would keep it from what it could have without a limit.
-        let cpu = self.ended(&Probe::cpu()).await?;
-        let runs = Runs { inside, memory, time, cpu, processes };
-        let all = [&runs.inside, &runs.memory, &runs.time].into_iter().chain(networked.as_ref().map(|networked| &networked.run));
-        let pods: Vec<PodRef> = all.filter_map(|run| run.status.as_ref()?.pod.clone()).collect();
+        let (runs, networked) = Box::pin(self.try_everything()).await?;
+        let ended = [&runs.inside, &runs.memory, &runs.time].into_iter().chain(networked.as_ref().map(|networked| &networked.run));
+        let pods: Vec<PodRef> = ended.filter_map(|run| run.status.as_ref()?.pod.clone()).collect();
         let kernels = self.kernels(&pods).await;
-        let beside = pods.first().map(|pod| (pod.namespace.clone(), String::new()));
+        let beside = pods.first().map(|pod| PodAsked { namespace: pod.namespace.clone(), runtime_class: None });
         let privileged_pod = self.try_privileged_pod(self.privileged_pod.clone().or(beside)).await;
         let has_interface = self.has_interface;
         Ok(Box::new(Seen { caller, forgery_is_refused, kernels, privileged_pod, has_interface, runs, networked }))
+    }
+
+    /// Those that take what they can get at once. Then, each by itself, the one for which silence is good news and the one that the others would keep from
+    /// what it could have without a limit.
+    async fn try_everything(&self) -> Result<(Runs, Option<Networked>)> {
+        let probes = [Probe::inside(), Probe::memory(), Probe::time(), Probe::processes()];
+        let [inside, memory, time, processes] = probes.each_ref().map(|probe| self.ended(probe));
+        let (inside, memory, time, processes) = try_join!(inside, memory, time, processes)?;
+        let networked = match &self.network {
+            Some(network) => Some(Networked { run: self.ended(&Probe::networked(network)).await?, network: network.clone() }),
+            None => None,
+        };
+        let cpu = self.ended(&Probe::cpu()).await?;
+        Ok((Runs { inside, memory, time, cpu, processes }, networked))
     }
 
     fn runs(&self) -> Api<ScriptRun> {
@@ -141,10 +154,8 @@ impl Doctor {
         let ended = timeout(LONGEST, await_condition(api.clone(), &name, is_over.or(|run: Option<&ScriptRun>| run.is_none()))).await;
         // Whoever may not delete runs leaves it to its time to live.
         let _ = api.delete(&name, &DeleteParams::default()).await;
-        match ended {
-            Ok(ended) => Ok(ended.context("cannot watch a run")?.unwrap_or(created)),
-            Err(_) => Ok(created),
-        }
+        // What became of one that could not be watched is not known, and the others are not in vain for it.
+        Ok(ended.ok().and_then(Result::ok).flatten().unwrap_or(created))
     }
 
     /// Tries to have a run that says that somebody else created it.
@@ -154,7 +165,7 @@ impl Doctor {
         let only_asked = PostParams { dry_run: true, ..self.posting() };
         match self.runs().create(&only_asked, &forged).await {
             Ok(_) => Ok(false),
-            Err(kube::Error::Api(answer)) if answer.code == 403 && answer.message.contains("ValidatingAdmissionPolicy") => Ok(true),
+            Err(kube::Error::Api(answer)) if answer.code == 403 && answer.message.contains(GUARD) => Ok(true),
             Err(error) => Err(error).context("cannot create a run"),
         }
     }
@@ -172,15 +183,15 @@ impl Doctor {
     }
 
     /// Asks, without creating it, for a pod with all privileges.
-    async fn try_privileged_pod(&self, of: Option<(String, String)>) -> PrivilegedPod {
-        let Some((namespace, runtime_class)) = of else { return PrivilegedPod::NotTried };
-        let mut pod = json!({
+    async fn try_privileged_pod(&self, asked: Option<PodAsked>) -> PrivilegedPod {
+        let Some(PodAsked { namespace, runtime_class }) = asked else { return PrivilegedPod::NotTried };
+        let pod = json!({
             "metadata": { "generateName": "doctor-" },
-            "spec": { "hostNetwork": true, "containers": [{ "name": "all", "image": "none.invalid/none", "securityContext": { "privileged": true } }] },
+            "spec": {
+                "hostNetwork": true, "runtimeClassName": runtime_class,
+                "containers": [{ "name": "all", "image": "none.invalid/none", "securityContext": { "privileged": true } }],
+            },
         });
-        if !runtime_class.is_empty() {
-            pod["spec"]["runtimeClassName"] = runtime_class.into();
-        }
         let Ok(pod) = serde_json::from_value::<Pod>(pod) else { return PrivilegedPod::NotTried };
         let only_asked = PostParams { dry_run: true, ..self.posting() };
         match Api::<Pod>::namespaced(self.client.clone(), &namespace).create(&only_asked, &pod).await {
@@ -213,20 +224,17 @@ pub async fn answering(places: Vec<Place>) -> Vec<Place> {
 async fn answers(place: Place) -> bool {
     let asked = async {
         match place {
-            Place::Tcp(address) | Place::Kubelet(address) => TcpStream::connect(address).await.is_ok(),
+            Place::Tcp(address) => TcpStream::connect(address).await.is_ok(),
             Place::Dns(address) => asks_dns(address).await.is_ok_and(|length| length > 0),
         }
     };
     timeout(ANSWER, asked).await.unwrap_or(false)
 }
 
-/// A question for the servers of the root, which every name server answers, if only with a refusal (RFC 1035, 4.1).
-const QUESTION: [u8; 17] = [0x50, 0x44, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
-
 async fn asks_dns(server: SocketAddr) -> std::io::Result<usize> {
     let here: SocketAddr = if server.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
     let socket = UdpSocket::bind(here).await?;
     socket.connect(server).await?;
-    socket.send(&QUESTION).await?;
+    socket.send(&ROOT_QUESTION).await?;
     socket.recv(&mut [0; 512]).await
 }

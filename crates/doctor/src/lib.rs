@@ -6,5 +6,5 @@ pub mod examine;
 pub mod probes;
 
 pub use checks::Finding;
-pub use diagnosis::{Look, complete, examined_twice, expected, is_good, is_to_be_confirmed, status_of};
-pub use examine::{Doctor, Network, answering};
+pub use diagnosis::{Look, complete, examined_once, examined_twice, expected, is_to_be_confirmed, status_of};
+pub use examine::{Doctor, Network, PodAsked, answering};

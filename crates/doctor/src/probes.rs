@@ -1,9 +1,10 @@
-//! What is tried. Every script is in the POSIX shell; what it tells of its sandbox the runner finds out, whatever the image holds.
+//! What is tried. Every script is in the POSIX shell, with `cat`, `head`, `tail`, `wc` and a `sleep` that takes fractions; what it tells of its sandbox itself
+//! the runner finds out, whatever the image holds.
 
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
 
-use paddock_crds::Phase;
+use crate::examine::Network;
 
 /// A script that tries something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +24,6 @@ pub struct Probe {
 pub enum Place {
     /// Something listens there.
     Tcp(SocketAddr),
-    /// The kubelet of a node, which some network policy controllers let its pods reach whatever a policy says.
-    Kubelet(SocketAddr),
     /// A name server.
     Dns(SocketAddr),
 }
@@ -33,7 +32,7 @@ impl Place {
     /// Where it is.
     pub fn address(self) -> SocketAddr {
         match self {
-            Self::Tcp(address) | Self::Kubelet(address) | Self::Dns(address) => address,
+            Self::Tcp(address) | Self::Dns(address) => address,
         }
     }
 }
@@ -42,7 +41,7 @@ impl Place {
 impl Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) | Self::Kubelet(address) => write!(f, "tcp://{address}"),
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
             Self::Dns(address) => write!(f, "dns://{address}"),
         }
     }
@@ -53,8 +52,15 @@ pub(crate) const MEMORY_MIB: u64 = 128;
 pub(crate) const SCRATCH_MIB: u64 = 16;
 pub(crate) const CPU_MILLI: u64 = 500;
 
-/// Bytes that are written to a scratch directory that must not take them: less than the memory that it is in.
-pub(crate) const MANY_BYTES: u64 = 96 << 20;
+/// Bytes that are written to a scratch directory that must not take them: less than the memory that it is in. In several files: there is a limit on one
+/// file too, and it is not the one to be seen.
+pub(crate) const MANY_BYTES: u64 = FILES * FILE_BYTES;
+const FILES: u64 = 12;
+const FILE_BYTES: u64 = 8 << 20;
+/// Bytes of memory that are held at once.
+pub(crate) const HELD_BYTES: u64 = 1 << 30;
+/// Processes that are started.
+pub(crate) const PROCESSES: u64 = 20_000;
 
 /// What the egress gateway must refuse, whoever asks: of none of it a run was granted anything.
 pub(crate) const UNGRANTED: [&str; 6] =
@@ -62,9 +68,13 @@ pub(crate) const UNGRANTED: [&str; 6] =
 
 const LOOK: &str = "/paddock/runner/paddock-runner look";
 
-const DISK: &str = "head -c 100663296 /dev/zero > /workspace/probe 2>/dev/null
-echo \"written=$(wc -c < /workspace/probe)\"
-";
+fn disk() -> String {
+    format!(
+        "i=0; while [ $i -lt {FILES} ]; do head -c {FILE_BYTES} /dev/zero > /workspace/probe$i 2>/dev/null; i=$((i+1)); done
+echo \"written=$(cat /workspace/probe* | wc -c)\"
+"
+    )
+}
 
 /// How far one process counts in half a second, and how far four do together, at best of six times: with less than a core for all of them it is about the
 /// same. Without a limit, what is used of a core or two is more than the run may have.
@@ -92,10 +102,10 @@ echo \"four=$four\"
 ";
 
 /// What is asked of the gateway goes through the proxy, as for any client.
-fn network(granted: &str, places: &[Place]) -> String {
-    let asked = UNGRANTED.into_iter().chain([granted]).map(|authority| format!("'proxy://{authority}'"));
-    let places: Vec<String> = places.iter().map(|place| format!("'{place}'")).chain(asked).collect();
-    format!("{LOOK} {}\n", places.join(" "))
+fn network(network: &Network) -> String {
+    let asked = UNGRANTED.into_iter().chain([network.granted.as_str()]).map(|authority| format!("'proxy://{authority}'"));
+    let places = network.places.iter().chain(network.kubelets.values().flatten()).map(|place| format!("'{place}'"));
+    format!("{LOOK} {}\n", places.chain(asked).collect::<Vec<_>>().join(" "))
 }
 
 impl Probe {
@@ -105,12 +115,12 @@ impl Probe {
 
     /// Looks around in a sandbox without a network.
     pub fn inside() -> Self {
-        Self::new("inside", &format!("{LOOK}\n{DISK}"), 60)
+        Self::new("inside", &format!("{LOOK}\n{}", disk()), 60)
     }
 
     /// Holds a gibibyte of memory, and ends.
     pub fn memory() -> Self {
-        Self::new("memory", "head -c 1073741824 /dev/zero | tail -c 1073741824 | wc -c", 60)
+        Self::new("memory", &format!("echo \"held=$(head -c {HELD_BYTES} /dev/zero | tail -c {HELD_BYTES} | wc -c)\""), 60)
     }
 
     /// Takes longer than it may, and ends.
@@ -125,14 +135,12 @@ impl Probe {
 
     /// Starts one process after the other.
     pub fn processes() -> Self {
-        Self::new("processes", "sleep 0 || exit 1; i=0; while [ $i -lt 20000 ]; do sleep 600 & i=$((i+1)); done", 10)
+        let start = format!("i=0; while [ $i -lt {PROCESSES} ]; do sleep 600 & i=$((i+1)); done");
+        Self::new("processes", &format!("sleep 0 || exit 1; trap 'echo \"started=$i\"' EXIT; {start}"), 10)
     }
 
     /// Looks around in a sandbox with a network.
-    pub fn networked(granted: &str, places: &[Place]) -> Self {
-        Self { network: Some(granted.to_owned()), ..Self::new("network", &network(granted, places), 60) }
+    pub fn networked(tried: &Network) -> Self {
+        Self { network: Some(tried.granted.clone()), ..Self::new("network", &network(tried), 60) }
     }
 }
-
-/// How a script is ended that starts as many processes as it can: what has no limit of its own under gVisor is bounded by memory and time.
-pub(crate) const ENDS_OF_PROCESSES: [Phase; 3] = [Phase::OutOfMemory, Phase::TimedOut, Phase::RunnerKilled];

@@ -11,7 +11,7 @@ enum Concerned {
     WithoutNetwork,
     /// Also where every sandbox has an interface.
     WithNetwork,
-    /// With a token for the gateway.
+    /// Under the RuntimeClass of a network, with a token for the gateway.
     Granted,
 }
 
@@ -19,10 +19,8 @@ enum Concerned {
 fn concerned(check: &Check) -> Concerned {
     match check {
         Check::SandboxKernel | Check::SandboxInterfaces | Check::SandboxNames => Concerned::WithoutNetwork,
-        Check::NetworkedSandbox | Check::NetworkPolicyIpv4 | Check::NetworkPolicyIpv6 | Check::NodeConfined | Check::NetworkedNames => {
-            Concerned::WithNetwork
-        }
-        Check::GatewayRefuses => Concerned::Granted,
+        Check::NetworkPolicyIpv4 | Check::NetworkPolicyIpv6 | Check::NodeConfined | Check::NetworkedNames => Concerned::WithNetwork,
+        Check::NetworkedSandbox | Check::GatewayRefuses => Concerned::Granted,
         Check::RequesterStamped
         | Check::StampProtected
         | Check::PodSecurity
@@ -54,6 +52,13 @@ pub fn failing(diagnosis: &Diagnosis) -> impl Iterator<Item = &CheckResult> {
     let checks = diagnosis.status.iter().flat_map(|status| &status.checks);
     let fails = |result: &&CheckResult| !matches!(result.verdict, CheckVerdict::Holds | CheckVerdict::NotSeen);
     checks.filter(fails).filter(|result| !diagnosis.spec.tolerated.contains(&result.name))
+}
+
+/// Those that nobody has looked at, nor said to tolerate. A limit of CPU is not to be seen on a node that is busy.
+pub fn unseen(diagnosis: &Diagnosis) -> impl Iterator<Item = &CheckResult> {
+    let checks = diagnosis.status.iter().flat_map(|status| &status.checks);
+    let is_unseen = |result: &&CheckResult| result.verdict == CheckVerdict::NotSeen && result.name != Check::CpuLimited;
+    checks.filter(is_unseen).filter(|result| !diagnosis.spec.tolerated.contains(&result.name))
 }
 
 /// Why a run whose sandbox has this of a network is refused, if it depends on a check that fails.
@@ -103,7 +108,7 @@ mod tests {
         assert_eq!(fails(Check::MemoryLimited), [true, true, true]);
         assert_eq!(fails(Check::SandboxKernel), [true, true, false]);
         assert_eq!(fails(Check::NetworkPolicyIpv6), [false, true, true]);
-        assert_eq!(fails(Check::GatewayRefuses), [false, false, true]);
+        assert_eq!((fails(Check::GatewayRefuses), fails(Check::NetworkedSandbox)), ([false, false, true], [false, false, true]));
         assert_eq!(fails(Check::Unknown("OfANewerVersion".into())), [true, true, true]);
         assert_eq!(refused(&diagnosis(&[(Check::NotRoot, CheckVerdict::Unknown("Wobbles".into()))])), [true, true, true]);
     }
@@ -115,6 +120,15 @@ mod tests {
         let mut tolerated = diagnosis(&[(Check::CpuLimited, CheckVerdict::Fails)]);
         tolerated.spec.tolerated = vec![Check::CpuLimited];
         assert_eq!(refused(&tolerated), [false; 3]);
+    }
+
+    #[test]
+    fn what_nobody_has_seen_is_told_unless_nobody_could() {
+        let of = |check| diagnosis(&[(check, CheckVerdict::NotSeen)]);
+        assert_eq!((unseen(&of(Check::NotRoot)).count(), unseen(&of(Check::CpuLimited)).count()), (1, 0));
+        let mut tolerated = of(Check::NotRoot);
+        tolerated.spec.tolerated = vec![Check::NotRoot];
+        assert_eq!(unseen(&tolerated).count(), 0);
     }
 
     #[test]

@@ -52,9 +52,8 @@ pub struct Job {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Egress {
-    /// Its address and port: a sandbox looks up no names.
-    pub address: std::net::SocketAddr,
-    /// By what a sandbox sees that its network policy is enforced: one for each family of addresses that the gateway has.
+    /// Where it is, and by what a sandbox sees that its network policy is enforced: one for each family of addresses that the gateway has, the one that it
+    /// prefers first. A sandbox looks up no names.
     pub gates: Vec<Gate>,
     /// The name in its certificate.
     pub name: String,

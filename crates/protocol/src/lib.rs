@@ -7,6 +7,7 @@ mod control;
 mod job;
 mod line;
 mod payload;
+mod resolver;
 mod seal;
 mod transcript;
 
@@ -14,6 +15,7 @@ pub use control::{ControlMessage, MAX_CONTROL_LINE};
 pub use job::{Egress, Gate, INPUT_FILE, Interfaces, JOB_FILE, Job, JobFiles, script_file};
 pub use line::{Line, Lines, MAX_LINE, MAX_TOTAL};
 pub use payload::{Cause, MAX_CHUNK, Output, Payload, Refused, RefusedReason, Report, Stream};
+pub use resolver::{ROOT_QUESTION, name_servers};
 pub use seal::{KEY_BYTES, MAX_TERMINATION_MESSAGE, Opener, RunKey, Sealer, SealingKey, Summary};
 pub use transcript::{Captured, Reader, Transcript};
 

@@ -4,7 +4,7 @@
 //!
 //! Each family of addresses that the sandbox has is looked at by itself: network policies may be enforced for one of them alone.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
@@ -32,8 +32,8 @@ enum Seen {
     Open,
 }
 
-/// Waits until the policy is seen to be enforced.
-pub(crate) fn pass(egress: &Egress) -> Result<(), Refusal> {
+/// Waits until the policy is seen to be enforced. Returns where the gateway is.
+pub(crate) fn pass(egress: &Egress) -> Result<SocketAddr, Refusal> {
     let has_ipv6 = has_ipv6(&fs::read_to_string("/proc/net/if_inet6").unwrap_or_default());
     pass_within(egress, has_ipv6, LIMIT)
 }
@@ -43,20 +43,21 @@ fn has_ipv6(table: &str) -> bool {
     table.lines().any(|line| !line.ends_with(" lo") && !line.starts_with("fe80"))
 }
 
-fn pass_within(egress: &Egress, has_ipv6: bool, limit: Duration) -> Result<(), Refusal> {
+fn pass_within(egress: &Egress, has_ipv6: bool, limit: Duration) -> Result<SocketAddr, Refusal> {
     let unusable = |error: io::Error| Refusal::new(RefusedReason::GatewayUnreachable, format!("the gateway cannot be asked: {error}"));
     let concerned = egress.gates.iter().filter(|gate| gate.allowed.is_ipv4() || has_ipv6);
     let gateway = |gate: &Gate| Gateway::new(gate.allowed, &egress.name, &egress.authority).map(|gateway| (*gate, gateway));
     let gates: Vec<(Gate, Gateway)> = concerned.map(gateway).collect::<io::Result<_>>().map_err(unusable)?;
+    let Some((first, _)) = gates.first() else {
+        return Err(Refusal::new(RefusedReason::GatewayUnreachable, "the gateway has no address of a family that the sandbox has"));
+    };
     let deadline = Instant::now() + limit;
     let mut confined = 0;
     loop {
-        let Some((seen, gate)) = look(&gates) else {
-            return Err(Refusal::new(RefusedReason::GatewayUnreachable, "the gateway has no address of a family that the sandbox has"));
-        };
+        let (seen, gate) = look(&gates).unwrap_or((Seen::Deaf, *first));
         confined = if seen == Seen::Confined { confined + 1 } else { 0 };
         match seen {
-            Seen::Confined if confined == LOOKS => return Ok(()),
+            Seen::Confined if confined == LOOKS => return Ok(first.allowed),
             Seen::Confined => {}
             _ if Instant::now() < deadline => thread::sleep(PAUSE),
             Seen::Open => return Err(Refusal::new(RefusedReason::NetworkNotConfined, format!("{} answers", gate.forbidden))),
@@ -87,7 +88,7 @@ fn look_at(gate: &Gate, gateway: &Gateway) -> Seen {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{SocketAddr, TcpListener};
+    use std::net::TcpListener;
 
     use super::*;
     use crate::proxy::tests::{Served, served};
@@ -101,7 +102,7 @@ mod tests {
 
     fn egress(served: &Served, forbidden: SocketAddr) -> Egress {
         let gates = vec![Gate { allowed: served.address, forbidden }];
-        Egress { address: served.address, gates, name: "paddock-egress".into(), authority: served.authority.clone() }
+        Egress { gates, name: "paddock-egress".into(), authority: served.authority.clone() }
     }
 
     #[test]
@@ -144,7 +145,7 @@ mod tests {
         assert_eq!(pass_within(&both, true, SOON).unwrap_err().reason, RefusedReason::NetworkNotConfined);
         assert!(pass_within(&both, false, SOON).is_ok(), "without an address of the family nothing is to be shown of it");
         drop(listening);
-        assert!(pass_within(&both, true, SOON).is_ok());
+        assert_eq!(pass_within(&both, true, SOON).ok(), Some(served.address), "the first one is where the gateway is");
         let none = Egress { gates: vec![ipv6], ..both };
         assert_eq!(pass_within(&none, false, SOON).unwrap_err().reason, RefusedReason::GatewayUnreachable);
     }

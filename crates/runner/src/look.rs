@@ -15,14 +15,16 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use paddock_protocol::{ROOT_QUESTION, name_servers};
+
 /// How long a place may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
 /// The proxy asks the gateway, which may have to look for a name.
 const ANSWER_OF_THE_PROXY: Duration = Duration::from_secs(15);
 /// Longest first line that is read of the proxy's answer, in bytes.
 const LINE: usize = 256;
-/// A question for the servers of the root, which every name server answers, if only with a refusal (RFC 1035, 4.1).
-const QUESTION: [u8; 17] = [0x50, 0x44, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1];
+/// Attempts at a place that is silent: what is lost on the way says nothing.
+const ATTEMPTS: usize = 2;
 /// Where Kubernetes mounts tokens of accounts, and clouds theirs beside them.
 const SECRETS: [&str; 2] = ["/var/run/secrets", "/run/secrets"];
 /// Folders within each other that are looked into.
@@ -100,9 +102,16 @@ fn has_way(far: IpAddr) -> bool {
 
 fn answer(place: &str, proxy: Option<&str>) -> io::Result<String> {
     let address = |text: &str| text.parse::<SocketAddr>().map_err(io::Error::other);
+    let again = |once: &dyn Fn() -> io::Result<()>| (1..ATTEMPTS).fold(once(), |told, _| told.or_else(|_| once()));
     let answers = match place.split_once("://") {
-        Some(("tcp", place)) => TcpStream::connect_timeout(&address(place)?, ANSWER).map(|_| ()),
-        Some(("dns", place)) => ask_dns(address(place)?),
+        Some(("tcp", place)) => {
+            let place = address(place)?;
+            again(&|| TcpStream::connect_timeout(&place, ANSWER).map(|_| ()))
+        }
+        Some(("dns", place)) => {
+            let place = address(place)?;
+            again(&|| ask_dns(place))
+        }
         Some(("proxy", authority)) => {
             let proxy = proxy.and_then(|proxy| proxy.strip_prefix("http://")).ok_or_else(|| io::Error::other("no proxy"))?;
             return ask_proxy(address(proxy.trim_end_matches('/'))?, authority);
@@ -112,14 +121,10 @@ fn answer(place: &str, proxy: Option<&str>) -> io::Result<String> {
     answers.map(|()| "answers".to_owned())
 }
 
-/// The name servers of resolv.conf(5): where it names none, the one of this machine.
+/// Those of the sandbox: where none is named, resolvers ask the one of their own machine.
 fn servers(resolver: &str) -> Vec<SocketAddr> {
-    let named = resolver.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok());
-    let mut servers: Vec<SocketAddr> = named.map(|server| SocketAddr::new(server, 53)).collect();
-    if servers.is_empty() {
-        servers.push((Ipv4Addr::LOCALHOST, 53).into());
-    }
-    servers
+    let named = name_servers(resolver);
+    if named.is_empty() { vec![(Ipv4Addr::LOCALHOST, 53).into()] } else { named }
 }
 
 fn ask_dns(server: SocketAddr) -> io::Result<()> {
@@ -127,7 +132,7 @@ fn ask_dns(server: SocketAddr) -> io::Result<()> {
     let socket = UdpSocket::bind(here)?;
     socket.set_read_timeout(Some(ANSWER))?;
     socket.connect(server)?;
-    socket.send(&QUESTION)?;
+    socket.send(&ROOT_QUESTION)?;
     socket.recv(&mut [0; 512]).map(|_| ())
 }
 
@@ -173,7 +178,7 @@ mod tests {
         let told = tried(&places, None);
         let answers: Vec<&str> = told.iter().map(|line| line.rsplit_once('=').unwrap().1).collect();
         assert_eq!(answers, ["answers", "silent", "answers", "silent", "silent"]);
-        assert_eq!(answering.join().unwrap(), QUESTION.len());
+        assert_eq!(answering.join().unwrap(), ROOT_QUESTION.len());
     }
 
     #[test]
@@ -200,10 +205,9 @@ mod tests {
     }
 
     #[test]
-    fn the_name_servers_of_a_sandbox_are_those_of_its_file() {
-        let named = |text: &str| servers(text).iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(named("search svc\nnameserver 10.0.0.1\n nameserver fd00::1\nnameserver x\n"), ["10.0.0.1:53", "[fd00::1]:53"]);
-        assert_eq!(named(""), ["127.0.0.1:53"]);
+    fn a_sandbox_without_name_servers_asks_itself() {
+        assert_eq!(servers("nameserver 10.0.0.1\n"), ["10.0.0.1:53".parse().unwrap()]);
+        assert_eq!(servers(""), ["127.0.0.1:53".parse().unwrap()]);
     }
 
     #[test]

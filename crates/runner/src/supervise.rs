@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -50,9 +51,7 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
     let begin = Instant::now();
     let job = job::from_folder(folder)?;
     place::check(job.job.interfaces)?;
-    if let Some(egress) = &job.job.egress {
-        gate::pass(egress)?;
-    }
+    let gateway = job.job.egress.as_ref().map(|egress| gate::pass(egress).map(|address| (egress, address))).transpose()?;
     let sealer = Sealer::new(&job.job.seal_to, &job.job.run);
     reporter.begin(sealer.ok_or_else(|| Refusal::new(RefusedReason::JobMismatch, "the job has no key to seal to"))?);
 
@@ -61,7 +60,7 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
     reporter.say(&Payload::Accepted {});
 
     // Without a token there is nothing that the gateway would grant.
-    let proxy = job.job.egress.as_ref().zip(token).map(|(egress, token)| begin_proxy(egress, token)).transpose();
+    let proxy = gateway.zip(token).map(|((egress, address), token)| begin_proxy(egress, address, token)).transpose();
     let proxy = proxy.map_err(|error| broken("cannot start the proxy", &error))?;
     let mut supervision =
         Supervision::start(&job, proxy.as_deref(), control, signals).map_err(|error| broken("cannot start the interpreter", &error))?;
@@ -73,8 +72,8 @@ pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result
 }
 
 /// Returns the URL at which clients of the script find it.
-fn begin_proxy(egress: &Egress, token: String) -> io::Result<String> {
-    let proxy = Proxy::new(Gateway::new(egress.address, &egress.name, &egress.authority)?, token)?;
+fn begin_proxy(egress: &Egress, gateway: SocketAddr, token: String) -> io::Result<String> {
+    let proxy = Proxy::new(Gateway::new(gateway, &egress.name, &egress.authority)?, token)?;
     let url = proxy.url()?;
     std::thread::Builder::new().name("proxy".into()).stack_size(PROXY_STACK).spawn(move || proxy.serve())?;
     Ok(url)

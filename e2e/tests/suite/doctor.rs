@@ -7,6 +7,7 @@ use crate::harness::disturb::begin_what_has_ended;
 use crate::harness::internet::names;
 use crate::harness::{OPERATOR_NAMESPACE, Script, Tenant, assert_end, assert_refused, eventually, kubectl, namespace, status, stdout};
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
@@ -17,6 +18,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 /// The API server's.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 214, 0, 1);
+const DOCTORS: &str = "paddock-system-doctor";
 const SANDBOXES: &str = "sbx-paddock-system-doctor";
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
@@ -47,6 +49,33 @@ async fn examined(tenant: &Tenant) -> (String, Diagnosis) {
     kubectl(&["delete", "job", &name, "--namespace", OPERATOR_NAMESPACE], "").unwrap();
     let api: Api<Diagnosis> = Api::all(tenant.client.clone());
     (told, api.get(DIAGNOSIS).await.unwrap())
+}
+
+/// Opens the sandboxes of the doctor with a NetworkPolicy beside Paddock's: these only add up. Their namespace comes with the first run.
+async fn open(tenant: &Tenant, egress: serde_json::Value) {
+    let namespaces: Api<Namespace> = Api::all(tenant.client.clone());
+    if namespaces.get_opt(SANDBOXES).await.unwrap().is_none() {
+        let run = json!({
+            "apiVersion": "paddock.dev/v1alpha1", "kind": "ScriptRun", "metadata": { "generateName": "first-", "namespace": DOCTORS },
+            "spec": {
+                "policyRef": { "kind": "ClusterSandboxPolicy", "name": "paddock-doctor" }, "ttlSecondsAfterFinished": 1,
+                "script": { "runtime": "shell", "source": { "inline": "true" } },
+            },
+        });
+        kubectl(&["create", "--filename=-"], &run.to_string()).unwrap();
+        eventually("the sandbox namespace is there", || async {
+            namespaces.get_opt(SANDBOXES).await.map_err(|error| error.to_string())?.map(drop).ok_or_else(|| "not yet".to_owned())
+        })
+        .await;
+    }
+    let policies: Api<NetworkPolicy> = Api::namespaced(tenant.client.clone(), SANDBOXES);
+    let open = json!({ "metadata": { "name": "open" }, "spec": { "podSelector": {}, "policyTypes": ["Egress"], "egress": [egress] } });
+    policies.create(&PostParams::default(), &serde_json::from_value(open).unwrap()).await.unwrap();
+}
+
+async fn close(tenant: &Tenant) {
+    let policies: Api<NetworkPolicy> = Api::namespaced(tenant.client.clone(), SANDBOXES);
+    policies.delete("open", &DeleteParams::default()).await.unwrap();
 }
 
 /// As an administrator does who has mended something and does not wait for another look.
@@ -113,9 +142,7 @@ async fn a_cluster_that_keeps_everything_is_told_of_so() {
 async fn what_fails_refuses_the_runs_that_depend_on_it_until_it_holds() {
     let _alone = alone().await;
     granting("doctor-bad", |tenant| async move {
-        let policies: Api<NetworkPolicy> = Api::namespaced(tenant.client.clone(), SANDBOXES);
-        let open = json!({ "metadata": { "name": "open" }, "spec": { "podSelector": {}, "policyTypes": ["Egress"], "egress": [{}] } });
-        policies.create(&PostParams::default(), &serde_json::from_value(open).unwrap()).await.unwrap();
+        open(&tenant, json!({})).await;
         let (told, diagnosis) = examined(&tenant).await;
         let found = not_holding(&diagnosis);
         assert!(found.contains(&(Check::NetworkPolicyIpv4, CheckVerdict::Fails)), "{told}");
@@ -143,7 +170,7 @@ async fn what_fails_refuses_the_runs_that_depend_on_it_until_it_holds() {
         })
         .await;
 
-        policies.delete("open", &DeleteParams::default()).await.unwrap();
+        close(&tenant).await;
         let (told, mended) = examined(&tenant).await;
         assert_eq!(not_holding(&mended), [], "{told}");
         runs_again(&tenant).await;
@@ -164,13 +191,11 @@ async fn runs_again(tenant: &Tenant) {
 async fn what_is_open_after_the_start_is_found_too() {
     let _alone = alone().await;
     granting("doctor-node", |tenant| async move {
-        let policies: Api<NetworkPolicy> = Api::namespaced(tenant.client.clone(), SANDBOXES);
         let node = json!({ "ipBlock": { "cidr": "fd00:10:215::1/128" } });
         let api_server = json!({ "ipBlock": { "cidr": "10.215.0.1/32" } });
-        let open = json!({ "metadata": { "name": "open" }, "spec": { "podSelector": {}, "policyTypes": ["Egress"], "egress": [{ "to": [node, api_server] }] } });
-        policies.create(&PostParams::default(), &serde_json::from_value(open).unwrap()).await.unwrap();
+        open(&tenant, json!({ "to": [node, api_server] })).await;
         let (told, diagnosis) = examined(&tenant).await;
-        policies.delete("open", &DeleteParams::default()).await.unwrap();
+        close(&tenant).await;
         let found = not_holding(&diagnosis);
         for check in [Check::NodeConfined, Check::NetworkPolicyIpv4, Check::NetworkedNames] {
             assert!(found.contains(&(check.clone(), CheckVerdict::Fails)), "{check}: {told}");

@@ -246,10 +246,5 @@ pub(crate) fn status(run: &ScriptRun) -> ScriptRunStatus {
 /// Where the gateway is.
 pub(crate) fn egress() -> Egress {
     let at = |port| std::net::SocketAddr::from(([10, 96, 0, 7], port));
-    Egress {
-        address: at(8443),
-        gates: vec![Gate { allowed: at(8443), forbidden: at(8445) }],
-        name: "paddock-egress".into(),
-        authority: "PEM".into(),
-    }
+    Egress { gates: vec![Gate { allowed: at(8443), forbidden: at(8445) }], name: "paddock-egress".into(), authority: "PEM".into() }
 }

@@ -1,6 +1,9 @@
+use std::net::IpAddr;
+
 use serde_json::json;
 
 use super::*;
+use crate::probes::Place;
 
 fn run(phase: &str, reason: &str, stdout: &str) -> ScriptRun {
     serde_json::from_value(json!({
@@ -28,32 +31,42 @@ fn networked_text(answers: &str, granted: &str, more: &str) -> String {
     format!("{GOOD}{refused}proxy://inside.svc:443={granted}\n{more}")
 }
 
-const KUBELET: &str = "kubelet://192.168.0.7:10250";
+const KUBELET: &str = "tcp://192.168.0.7:10250";
 
 fn good_network() -> String {
-    let more = format!("ipv4=way\nipv6=none\n{API}=silent\n{DNS}=silent\ntcp://192.168.0.7:10250=silent\n");
+    let more = format!("ipv4=way\nipv6=none\n{API}=silent\n{DNS}=silent\n{KUBELET}=silent\n");
     networked_text("403 NotGranted", "403 AddressRefused", &more)
 }
 
-fn networked(run: ScriptRun, places: &[&str]) -> Networked {
-    let place = |text: &&str| match text.split_once("://").unwrap() {
+fn place(text: &str) -> Place {
+    match text.split_once("://").unwrap() {
         ("tcp", address) => Place::Tcp(address.parse().unwrap()),
-        ("kubelet", address) => Place::Kubelet(address.parse().unwrap()),
         (_, address) => Place::Dns(address.parse().unwrap()),
+    }
+}
+
+/// With a kubelet on the node that it was on.
+fn networked(run: ScriptRun, places: &[&str]) -> Networked {
+    let network = Network {
+        granted: "inside.svc:443".into(),
+        leads_inside: true,
+        places: places.iter().map(|text| place(text)).collect(),
+        kubelets: [("one".to_owned(), vec![place(KUBELET)])].into(),
+        gateway: Vec::new(),
     };
-    Networked { run, granted: "inside.svc:443".into(), leads_inside: true, places: places.iter().map(place).collect(), gateway: Vec::new() }
+    Networked { run, network }
 }
 
 fn seen(inside: &str, memory: &str, time: &str) -> Seen {
     let ended = |phase, text| run(phase, phase, text);
     let runs = Runs {
         inside: ended("Succeeded", inside),
-        memory: ended(memory, ""),
+        memory: ended(memory, if memory == "Succeeded" { "held=1073741824\n" } else { "" }),
         time: ended(time, ""),
         cpu: ended("Succeeded", "one=1000\nfour=1100\n"),
-        processes: ended(memory, ""),
+        processes: ended(memory, if memory == "Succeeded" { "started=20000\n" } else { "" }),
     };
-    let network = networked(ended("Succeeded", &good_network()), &[API, DNS, KUBELET]);
+    let network = networked(ended("Succeeded", &good_network()), &[API, DNS]);
     Seen {
         caller: "ada".into(),
         forgery_is_refused: true,
@@ -94,9 +107,9 @@ fn each_thing_that_does_not_hold_is_seen() {
     let mut failing = seen(bad, "Succeeded", "Succeeded");
     (failing.caller, failing.forgery_is_refused, failing.privileged_pod) = ("bob".into(), false, PrivilegedPod::Taken);
     failing.runs.cpu.status.as_mut().unwrap().usage.as_mut().unwrap().cpu_milliseconds = 6_000;
-    let more = format!("ipv4=way\nipv6=way\n{API}=answers\n{DNS}=answers\n{API_IPV6}=answers\ntcp://192.168.0.7:10250=answers\n");
+    let more = format!("ipv4=way\nipv6=way\n{API}=answers\n{DNS}=answers\n{API_IPV6}=answers\n{KUBELET}=answers\n");
     let text = networked_text("200 OK", "200 OK", &more).replace("kernel=4.19.0-gvisor", "kernel=6.1.0");
-    failing.networked = Some(networked(run("Succeeded", "Succeeded", &text), &[API, DNS, API_IPV6, KUBELET]));
+    failing.networked = Some(networked(run("Succeeded", "Succeeded", &text), &[API, DNS, API_IPV6]));
     let found = not_holding(&failing);
     assert!(found.iter().all(|(_, verdict)| *verdict == CheckVerdict::Fails), "{found:?}");
     let missing = |check: &Check| !found.iter().any(|(found, _)| found == check);
@@ -109,7 +122,7 @@ fn what_could_not_be_looked_at_is_not_called_good() {
     let empty = "kernel=5.0\nuser=\nsecrets=\nwritten=\n";
     let mut unknown = Seen { kernels: BTreeMap::new(), ..seen(empty, "Refused", "StartTimedOut") };
     unknown.runs.cpu = run("Failed", "Failed", "one=0\nfour=0\n");
-    unknown.networked = Some(networked(run("Refused", "Refused", ""), &[API, KUBELET]));
+    unknown.networked = Some(networked(run("Refused", "Refused", ""), &[API]));
     let found = not_holding(&unknown);
     assert!(found.iter().all(|(_, verdict)| *verdict == CheckVerdict::NotSeen), "{found:?}");
     assert_eq!(found.len(), 17, "all but the stamps and what Pod Security said");
@@ -127,7 +140,23 @@ fn a_limit_of_cpu_is_judged_where_it_can_be_seen() {
     assert_eq!(judged("one=1000\nfour=2300\n", 3_000), only(CheckVerdict::NotSeen), "the node may do other things");
     assert_eq!(judged("one=1000\nfour=1100\n", 4_500), only(CheckVerdict::NotSeen), "half as much again may be the way of measuring");
     assert_eq!(judged("one=1000\nfour=3900\n", 9_000), only(CheckVerdict::Fails));
+    assert_eq!(judged("one=1000\nfour=1000\n", 600), only(CheckVerdict::NotSeen), "something else held it back");
     assert_eq!(judged("one=1000\nfour=1000\n", 6_000), only(CheckVerdict::Fails), "the whole of the one CPU that there is");
+}
+
+/// What did not happen for another cause is no good news, and no bad news either.
+#[test]
+fn a_limit_is_what_has_ended_it() {
+    let judged = |memory: (&str, &str), processes: (&str, &str), written: &str| {
+        let mut seen = seen(&GOOD.replace("written=16777216", written), "OutOfMemory", "TimedOut");
+        seen.runs.memory = run(memory.0, memory.0, memory.1);
+        seen.runs.processes = run(processes.0, processes.0, processes.1);
+        not_holding(&seen)
+    };
+    let ended = ("OutOfMemory", "");
+    assert_eq!(judged(ended, ("Failed", "started=255\n"), "written=16777216"), [], "a limit on processes");
+    let not_seen = [Check::DiskLimited, Check::MemoryLimited, Check::ProcessesEnd].map(|check| (check, CheckVerdict::NotSeen));
+    assert_eq!(judged(("Succeeded", "held=0\n"), ("Failed", ""), "written=0"), not_seen, "without tail, head and sleep");
 }
 
 /// A sandbox of gVisor is known by its own word where nodes may not be read.
@@ -142,10 +171,11 @@ fn a_kernel_that_says_so_is_gvisors() {
 fn each_family_of_addresses_is_judged_by_itself() {
     let judge = |text: &str, places: &[&str], gateway: &[&str]| {
         let text = networked_text("403 NotGranted", "403 AddressRefused", text);
-        let gateway = gateway.iter().map(|address| address.parse().unwrap()).collect();
-        let networked = Networked { gateway, ..networked(run("Succeeded", "Succeeded", &text), places) };
+        let mut networked = networked(run("Succeeded", "Succeeded", &text), places);
+        networked.network.gateway = gateway.iter().map(|address| address.parse::<IpAddr>().unwrap()).collect();
         let found = not_holding(&Seen { networked: Some(networked), ..good() });
-        found.into_iter().filter(|(check, _)| *check != Check::NetworkedNames).collect::<Vec<_>>()
+        let is_of_a_family = |check: &Check| matches!(check, Check::NetworkPolicyIpv4 | Check::NetworkPolicyIpv6);
+        found.into_iter().filter(|(check, _)| is_of_a_family(check)).collect::<Vec<_>>()
     };
     let judged = |text: &str, places: &[&str]| judge(text, places, &[]);
     assert_eq!(judged("ipv4=way\nipv6=none\n", &[]), [], "the runner's own look was over the one family that there is");
@@ -160,8 +190,23 @@ fn each_family_of_addresses_is_judged_by_itself() {
     assert_eq!(both("answers", "silent"), [(Check::NetworkPolicyIpv4, CheckVerdict::Fails)]);
     let dns = judged(&format!("ipv4=way\nipv6=none\n{DNS}=answers\n"), &[DNS]);
     assert_eq!(dns, [(Check::NetworkPolicyIpv4, CheckVerdict::Fails)]);
-    let node = judged("ipv4=way\nipv6=none\ntcp://192.168.0.7:10250=answers\n", &[KUBELET]);
-    assert_eq!(node, [(Check::NodeConfined, CheckVerdict::Fails)], "some controllers let pods reach their node");
+    assert_eq!(judged("ipv4=way\nipv6=none\n", &[API])[0].1, CheckVerdict::NotSeen, "what is not told is no silence");
+    assert_eq!(judged("ipv4=none\nipv6=way\n", &[]), [], "and the other way round");
+}
+
+#[test]
+fn a_node_is_judged_by_its_own_kubelet() {
+    let judged = |told: &str, node: &str| {
+        let text = networked_text("403 NotGranted", "403 AddressRefused", &format!("ipv4=way\nipv6=none\n{KUBELET}{told}\n"));
+        let mut networked = networked(run("Succeeded", "Succeeded", &text), &[]);
+        networked.network.kubelets = [(node.to_owned(), vec![place(KUBELET)])].into();
+        let found = findings(&Seen { networked: Some(networked), ..good() });
+        found.into_iter().find(|finding| finding.check == Check::NodeConfined).unwrap().verdict
+    };
+    assert_eq!(judged("=silent", "one"), CheckVerdict::Holds);
+    assert_eq!(judged("=silent", "another"), CheckVerdict::NotSeen, "that of another node is not what is let through");
+    assert_eq!(judged("=answers", "another"), CheckVerdict::Fails);
+    assert_eq!(judged(": masked", "one"), CheckVerdict::NotSeen);
 }
 
 #[test]
@@ -202,12 +247,18 @@ fn what_the_runner_saw_before_the_start_is_told() {
 fn a_gateway_is_judged_by_everything_that_it_was_asked() {
     let judged = |answers: &str, granted: &str, leads_inside| {
         let text = networked_text(answers, granted, &format!("ipv4=way\nipv6=none\n{DNS}=silent\n"));
-        let networked = Networked { leads_inside, ..networked(run("Succeeded", "Succeeded", &text), &[DNS]) };
-        not_holding(&Seen { networked: Some(networked), ..good() })
+        let mut networked = networked(run("Succeeded", "Succeeded", &text), &[DNS]);
+        networked.network.leads_inside = leads_inside;
+        let found = not_holding(&Seen { networked: Some(networked), ..good() });
+        found.into_iter().filter(|(check, _)| *check == Check::GatewayRefuses).collect::<Vec<_>>()
     };
     let only = |verdict| vec![(Check::GatewayRefuses, verdict)];
     assert_eq!(judged("403 NotGranted", "200 OK", true), only(CheckVerdict::Fails), "what leads inside is refused although it was granted");
     assert_eq!(judged("200 OK", "403 AddressRefused", true), only(CheckVerdict::Fails));
+    // Nobody was there, and somebody was looked for.
+    assert_eq!(judged("403 NotGranted", "502 NotConnected", true), only(CheckVerdict::Fails));
+    assert_eq!(judged("502 NotConnected", "403 AddressRefused", true), only(CheckVerdict::Fails));
+    assert_eq!(judged("403 AddressRefused", "403 AddressRefused", true), only(CheckVerdict::Fails), "it was granted");
     for (answers, granted) in [
         ("503 NotReady", "403 AddressRefused"),
         ("407 UnknownToken", "403 AddressRefused"),
