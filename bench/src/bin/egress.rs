@@ -3,8 +3,6 @@
 //!
 //! `paddock-bench-egress GATEWAY ROOT`: the gateway's binary, and a Debian root with squid and tinyproxy in it.
 
-mod others;
-
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
@@ -99,12 +97,10 @@ async fn measure(gateway: &Path, root: &Path, folder: &Path) -> Result<Value> {
     }
     tell(authority.connector(Some("paddock-operator"))?, server).await?;
     let (latency, throughput, rate) = (latency(&world).await?, throughput(&world).await?, rate(&world).await?);
-    let others = others::others(&world).await?;
     let idle = memory_of_idle_tunnels(&world, process.0.id()).await?;
-    Ok(json!({
-        "microsecondsOfARequest": latency, "gigabytesPerSecond": throughput, "connectionsPerSecond": rate, "bytesOfAnIdleTunnel": idle,
-        "microsecondsOfOthers": others,
-    }))
+    Ok(
+        json!({ "microsecondsOfARequest": latency, "gigabytesPerSecond": throughput, "connectionsPerSecond": rate, "bytesOfAnIdleTunnel": idle }),
+    )
 }
 
 /// Times of a request of a few bytes on a connection that is open.
