@@ -11,11 +11,10 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{DIAGNOSIS, Diagnosis, DiagnosisSpec, DiagnosisStatus, PolicyKind, PolicyRef};
-use paddock_doctor::probes::Place;
 use paddock_doctor::{
-    Doctor, Finding, Look, Network, PodAsked, answering, complete, examined_once, examined_twice, expected, is_to_be_confirmed, status_of,
+    Doctor, Finding, Look, Network, Place, PodAsked, answering, complete, examined_once, examined_twice, is_to_be_confirmed, status_of,
 };
-use paddock_policy::{failing, unseen};
+use paddock_policy::{expected, failing, unseen};
 use paddock_protocol::name_servers;
 use serde_json::json;
 
@@ -42,31 +41,12 @@ pub(crate) fn main() -> ExitCode {
 }
 
 async fn examine(client: Client, arguments: &[String]) -> Result<()> {
-    let (namespace, policy, runtime, granted) = match arguments {
-        [namespace, policy, runtime] => (namespace, policy, runtime, None),
-        [namespace, policy, runtime, granted] => (namespace, policy, runtime, Some(granted)),
-        _ => bail!("give a namespace, a ClusterSandboxPolicy, a runtime, and the destination that the policy grants, if it does"),
-    };
-    let network = match granted {
-        Some(granted) => Some(network(&client, granted).await?),
-        None => None,
-    };
-    let has_interface = !variable("SANDBOX_HAS_INTERFACE").is_empty();
-    let expected = expected(network.is_some(), has_interface);
-    let doctor = Doctor {
-        client: client.clone(),
-        namespace: namespace.clone(),
-        policy: PolicyRef { kind: PolicyKind::ClusterSandboxPolicy, name: policy.clone() },
-        runtime: runtime.clone(),
-        privileged_pod: Some(PodAsked { namespace: namespace.clone(), runtime_class: Some(variable("SANDBOX_RUNTIME_CLASS")) }),
-        has_interface,
-        network,
-        manager: MANAGER,
-    };
-    let began = Timestamp::now();
-    doctor.clear(began - LEFT_BEHIND).await?;
+    let doctor = doctor(&client, arguments).await?;
+    let expected = expected(doctor.network.is_some(), doctor.has_interface);
     let diagnoses = Api::all(client);
     let store = async |findings: &[Finding], began| store(&diagnoses, &Look { findings, began, ended: Timestamp::now() }).await;
+    let began = Timestamp::now();
+    doctor.clear(began - LEFT_BEHIND).await?;
     let first = complete(doctor.examine().await?, &expected);
     tell(&first);
     // Whatever becomes of another look.
@@ -84,6 +64,29 @@ async fn examine(client: Client, arguments: &[String]) -> Result<()> {
     ensure!(is_good, "{told}; docs/operating.md tells what follows from it");
     println!("{told}");
     Ok(())
+}
+
+/// As this pod was told.
+async fn doctor(client: &Client, arguments: &[String]) -> Result<Doctor> {
+    let (namespace, policy, runtime, granted) = match arguments {
+        [namespace, policy, runtime] => (namespace, policy, runtime, None),
+        [namespace, policy, runtime, granted] => (namespace, policy, runtime, Some(granted)),
+        _ => bail!("give a namespace, a ClusterSandboxPolicy, a runtime, and the destination that the policy grants, if it does"),
+    };
+    let network = match granted {
+        Some(granted) => Some(network(client, granted).await?),
+        None => None,
+    };
+    Ok(Doctor {
+        client: client.clone(),
+        namespace: namespace.clone(),
+        policy: PolicyRef { kind: PolicyKind::ClusterSandboxPolicy, name: policy.clone() },
+        runtime: runtime.clone(),
+        privileged_pod: Some(PodAsked { namespace: namespace.clone(), runtime_class: Some(variable("SANDBOX_RUNTIME_CLASS")) }),
+        has_interface: !variable("SANDBOX_HAS_INTERFACE").is_empty(),
+        network,
+        manager: MANAGER,
+    })
 }
 
 fn tell(findings: &[Finding]) {
@@ -118,16 +121,7 @@ fn kubelets(node: &Node) -> Vec<Place> {
 /// Stores what was found, and returns the object as it is then. Where somebody else writes or deletes the object at the same time, it is read again.
 async fn store(diagnoses: &Api<Diagnosis>, look: &Look<'_>) -> Result<Diagnosis> {
     for _ in 0..STORED_WITHIN {
-        let stored = match diagnoses.get_opt(DIAGNOSIS).await.context("cannot read what was found before")? {
-            Some(stored) => stored,
-            None => {
-                let posting = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
-                match diagnoses.create(&posting, &Diagnosis::new(DIAGNOSIS, DiagnosisSpec::default())).await {
-                    Err(error) if code(&error) == Some(409) => continue,
-                    created => created.context("cannot create the diagnosis")?,
-                }
-            }
-        };
+        let Some(stored) = found_or_made(diagnoses).await? else { continue };
         let status = status_of(stored.status.as_ref().unwrap_or(&DiagnosisStatus::default()), look, &stored.spec.tolerated);
         let patch = Patch::Merge(json!({ "metadata": { "resourceVersion": stored.resource_version() }, "status": status }));
         match diagnoses.patch_status(DIAGNOSIS, &PatchParams::apply(MANAGER), &patch).await {
@@ -139,6 +133,19 @@ async fn store(diagnoses: &Api<Diagnosis>, look: &Look<'_>) -> Result<Diagnosis>
         }
     }
     bail!("cannot store what was found: others write the diagnosis all the time")
+}
+
+/// `None` if somebody else has made it at the same time.
+async fn found_or_made(diagnoses: &Api<Diagnosis>) -> Result<Option<Diagnosis>> {
+    let found = diagnoses.get_opt(DIAGNOSIS).await.context("cannot read what was found before")?;
+    if found.is_some() {
+        return Ok(found);
+    }
+    let posting = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+    match diagnoses.create(&posting, &Diagnosis::new(DIAGNOSIS, DiagnosisSpec::default())).await {
+        Err(error) if code(&error) == Some(409) => Ok(None),
+        made => made.map(Some).context("cannot create the diagnosis"),
+    }
 }
 
 /// What listens in the cluster, as this pod was told: the API server, and its name servers.

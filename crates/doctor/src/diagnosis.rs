@@ -11,23 +11,6 @@ use crate::checks::Finding;
 /// Longest message, in characters.
 const LONGEST_MESSAGE: usize = 1024;
 
-/// What there is to look at for whoever stores what is found.
-pub fn expected(has_network: bool, has_interface: bool) -> Vec<Check> {
-    let of_a_network = |check: &Check| {
-        matches!(
-            check,
-            Check::NetworkedSandbox
-                | Check::NetworkPolicyIpv4
-                | Check::NetworkPolicyIpv6
-                | Check::NodeConfined
-                | Check::NetworkedNames
-                | Check::GatewayRefuses
-        )
-    };
-    let is_there = |check: &Check| (has_network || !of_a_network(check)) && (!has_interface || *check != Check::SandboxInterfaces);
-    Check::ALL.iter().map(|(check, _)| check.clone()).filter(is_there).collect()
-}
-
 /// What is expected and was not found was not seen.
 pub fn complete(mut findings: Vec<Finding>, expected: &[Check]) -> Vec<Finding> {
     let missing = expected.iter().filter(|check| !findings.iter().any(|finding| finding.check == **check)).cloned().collect::<Vec<_>>();
@@ -84,30 +67,13 @@ pub struct Look<'a> {
     pub ended: Timestamp,
 }
 
-/// The status of the object after another look. What has failed and could not be looked at now has still failed; what is not looked at any more is gone.
+/// The status of the object after another look.
 pub fn status_of(before: &DiagnosisStatus, look: &Look<'_>, tolerated: &[Check]) -> DiagnosisStatus {
-    let second = |time: Timestamp| Time(Timestamp::from_second(time.as_second()).unwrap_or(time));
     let is_looked_at_since = before.examined_at.as_ref().is_some_and(|examined| examined.0 > look.began);
-    let result = |finding: &Finding| {
-        let known = before.checks.iter().find(|result| result.name == finding.check);
-        let failed = known.filter(|known| known.verdict == CheckVerdict::Fails);
-        let still_fails = match finding.verdict {
-            CheckVerdict::Holds => is_looked_at_since,
-            CheckVerdict::Fails => false,
-            _ => true,
-        };
-        if let Some(failed) = failed.filter(|_| still_fails) {
-            return failed.clone();
-        }
-        let since = known.filter(|known| known.verdict == finding.verdict).map(|known| known.last_transition_time.clone());
-        CheckResult {
-            name: finding.check.clone(),
-            verdict: finding.verdict.clone(),
-            message: finding.seen.chars().take(LONGEST_MESSAGE).collect(),
-            last_transition_time: since.unwrap_or_else(|| second(look.ended)),
-        }
-    };
-    let checks: Vec<CheckResult> = look.findings.iter().map(result).collect();
+    let at = Time(Timestamp::from_second(look.ended.as_second()).unwrap_or(look.ended));
+    let known = |check: &Check| before.checks.iter().find(|result| result.name == *check);
+    let checks = look.findings.iter().map(|finding| after(known(&finding.check), finding, is_looked_at_since, &at));
+    let checks: Vec<CheckResult> = checks.collect();
     let (status, reason, message) = summary(&checks, tolerated);
     let old = before.conditions.iter().find(|condition| condition.type_ == DiagnosisConditionType::Enforced && condition.status == status);
     let condition = DiagnosisCondition {
@@ -115,9 +81,28 @@ pub fn status_of(before: &DiagnosisStatus, look: &Look<'_>, tolerated: &[Check])
         status,
         reason,
         message: message.chars().take(LONGEST_MESSAGE).collect(),
-        last_transition_time: old.map_or(second(look.ended), |old| old.last_transition_time.clone()),
+        last_transition_time: old.map_or(at, |old| old.last_transition_time.clone()),
     };
     DiagnosisStatus { conditions: vec![condition], examined_at: Some(MicroTime(look.ended)), checks }
+}
+
+/// What has failed and could not be looked at now has still failed; and what somebody else has seen to fail since this look began.
+fn after(known: Option<&CheckResult>, finding: &Finding, is_looked_at_since: bool, at: &Time) -> CheckResult {
+    let still_fails = match finding.verdict {
+        CheckVerdict::Holds => is_looked_at_since,
+        CheckVerdict::Fails => false,
+        _ => true,
+    };
+    if let Some(failed) = known.filter(|known| still_fails && known.verdict == CheckVerdict::Fails) {
+        return failed.clone();
+    }
+    let since = known.filter(|known| known.verdict == finding.verdict).map(|known| &known.last_transition_time);
+    CheckResult {
+        name: finding.check.clone(),
+        verdict: finding.verdict.clone(),
+        message: finding.seen.chars().take(LONGEST_MESSAGE).collect(),
+        last_transition_time: since.unwrap_or(at).clone(),
+    }
 }
 
 fn summary(checks: &[CheckResult], tolerated: &[Check]) -> (ConditionStatus, DiagnosisReason, String) {
@@ -152,7 +137,7 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn after(before: &DiagnosisStatus, findings: &[Finding], second: i64) -> DiagnosisStatus {
+    fn looked_at(before: &DiagnosisStatus, findings: &[Finding], second: i64) -> DiagnosisStatus {
         status_of(before, &Look { findings, began: at(second - 1), ended: at(second) }, &[])
     }
 
@@ -184,22 +169,22 @@ mod tests {
 
     #[test]
     fn what_has_failed_fails_until_it_is_seen_to_hold_or_not_looked_at_any_more() {
-        let failed = after(&DiagnosisStatus::default(), &[found(Check::NoToken, CheckVerdict::Fails)], 10);
+        let failed = looked_at(&DiagnosisStatus::default(), &[found(Check::NoToken, CheckVerdict::Fails)], 10);
         assert_eq!(failed.conditions[0].message, "failing: NoToken");
-        let not_seen = after(&failed, &[found(Check::NoToken, CheckVerdict::NotSeen)], 20);
+        let not_seen = looked_at(&failed, &[found(Check::NoToken, CheckVerdict::NotSeen)], 20);
         assert_eq!(verdicts(&not_seen), [("NoToken", "Fails")]);
         assert_eq!(not_seen.conditions[0].last_transition_time, Time(at(10)), "it was not enforced before");
-        let holds = after(&not_seen, &[found(Check::NoToken, CheckVerdict::Holds)], 30);
+        let holds = looked_at(&not_seen, &[found(Check::NoToken, CheckVerdict::Holds)], 30);
         assert_eq!(verdicts(&holds), [("NoToken", "Holds")]);
         assert_eq!((holds.conditions[0].status, holds.conditions[0].message.as_str()), (ConditionStatus::True, "1 checks hold"));
         assert_eq!(holds.examined_at, Some(MicroTime(at(30))));
-        let another = after(&failed, &[found(Check::NotRoot, CheckVerdict::Holds)], 40);
+        let another = looked_at(&failed, &[found(Check::NotRoot, CheckVerdict::Holds)], 40);
         assert_eq!(verdicts(&another), [("NotRoot", "Holds")]);
     }
 
     #[test]
     fn a_look_does_not_take_back_what_another_has_found_meanwhile() {
-        let failed = after(&DiagnosisStatus::default(), &[found(Check::NoToken, CheckVerdict::Fails)], 10);
+        let failed = looked_at(&DiagnosisStatus::default(), &[found(Check::NoToken, CheckVerdict::Fails)], 10);
         let earlier = Look { findings: &[found(Check::NoToken, CheckVerdict::Holds)], began: at(5), ended: at(15) };
         assert_eq!(verdicts(&status_of(&failed, &earlier, &[])), [("NoToken", "Fails")]);
     }
@@ -217,19 +202,14 @@ mod tests {
 
     #[test]
     fn what_could_not_be_looked_at_is_not_called_good() {
-        let of = |check| {
-            after(&DiagnosisStatus::default(), &[found(Check::NoToken, CheckVerdict::Holds), found(check, CheckVerdict::NotSeen)], 1)
-        };
-        let condition = &of(Check::NotRoot).conditions[0];
+        let findings = [found(Check::NoToken, CheckVerdict::Holds), found(Check::NotRoot, CheckVerdict::NotSeen)];
+        let condition = &looked_at(&DiagnosisStatus::default(), &findings, 1).conditions[0];
         assert_eq!((condition.status, &condition.reason), (ConditionStatus::Unknown, &DiagnosisReason::NotEverythingSeen));
         assert_eq!(condition.message, "not seen: NotRoot");
     }
 
     #[test]
     fn what_was_to_be_looked_at_and_was_not_is_told() {
-        let everything = expected(true, false);
-        assert_eq!(everything.len(), Check::ALL.len());
-        assert_eq!((expected(false, false).len(), expected(true, true).len()), (everything.len() - 6, everything.len() - 1));
         let all = complete(vec![found(Check::NotRoot, CheckVerdict::Holds)], &[Check::PodSecurity, Check::NotRoot]);
         assert_eq!(all.iter().map(|finding| &finding.verdict).collect::<Vec<_>>(), [&CheckVerdict::NotSeen, &CheckVerdict::Holds]);
     }

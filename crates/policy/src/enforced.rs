@@ -47,18 +47,29 @@ pub enum SandboxNetwork {
     Granted,
 }
 
-/// The checks of a diagnosis that fail and that nobody has said to tolerate. A verdict of a newer version is no good one.
-pub fn failing(diagnosis: &Diagnosis) -> impl Iterator<Item = &CheckResult> {
-    let checks = diagnosis.status.iter().flat_map(|status| &status.checks);
-    let fails = |result: &&CheckResult| !matches!(result.verdict, CheckVerdict::Holds | CheckVerdict::NotSeen);
-    checks.filter(fails).filter(|result| !diagnosis.spec.tolerated.contains(&result.name))
+/// What there is to look at in a cluster that has an egress gateway, or whose sandboxes all have an interface.
+pub fn expected(has_gateway: bool, has_interface: bool) -> Vec<Check> {
+    let is_there = |check: &Check| match concerned(check) {
+        Concerned::WithNetwork | Concerned::Granted => has_gateway,
+        Concerned::Every | Concerned::WithoutNetwork => !has_interface || *check != Check::SandboxInterfaces,
+    };
+    Check::ALL.iter().map(|(check, _)| check.clone()).filter(is_there).collect()
 }
 
-/// Those that nobody has looked at, nor said to tolerate. A limit of CPU is not to be seen on a node that is busy.
-pub fn unseen(diagnosis: &Diagnosis) -> impl Iterator<Item = &CheckResult> {
+/// The checks of a diagnosis that nobody has said to tolerate.
+fn not_tolerated(diagnosis: &Diagnosis) -> impl Iterator<Item = &CheckResult> {
     let checks = diagnosis.status.iter().flat_map(|status| &status.checks);
-    let is_unseen = |result: &&CheckResult| result.verdict == CheckVerdict::NotSeen && result.name != Check::CpuLimited;
-    checks.filter(is_unseen).filter(|result| !diagnosis.spec.tolerated.contains(&result.name))
+    checks.filter(|result| !diagnosis.spec.tolerated.contains(&result.name))
+}
+
+/// Of these, those that fail. A verdict of a newer version is no good one.
+pub fn failing(diagnosis: &Diagnosis) -> impl Iterator<Item = &CheckResult> {
+    not_tolerated(diagnosis).filter(|result| !matches!(result.verdict, CheckVerdict::Holds | CheckVerdict::NotSeen))
+}
+
+/// Of these, those that nobody has seen and somebody might have. A limit of CPU is not to be seen on a node that is busy.
+pub fn unseen(diagnosis: &Diagnosis) -> impl Iterator<Item = &CheckResult> {
+    not_tolerated(diagnosis).filter(|result| result.verdict == CheckVerdict::NotSeen && result.name != Check::CpuLimited)
 }
 
 /// Why a run whose sandbox has this of a network is refused, if it depends on a check that fails.
@@ -120,6 +131,13 @@ mod tests {
         let mut tolerated = diagnosis(&[(Check::CpuLimited, CheckVerdict::Fails)]);
         tolerated.spec.tolerated = vec![Check::CpuLimited];
         assert_eq!(refused(&tolerated), [false; 3]);
+    }
+
+    #[test]
+    fn what_there_is_to_look_at_goes_by_what_is_installed() {
+        let everything = expected(true, false);
+        assert_eq!(everything.len(), Check::ALL.len());
+        assert_eq!((expected(false, false).len(), expected(true, true).len()), (everything.len() - 6, everything.len() - 1));
     }
 
     #[test]

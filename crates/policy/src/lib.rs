@@ -35,7 +35,7 @@ pub use containment::{Containment, Facts, containment, contains_anything};
 pub use contradictions::{Contradiction, contradictions};
 pub use decide::{AT_GATEWAY, Ask, Grant, Outcome, Policy, Refusal, RuntimeGrant, decide, hash_of, script_hash};
 pub use effective::{Line, effective};
-pub use enforced::{SandboxNetwork, failing, not_enforced, unseen};
+pub use enforced::{SandboxNetwork, expected, failing, not_enforced, unseen};
 pub use expression::Expression;
 pub use https::{Field, Https, SecretKey};
 pub use input::{InputDemand, input_demand};

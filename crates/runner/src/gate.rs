@@ -34,7 +34,11 @@ enum Seen {
 
 /// Waits until the policy is seen to be enforced. Returns where the gateway is.
 pub(crate) fn pass(egress: &Egress) -> Result<SocketAddr, Refusal> {
-    let has_ipv6 = has_ipv6(&fs::read_to_string("/proc/net/if_inet6").unwrap_or_default());
+    let has_ipv6 = match fs::read_to_string("/proc/net/if_inet6") {
+        Ok(table) => has_ipv6(&table),
+        // A kernel without IPv6 has no such file. What is there and cannot be read may hold an address.
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    };
     pass_within(egress, has_ipv6, LIMIT)
 }
 

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use paddock_protocol::{ROOT_QUESTION, name_servers};
 
+use crate::place::interfaces;
+
 /// How long a place may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
 /// The proxy asks the gateway, which may have to look for a name.
@@ -57,7 +59,7 @@ fn facts() -> Vec<String> {
         ("kernel", read("/proc/sys/kernel/osrelease").map(|kernel| kernel.trim().to_owned())),
         ("user", read("/proc/self/status").and_then(|status| user(&status))),
         ("secrets", Some(secrets.to_string())),
-        ("interfaces", read("/proc/net/dev").map(|table| interfaces(&table))),
+        ("interfaces", read("/proc/net/dev").map(|table| interfaces(&table).join(" "))),
         ("root", read("/proc/self/mounts").and_then(|mounts| root(&mounts).map(str::to_owned))),
     ];
     let ways = FAR.map(|(family, far)| (family, Some(if has_way(far) { "way" } else { "none" }.to_owned())));
@@ -68,12 +70,6 @@ fn facts() -> Vec<String> {
 fn user(status: &str) -> Option<String> {
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     ids.split_whitespace().nth(1).map(str::to_owned)
-}
-
-/// `/proc/net/dev`: two lines of headings, then `NAME: numbers` for each interface.
-fn interfaces(table: &str) -> String {
-    let names = table.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
-    names.collect::<Vec<_>>().join(" ")
 }
 
 /// How `/` is mounted: of several mounts the last one counts.
@@ -185,7 +181,6 @@ mod tests {
     fn facts_are_read_from_what_the_kernel_says() {
         assert_eq!(user("Name:\tx\nUid:\t0\t65532\t0\t0\n").as_deref(), Some("65532"));
         assert_eq!(user("Name:\tx\n"), None);
-        assert_eq!(interfaces("Inter-|\n face |\n    lo: 0 0\n  eth0: 1 2\n"), "lo eth0");
         assert_eq!(root("none / 9p rw,x 0 0\nnone /tmp 9p rw 0 0\nnone / 9p ro,trans=fd 0 0\n"), Some("read-only"));
         assert_eq!(root("none / 9p rw,errors=remount-ro 0 0\n"), Some("writable"));
         assert_eq!(root("none /tmp 9p ro 0 0\n"), None);

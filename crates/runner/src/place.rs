@@ -26,7 +26,11 @@ fn is_gvisor(version: &str) -> Result<(), Refusal> {
     Err(Refusal::new(RefusedReason::NotSandboxed, format!("the kernel is not gVisor's: {}", version.trim())))
 }
 
-/// `/proc/net/dev`: two lines of headings, then `NAME: numbers` for each interface.
+/// The names in `/proc/net/dev`: two lines of headings, then `NAME: numbers` for each interface.
+pub(crate) fn interfaces(table: &str) -> Vec<&str> {
+    table.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim()).collect()
+}
+
 fn has_allowed_interfaces(table: &str, allowed: Interfaces) -> Result<(), Refusal> {
     if allowed == Interfaces::Any {
         return Ok(());
@@ -34,8 +38,7 @@ fn has_allowed_interfaces(table: &str, allowed: Interfaces) -> Result<(), Refusa
     if table.lines().count() < 2 {
         return Err(Refusal::new(RefusedReason::UnexpectedInterface, "the interfaces cannot be read"));
     }
-    let others: Vec<&str> =
-        table.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim()).filter(|name| *name != "lo").collect();
+    let others: Vec<&str> = interfaces(table).into_iter().filter(|name| *name != "lo").collect();
     if others.is_empty() {
         return Ok(());
     }
@@ -54,6 +57,11 @@ mod tests {
         for other in ["Linux version 6.18.44 (gcc)", ""] {
             assert_eq!(is_gvisor(other).unwrap_err().reason, RefusedReason::NotSandboxed, "{other}");
         }
+    }
+
+    #[test]
+    fn interfaces_are_told_by_their_names() {
+        assert_eq!(interfaces(&format!("{HEADINGS}    lo: 0 0\n  eth0: 1 2\n")), ["lo", "eth0"]);
     }
 
     #[test]
