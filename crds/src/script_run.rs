@@ -94,7 +94,7 @@ pub struct ScriptRunSpec {
     /// Memory, CPU and scratch space. What is not set comes from the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceAmounts>,
-    /// Seconds from the start message until the script is ended. The policy gives the default and the maximum.
+    /// Seconds that the script may run, from when its interpreter began until it is told to end. The policy gives the default and the maximum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub timeout_seconds: Option<i64>,

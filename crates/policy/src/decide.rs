@@ -125,7 +125,7 @@ pub struct Grant {
     pub cpu_milli: u64,
     /// Bytes of `/workspace`.
     pub scratch_bytes: u64,
-    /// Seconds from the start message until TERM.
+    /// Seconds from the beginning of the interpreter until TERM.
     pub timeout_seconds: u32,
     /// Seconds from TERM to KILL.
     pub grace_seconds: u32,

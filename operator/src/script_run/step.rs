@@ -515,8 +515,9 @@ fn gone(status: &ScriptRunStatus, transcript: &Transcript) -> Step {
     Step::Finish(outcome(status, None, transcript))
 }
 
-/// The runner keeps the time-out itself; the operator's own clock follows a little later, so that the runner's report comes first.
-const TIMEOUT_SLACK_SECONDS: i64 = 1;
+/// The runner keeps the time-out itself, from when the interpreter began. The operator's own clock runs from when the start was stored,
+/// and is for runners that a script has stopped; so it leaves time for the start message and for an interpreter on a busy node.
+const TIMEOUT_SLACK_SECONDS: i64 = 5;
 
 fn time_left(status: &ScriptRunStatus, run: &ScriptRun, now: Timestamp) -> Option<Duration> {
     let started = status.clocks.as_ref().and_then(|clocks| clocks.started.clone()).map_or(now, |MicroTime(time)| time);

@@ -231,21 +231,22 @@ fn only_the_kubelet_ends_a_run() {
 fn time_and_cancel_stop_a_running_script_and_stay_stopped() {
     let run = started(1);
     let running = with_pod(&run, a_stream(|transcript| transcript.accepted = true), |_| ());
-    assert_eq!(step(&run, &running, 11), Step::Rest { wake: Some(Duration::from_secs(1)) });
-    assert_eq!(step(&run, &running, 12), Step::RecordStop(Reason::TimedOut));
+    // Stored as started at 1, for 10 seconds: the script may have begun a while later, and the runner knows when.
+    assert_eq!(step(&run, &running, 12), Step::Rest { wake: Some(Duration::from_secs(4)) });
+    assert_eq!(step(&run, &running, 16), Step::RecordStop(Reason::TimedOut));
     let mut cancelled = run.clone();
     cancelled.spec.cancel = Some(true);
     assert_eq!(step(&cancelled, &running, 2), Step::RecordStop(Reason::Cancelled));
-    let stopping = after(&cancelled, &running, &Step::RecordStop(Reason::TimedOut), &super::super::apply::Done::Yes, 12);
-    assert_eq!(step(&stopping, &running, 13), Step::StopPod(Stop::Gracefully));
+    let stopping = after(&cancelled, &running, &Step::RecordStop(Reason::TimedOut), &super::super::apply::Done::Yes, 16);
+    assert_eq!(step(&stopping, &running, 17), Step::StopPod(Stop::Gracefully));
     let sent = Seen { stream: StreamSeen { stop_sent: Some(Stop::Gracefully), ..running.stream.clone() }, ..running.clone() };
-    assert!(is_rest(&step(&stopping, &sent, 13)));
+    assert!(is_rest(&step(&stopping, &sent, 17)));
     let over = Seen {
         pod: present(PodFacts { life: ended(143, "Error"), ..a_pod(&run) }),
         stream: StreamSeen { complete: true, ..sent.stream },
         ..running
     };
-    assert!(matches!(step(&stopping, &over, 14), Step::Finish(outcome) if outcome.reason == Reason::TimedOut));
+    assert!(matches!(step(&stopping, &over, 18), Step::Finish(outcome) if outcome.reason == Reason::TimedOut));
 }
 
 #[test]
