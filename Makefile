@@ -95,7 +95,7 @@ bench-policy: ## One decision beside Rego and Cedar over the same rules, in micr
 .PHONY: bench-egress
 bench-egress: ## The egress gateway beside direct connections, Squid and tinyproxy, as one JSON line; as root, with mmdebstrap
 	@cargo build --quiet --release -p paddock-egress
-	@test -d target/bench-egress || mmdebstrap --variant=extract --quiet --include=squid,tinyproxy-bin bookworm target/bench-egress
+	@test -d target/bench-egress || mmdebstrap --variant=extract --quiet --include=squid-openssl,tinyproxy-bin bookworm target/bench-egress
 	@ulimit -n $$(ulimit -Hn) && cargo run --quiet --release --manifest-path bench/Cargo.toml --bin paddock-bench-egress -- target/release/paddock-egress target/bench-egress
 
 .PHONY: bench-queue

@@ -86,6 +86,26 @@ impl Refusal {
         }
     }
 
+    /// All that [`Refusal::reason`] says.
+    pub const REASONS: [&str; 16] = [
+        "NotConnect",
+        "BadTarget",
+        "NoToken",
+        "NotReady",
+        "Stale",
+        "UnknownToken",
+        "OtherPod",
+        "NotGranted",
+        "AddressRefused",
+        "NotResolved",
+        "NotConnected",
+        "NoAnswer",
+        "TlsFailed",
+        "SecretUnusable",
+        "TooManyTunnels",
+        "BudgetSpent",
+    ];
+
     /// A closed set, for programs.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -235,6 +255,29 @@ mod tests {
         let builder = Request::builder().method(Method::CONNECT).uri("a.example.com:443");
         let builder = header.iter().fold(builder, |builder, header| builder.header("Proxy-Authorization", header));
         assert_eq!(ask(builder), Err("NoToken"));
+    }
+
+    #[test]
+    fn each_reason_is_listed() {
+        let said = [
+            Refusal::NotConnect,
+            Refusal::Target(Authority::parse("").unwrap_err()),
+            Refusal::NoToken,
+            Refusal::Grant(NoGrant::NotReady),
+            Refusal::Grant(NoGrant::Stale),
+            Refusal::Grant(NoGrant::Unknown),
+            Refusal::Grant(NoGrant::OtherPod),
+            Refusal::NotGranted { rule: String::new(), ask: String::new() },
+            Refusal::Address(String::new()),
+            Refusal::NotResolved,
+            Refusal::NotConnected,
+            Refusal::NoAnswer,
+            Refusal::Tls(String::new()),
+            Refusal::SecretUnusable,
+            Refusal::TooMany,
+            Refusal::BudgetSpent,
+        ];
+        assert_eq!(said.map(|refusal| refusal.reason()), Refusal::REASONS);
     }
 
     #[test]

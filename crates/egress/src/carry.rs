@@ -12,8 +12,8 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use crate::live::Tunnel;
 use crate::wire::Outcome;
 
-/// Bytes that are read at once; they are on the stack.
-const AT_ONCE: usize = 16 << 10;
+/// Bytes that are read at once; they are on the stack. As many are encrypted before they have gone out.
+pub const AT_ONCE: usize = 32 << 10;
 
 /// What went through a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

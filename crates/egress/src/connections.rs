@@ -35,6 +35,11 @@ impl Connections {
         true
     }
 
+    /// How many there are.
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
     /// One of this address has ended.
     pub fn ended(&mut self, peer: IpAddr) {
         let Some(own) = self.by_address.get_mut(&peer) else { return };

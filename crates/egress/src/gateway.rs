@@ -29,6 +29,7 @@ use crate::grants::{Grants, Message, Protocol, Verdict};
 use crate::hello::{self, server_name};
 use crate::https::Https;
 use crate::live::{Live, NoTunnel, Tunnel};
+use crate::metrics::{Counters, Load};
 use crate::wire::{Outcome, Report};
 
 /// For each of: the TLS handshake, the head of the request, the ClientHello.
@@ -54,6 +55,7 @@ pub struct Gateway {
     connections: Mutex<Connections>,
     /// Those of them that are requests for `http://`.
     requests: Mutex<Connections>,
+    counters: Counters,
 }
 
 /// What is granted, and by which connection of the operator it was told.
@@ -101,7 +103,7 @@ impl Gateway {
     pub fn new(resolver: Box<dyn Resolve>, reports: mpsc::Sender<Report>, most: usize) -> Self {
         let connections = Mutex::new(Connections::new(most));
         let requests = Mutex::new(Connections::new(most.div_ceil(PART_OF_REQUESTS)));
-        Self { told: Mutex::default(), live: Arc::default(), resolver, reports, connections, requests }
+        Self { told: Mutex::default(), live: Arc::default(), resolver, reports, connections, requests, counters: Counters::default() }
     }
 
     /// The operator has connected. Until it has told all grants, nothing is granted.
@@ -150,9 +152,28 @@ impl Gateway {
         self.live.count()
     }
 
+    /// A connection has not become TLS in time.
+    pub(crate) fn not_tls(&self) {
+        self.counters.not_tls.inc();
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        let (connections, now) = (lock(&self.connections).total(), Instant::now());
+        let told = lock(&self.told);
+        Load { connections, tunnels: self.tunnels(), runs: told.grants.runs(), is_told: told.grants.are_told(now) }
+    }
+
     /// Counts a connection, before anything of it is read. `None`: this address has too many, or all have.
     pub fn count(self: &Arc<Self>, peer: IpAddr) -> Option<Counted> {
-        self.count_among(peer, |gateway| &gateway.connections)
+        let counted = self.count_among(peer, |gateway| &gateway.connections);
+        if counted.is_none() {
+            self.counters.turned_away.inc();
+        }
+        counted
     }
 
     fn count_among(self: &Arc<Self>, peer: IpAddr, among: fn(&Self) -> &Mutex<Connections>) -> Option<Counted> {
@@ -200,23 +221,24 @@ impl Gateway {
                     }
                     drop(counted);
                 }));
-                return refused(&refusal);
+                return self.refused(&refusal);
             }
         };
         if granted.protocol == Protocol::Http {
             let (request, among) = (Request::from_parts(head, body), self.count_among(counted.peer, |gateway| &gateway.requests));
             let (Some(among), Some(over)) = (among, over) else {
                 self.report(&granted, began, Some(address), Outcome::TooManyTunnels, Carried::default());
-                return refused(&Refusal::TooMany);
+                return self.refused(&Refusal::TooMany);
             };
             let Some(https) = granted.https.clone() else {
                 return self.ask_the_host(request, (granted, there, address), began, ([counted, Arc::new(among)], over)).await;
             };
             return match self.speak_tls(&https, &granted, there, began).await {
                 Ok(there) => self.ask_the_host(request, (granted, there, address), began, ([counted, Arc::new(among)], over)).await,
-                Err(refusal) => refused(&refusal),
+                Err(refusal) => self.refused(&refusal),
             };
         }
+        self.counters.connected();
         tokio::spawn(async move {
             let (outcome, carried) = match upgrade.await {
                 Ok(upgraded) => through(TokioIo::new(upgraded), there, &granted).await,
@@ -241,19 +263,21 @@ impl Gateway {
         let ended = Ended::default();
         let (ours, theirs) = tokio::io::duplex(AT_ONCE);
         let there = ended.told_by(there);
+        let gateway = self.clone();
         tokio::spawn(async move {
             let (outcome, carried) = request_through(theirs, there, &granted, over).await;
-            self.report(&granted, began, Some(address), outcome, carried);
+            gateway.report(&granted, began, Some(address), outcome, carried);
             drop(counted);
         });
         match forward::ask(ended.needed_by(ours), request).await {
             Some(mut answer) => {
+                self.counters.connected();
                 if let Some(https) = https {
                     https.cover(answer.headers_mut());
                 }
                 answer.map(Either::Right)
             }
-            None => refused(&Refusal::NoAnswer),
+            None => self.refused(&Refusal::NoAnswer),
         }
     }
 
@@ -269,7 +293,9 @@ impl Gateway {
         // hyper drops this future when the client goes away meanwhile: names were looked up all the same.
         let dialled = {
             let mut dialling = Dialling { gateway: self, granted: &granted, began, is_over: false };
+            let begin = Instant::now();
             let dialled = dial(&granted.to, &granted.addresses, self.resolver.as_ref()).await;
+            self.counters.dialled(begin.elapsed());
             dialling.is_over = true;
             dialled
         };
@@ -291,13 +317,13 @@ impl Gateway {
             Verdict::Granted { rule, protocol, addresses, https } => (rule, protocol, addresses, https),
             Verdict::Refused { rule, ask: what } => {
                 let report = Report::refused((&grant.run, &grant.name), &ask.destination(), &rule, Outcome::NotGranted);
-                let _ = self.reports.try_send(report);
+                self.tell(report);
                 return Err(Refusal::NotGranted { rule, ask: what });
             }
         };
         if https.as_ref().is_some_and(|https| https.lacks_a_value()) {
             let report = Report::refused((&grant.run, &grant.name), &ask.destination(), &rule, Outcome::SecretUnusable);
-            let _ = self.reports.try_send(report);
+            self.tell(report);
             return Err(Refusal::SecretUnusable);
         }
         let tunnel = self.live.open(&grant.run, grant.budget).map_err(|no| {
@@ -305,7 +331,7 @@ impl Gateway {
                 NoTunnel::TooMany => (Refusal::TooMany, Outcome::TooManyTunnels),
                 NoTunnel::Spent => (Refusal::BudgetSpent, Outcome::BudgetSpent),
             };
-            let _ = self.reports.try_send(Report::refused((&grant.run, &grant.name), &ask.destination(), &rule, outcome));
+            self.tell(Report::refused((&grant.run, &grant.name), &ask.destination(), &rule, outcome));
             refusal
         })?;
         Ok(Granted {
@@ -321,10 +347,23 @@ impl Gateway {
         })
     }
 
+    /// To the operator, if it is there to hear.
+    fn tell(&self, report: Report) {
+        if self.reports.try_send(report).is_err() {
+            self.counters.reports_dropped.inc();
+        }
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Response<Answer> {
+        self.counters.refused(refusal);
+        refused(refusal)
+    }
+
     fn report(&self, granted: &Granted, began: Instant, address: Option<IpAddr>, outcome: Outcome, carried: Carried) {
         let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let of = Report::refused((&granted.run, &granted.name), &granted.destination, &granted.rule, outcome);
-        let _ = self.reports.try_send(Report { address, sent: carried.sent, received: carried.received, milliseconds, ..of });
+        self.counters.carried(carried);
+        self.tell(Report { address, sent: carried.sent, received: carried.received, milliseconds, ..of });
     }
 }
 

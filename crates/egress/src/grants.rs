@@ -196,6 +196,16 @@ impl Grants {
         if grant.pod.contains(&pod) { Ok(grant) } else { Err(NoGrant::OtherPod) }
     }
 
+    /// Runs that are granted something.
+    pub fn runs(&self) -> usize {
+        self.by_run.len()
+    }
+
+    /// Whether it is known what is granted.
+    pub fn are_told(&self, now: Instant) -> bool {
+        self.told == Told::All && !self.is_stale(now)
+    }
+
     /// Whether tunnels have to be cut because nobody says any more what is granted.
     pub fn is_stale(&self, now: Instant) -> bool {
         self.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= STALE_AFTER)

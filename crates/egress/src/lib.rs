@@ -15,6 +15,7 @@ pub mod grants;
 pub mod hello;
 pub mod https;
 pub mod live;
+pub mod metrics;
 pub mod rate;
 pub mod server;
 pub mod tls;

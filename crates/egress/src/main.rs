@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use hickory_resolver::TokioResolver;
 use paddock_egress::gateway::Gateway;
+use paddock_egress::metrics::Shown;
 use paddock_egress::server::{Served, serve_sandboxes, serve_the_operator};
 use paddock_egress::tls::Files;
 use tokio::net::TcpListener;
@@ -35,6 +36,9 @@ struct Config {
     /// Where nobody may connect to from a sandbox: what network policies allow is seen by what they forbid
     #[arg(long, default_value = "[::]:8445")]
     forbidden_listen: SocketAddr,
+    /// Where probes and Prometheus ask
+    #[arg(long, default_value = "[::]:8446")]
+    metrics_listen: SocketAddr,
     /// Connections of sandboxes at once, also of those that have shown no token yet
     #[arg(long, default_value = "2048", value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
     connections: u32,
@@ -76,7 +80,9 @@ async fn run(config: Config) -> Result<()> {
     tokio::spawn(follow(config.certificates, files, sandboxes.clone(), operator.clone()));
     tokio::spawn(serve_the_operator(for_the_operator, operator, gateway.clone(), reports));
     tokio::spawn(tick(gateway.clone()));
+    let shown = paddock_health::serve(config.metrics_listen, Shown::of(gateway.clone()));
     tokio::select! {
+        served = shown => served.with_context(|| format!("cannot listen on {}", config.metrics_listen))?,
         () = serve_sandboxes(for_sandboxes, sandboxes, gateway) => {}
         ended = ended() => ended?,
     }

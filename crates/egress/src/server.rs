@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use crate::carry::AT_ONCE;
 use crate::gateway::{Connection, FIRST_BYTES, Gateway};
 use crate::grants::STALE_AFTER;
 use crate::wire::{self, Answer, LONGEST_LINE, Report};
@@ -46,8 +47,10 @@ pub async fn serve_sandboxes(listener: TcpListener, served: Served, gateway: Arc
         let (acceptor, gateway) = (served.acceptor(), gateway.clone());
         tokio::spawn(async move {
             let _ = socket.set_nodelay(true);
-            if let Ok(Ok(stream)) = timeout(FIRST_BYTES, acceptor.accept(socket)).await {
-                gateway.serve(counted, stream).await;
+            let accepted = acceptor.accept_with(socket, |tls| tls.set_buffer_limit(Some(AT_ONCE)));
+            match timeout(FIRST_BYTES, accepted).await {
+                Ok(Ok(stream)) => gateway.serve(counted, stream).await,
+                _ => gateway.not_tls(),
             }
         });
     }

@@ -30,9 +30,11 @@ impl Files {
     /// For sandboxes, which have a token instead of a certificate.
     pub fn for_sandboxes(&self) -> Result<Arc<ServerConfig>> {
         let mut config = builder()?.with_no_client_auth().with_single_cert(self.chain()?, self.key()?)?;
-        // A run connects anew for each tunnel; what is kept for resumption would outlive it.
+        // A run connects anew for each tunnel, and from the second on without certificates and signatures. Nothing is kept here for that: what the
+        // run shows is sealed with a key of this process, made with the certificate. A session opens nothing: each tunnel asks with its token.
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        config.ticketer = rustls::crypto::ring::Ticketer::new()?;
+        config.send_tls13_tickets = 1;
         Ok(Arc::new(config))
     }
 

@@ -16,6 +16,7 @@ use paddock_egress::server::{Served, serve_sandboxes, serve_the_operator};
 use paddock_egress::tls::Files;
 use paddock_egress::wire::{Answer, LONGEST_LINE, Outcome, Report, Said, Told, token_text};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::HandshakeKind;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -56,6 +57,7 @@ impl Authority {
 
 struct Ports {
     authority: Authority,
+    served: Served,
     sandboxes: SocketAddr,
     operator: SocketAddr,
 }
@@ -67,14 +69,21 @@ async fn ports() -> Ports {
     let (sender, reports) = mpsc::channel(16);
     let gateway = Arc::new(Gateway::new(Box::new(Nowhere), sender, 4096));
     let (one, other) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
-    let ports = Ports { authority, sandboxes: one.local_addr().unwrap(), operator: other.local_addr().unwrap() };
-    tokio::spawn(serve_sandboxes(one, Served::new(files.for_sandboxes().unwrap()), gateway.clone()));
+    let one_address = one.local_addr().unwrap();
+    let served = Served::new(files.for_sandboxes().unwrap());
+    tokio::spawn(serve_sandboxes(one, served.clone(), gateway.clone()));
+    let ports = Ports { authority, served, sandboxes: one_address, operator: other.local_addr().unwrap() };
     tokio::spawn(serve_the_operator(other, Served::new(files.for_the_operator().unwrap()), gateway, reports));
     ports
 }
 
 impl Ports {
     async fn connect(&self, to: SocketAddr, certificate: Option<(String, String)>) -> std::io::Result<TlsStream<TcpStream>> {
+        let socket = TcpStream::connect(to).await?;
+        self.connector(certificate).connect(ServerName::try_from("paddock-egress").unwrap(), socket).await
+    }
+
+    fn connector(&self, certificate: Option<(String, String)>) -> TlsConnector {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.authority.pem.as_bytes()).unwrap()).unwrap();
         let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -88,8 +97,7 @@ impl Ports {
                 builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
             }
         };
-        let socket = TcpStream::connect(to).await?;
-        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("paddock-egress").unwrap(), socket).await
+        TlsConnector::from(Arc::new(config))
     }
 
     async fn operator(&self) -> BufReader<TlsStream<TcpStream>> {
@@ -98,10 +106,7 @@ impl Ports {
 
     /// What a sandbox is answered, of which the address is this machine's.
     async fn ask(&self) -> String {
-        let mut stream = self.connect(self.sandboxes, None).await.unwrap();
-        stream.write_all(b"CONNECT a.example.com:443 HTTP/1.1\r\nProxy-Authorization: Bearer t\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
+        let answer = ask(&mut self.connect(self.sandboxes, None).await.unwrap()).await;
         answer.split("\"reason\":\"").nth(1).unwrap_or_default().split('"').next().unwrap_or_default().to_owned()
     }
 
@@ -114,6 +119,13 @@ impl Ports {
         }
         assert_eq!(self.ask().await, expected);
     }
+}
+
+async fn ask(stream: &mut TlsStream<TcpStream>) -> String {
+    stream.write_all(b"CONNECT a.example.com:443 HTTP/1.1\r\nProxy-Authorization: Bearer t\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 fn grant(token: &str) -> Said {
@@ -162,6 +174,26 @@ async fn the_operator_tells_what_is_granted_and_hears_what_was_asked() {
     ports.eventually("UnknownToken").await;
     drop(operator);
     ports.eventually("NotReady").await;
+}
+
+/// A run opens many connections: the gateway signs for the first. What it had signed with before it serves another certificate opens none.
+#[tokio::test]
+async fn a_second_connection_needs_no_certificate_until_another_is_served() {
+    let ports = ports().await;
+    let connector = ports.connector(None);
+    let kind = async || {
+        let socket = TcpStream::connect(ports.sandboxes).await.unwrap();
+        let mut stream = connector.connect(ServerName::try_from("paddock-egress").unwrap(), socket).await.unwrap();
+        // What the next one is resumed with comes with the answer.
+        assert!(ask(&mut stream).await.contains("NotReady"));
+        stream.get_ref().1.handshake_kind().unwrap()
+    };
+    assert_eq!(kind().await, HandshakeKind::Full);
+    assert_eq!(kind().await, HandshakeKind::Resumed);
+    let (chain, key) = ports.authority.issue("paddock-egress");
+    let files = Files { chain: chain.into(), key: key.into(), authority: ports.authority.pem.clone().into() };
+    ports.served.set(files.for_sandboxes().unwrap());
+    assert_eq!(kind().await, HandshakeKind::Full);
 }
 
 #[tokio::test]

@@ -39,7 +39,8 @@ impl Gateway {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]);
         let mut tls = builder.map_err(io::Error::other)?.with_root_certificates(roots).with_no_client_auth();
-        tls.resumption = rustls::client::Resumption::disabled();
+        // Of one gateway: what the last connections left, so that the next needs no certificate.
+        tls.resumption = rustls::client::Resumption::in_memory_sessions(1);
         let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
         Ok(Self { address, name, tls: Arc::new(tls) })
     }

@@ -1,6 +1,6 @@
 //! Networks, as granted: through the gateway to what policies name, and nowhere else. Public hosts are in the cluster's own network.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use crate::harness::disturb::{begin, begin_what_has_ended, end, kill_operator, leader, process_of, upgrade};
@@ -27,6 +27,9 @@ const PLAIN: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 20);
 const SPENT: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 21);
 const REPLICA: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 17);
 const LEADER: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 18);
+const PUBLIC_6: Ipv6Addr = Ipv6Addr::new(0x2600, 0x9000, 0x5300, 0, 0, 0, 0, 0x14);
+/// The API server's in the other family.
+const SERVICE_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x214, 0, 0, 0, 0, 1);
 /// Nobody's in the cluster.
 const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 5);
 /// The API server's.
@@ -146,6 +149,30 @@ print(sorted(name for name in os.environ if "PROXY" in name.upper()))
 }
 
 /// Plain HTTP is a grant of its own. What the host gets is what the script has asked it for, and nothing that the gateway is told.
+/// The gateway goes out over whichever family a name leads to.
+#[tokio::test]
+async fn a_host_that_has_ipv6_alone_is_reached_too() {
+    let _alone = alone().await;
+    let host = https("six.example.com", PUBLIC_6);
+    names(&[("six.example.com", PUBLIC_6), ("six-inside.example.com", SERVICE_6)]);
+    granting("six", |tenant| async move {
+        let script = CLIENT.to_owned()
+            + r#"
+print(get("https://six.example.com/"))
+print(get("https://six-inside.example.com/"))
+"#;
+        let network = ["six.example.com", "six-inside.example.com"];
+        let run = tenant.run(asking(&tenant, &script, &network, &json!({ "authority": host.authority }))).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        let told = stdout(&run);
+        assert!(told.starts_with("hello\n") && told.contains("403"), "{told}");
+        let used = status(&run).network.unwrap();
+        let refusals: Vec<_> = used.refusals.iter().map(|refusal| (refusal.to.as_str(), refusal.reason.as_str(), refusal.count)).collect();
+        assert_eq!(refusals, [("six-inside.example.com:443", "AddressRefused", 1)]);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_host_over_plain_http_is_reached_where_a_policy_says_so() {
     const SCRIPT: &str = r#"

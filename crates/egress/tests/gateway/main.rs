@@ -4,4 +4,5 @@
 mod attacks;
 mod http;
 mod https;
+mod metrics;
 mod world;

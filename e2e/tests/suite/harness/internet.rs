@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 
@@ -21,20 +21,19 @@ pub fn inside<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> T
 }
 
 /// Gives the cluster's node this address too.
-fn own(address: Ipv4Addr) {
+fn own(address: IpAddr) {
     let namespace = format!("--net={}", Layout::network_namespace().display());
-    let status = std::process::Command::new("nsenter")
-        .args([&namespace, "ip", "address", "replace", &format!("{address}/32"), "dev", "lo"])
-        .status();
+    let status =
+        std::process::Command::new("nsenter").args([&namespace, "ip", "address", "replace", &address.to_string(), "dev", "lo"]).status();
     assert!(status.unwrap().success());
 }
 
-static NAMES: Mutex<BTreeMap<String, Ipv4Addr>> = Mutex::new(BTreeMap::new());
+static NAMES: Mutex<BTreeMap<String, IpAddr>> = Mutex::new(BTreeMap::new());
 
 /// The name server of the cluster answers for these names too. It knows no others than those that tests have named.
-pub fn names(new: &[(&str, Ipv4Addr)]) {
+pub fn names<A: Into<IpAddr> + Copy>(new: &[(&str, A)]) {
     static SERVER: Once = Once::new();
-    NAMES.lock().unwrap().extend(new.iter().map(|(name, address)| ((*name).to_owned(), *address)));
+    NAMES.lock().unwrap().extend(new.iter().map(|(name, address)| ((*name).to_owned(), (*address).into())));
     SERVER.call_once(serve_names);
 }
 
@@ -52,7 +51,7 @@ fn serve_names() {
 }
 
 /// RFC 1035: the question again, and one address of it if it asks for one.
-fn answer(query: &[u8], names: &BTreeMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
+fn answer(query: &[u8], names: &BTreeMap<String, IpAddr>) -> Option<Vec<u8>> {
     let (mut labels, mut at) = (Vec::new(), 12);
     while *query.get(at)? != 0 {
         let length = usize::from(query[at]);
@@ -61,14 +60,19 @@ fn answer(query: &[u8], names: &BTreeMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
     }
     let kind = query.get(at + 1..at + 3)?;
     let address = names.get(&labels.join("."));
-    let found = address.filter(|_| kind == [0, 1]);
+    // A, or AAAA.
+    let found = address.filter(|address| kind == [0, if address.is_ipv4() { 1 } else { 28 }]);
     // An answer, recursive; NXDOMAIN where there is no such name.
     let flags = [0x81, if address.is_some() { 0x80 } else { 0x83 }];
     let counts = [0, 1, 0, u8::from(found.is_some()), 0, 0, 0, 0];
     let mut told = [&query[..2], &flags, &counts, query.get(12..at + 5)?].concat();
     if let Some(address) = found {
-        told.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
-        told.extend(address.octets());
+        let octets = match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        told.extend([0xc0, 12, kind[0], kind[1], 0, 1, 0, 0, 0, 1, 0, u8::try_from(octets.len()).ok()?]);
+        told.extend(octets);
     }
     Some(told)
 }
@@ -106,7 +110,8 @@ pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// Serves HTTP over TLS for `name` at this address: `hello` at once, or, where `/slow` is asked for, a line every 10 ms for ever, and, for
 /// `/head`, what it was asked. Git finds one branch in `/repository`.
-pub fn https(name: &str, address: Ipv4Addr) -> Host {
+pub fn https(name: &str, address: impl Into<IpAddr>) -> Host {
+    let address = address.into();
     own(address);
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -132,7 +137,8 @@ pub fn https(name: &str, address: Ipv4Addr) -> Host {
 }
 
 /// Serves the same without TLS.
-pub fn http(address: Ipv4Addr) {
+pub fn http(address: impl Into<IpAddr>) {
+    let address = address.into();
     own(address);
     let listener = inside(move || TcpListener::bind(SocketAddr::from((address, 80))).unwrap());
     std::thread::spawn(move || {
@@ -143,7 +149,8 @@ pub fn http(address: Ipv4Addr) {
 }
 
 /// Sends back at this address and port whatever comes.
-pub fn echo(address: Ipv4Addr, port: u16) {
+pub fn echo(address: impl Into<IpAddr>, port: u16) {
+    let address = address.into();
     own(address);
     let listener = inside(move || TcpListener::bind(SocketAddr::from((address, port))).unwrap());
     std::thread::spawn(move || {

@@ -1,7 +1,10 @@
 //! What a connection through the egress gateway costs, beside a direct one and beside Squid and tinyproxy on the same streams, as one JSON line. Everything
 //! is on loopback; the gateway is the real process, with certificates, an operator's side and grants made here. The sides take turns.
 //!
-//! `paddock-bench-egress GATEWAY ROOT`: the gateway's binary, and a Debian root with squid and tinyproxy in it.
+//! `paddock-bench-egress GATEWAY ROOT [PART ...]`: the gateway's binary, a Debian root with squid and tinyproxy in it, and what of the line is measured, if not
+//! all.
+
+mod others;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,6 +25,15 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
+/// What is measured, in this order.
+const PARTS: [&str; 6] = [
+    "microsecondsOfARequest",
+    "gigabytesPerSecond",
+    "megabytesPerSecondOfAGigabit",
+    "connectionsPerSecond",
+    "microsecondsOfOthers",
+    "bytesOfAnIdleTunnel",
+];
 /// Requests on a connection that is open, of each side.
 const REQUESTS: usize = 3000;
 /// Bytes of a request's answer.
@@ -29,6 +41,11 @@ const SMALL: u64 = 100;
 /// Bytes of a stream, and how many of each side.
 const LARGE: u64 = 512 << 20;
 const STREAMS: usize = 5;
+/// Of a host whose link has a gigabit in a second.
+const MEDIUM: u64 = 128 << 20;
+/// Asks the server to send no faster than such a link.
+const PACED: u64 = 1 << 63;
+const GIGABIT: f64 = 1e9 / 8.0;
 /// Clients that connect, ask once and go, for so long, so many times.
 const CLIENTS: usize = 32;
 const TURN: Duration = Duration::from_secs(2);
@@ -41,7 +58,9 @@ const TOKEN: &str = "a token of the bench";
 const GATEWAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 28443);
 const OPERATOR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 28444);
 const FORBIDDEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 28445);
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 28446);
 const SQUID: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 23128);
+const SQUID_OVER_TLS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 23129);
 const TINYPROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 28888);
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -63,44 +82,65 @@ enum Side {
     Direct,
     Gateway,
     Squid,
+    /// As the gateway is spoken to.
+    SquidOverTls,
     Tinyproxy,
 }
 
-const SIDES: [Side; 4] = [Side::Direct, Side::Gateway, Side::Squid, Side::Tinyproxy];
+const SIDES: [Side; 5] = [Side::Direct, Side::Gateway, Side::Squid, Side::SquidOverTls, Side::Tinyproxy];
 
 #[derive(Clone)]
 struct World {
     server: SocketAddr,
     tls: TlsConnector,
+    /// Where what keeps the gateway busy runs, the server of it too: threads of its own, as it would be another sandbox's.
+    busy: tokio::runtime::Handle,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
-    let (gateway, root) = arguments.next().zip(arguments.next()).context("paddock-bench-egress GATEWAY ROOT")?;
+    let (gateway, root) = arguments.next().zip(arguments.next()).context("paddock-bench-egress GATEWAY ROOT [PART ...]")?;
+    let parts: Vec<String> = arguments.map(|part| part.to_string_lossy().into_owned()).collect();
     let folder = std::env::temp_dir().join(format!("paddock-bench-egress-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let told = measure(&gateway, &root, &folder).await;
+    let told = measure(&gateway, &root, &folder, &parts).await;
     std::fs::remove_dir_all(&folder)?;
     println!("{}", told?);
     Ok(())
 }
 
-async fn measure(gateway: &Path, root: &Path, folder: &Path) -> Result<Value> {
+async fn measure(gateway: &Path, root: &Path, folder: &Path, parts: &[String]) -> Result<Value> {
     let authority = Authority::new()?;
     let process = begin_gateway(gateway, folder, &authority)?;
-    let _proxies = begin_proxies(root)?;
-    let server = serve().await?;
-    let world = World { server, tls: authority.connector(None)? };
-    for address in [GATEWAY, OPERATOR, SQUID, TINYPROXY] {
+    let _proxies = begin_proxies(root, &authority)?;
+    let busy = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let told = measure_all(parts, &authority, process.0.id(), busy.handle().clone()).await;
+    // It cannot be waited for here.
+    busy.shutdown_background();
+    told
+}
+
+async fn measure_all(parts: &[String], authority: &Authority, gateway: u32, busy: tokio::runtime::Handle) -> Result<Value> {
+    let (server, another) = (serve().await?, busy.spawn(serve()).await??);
+    let world = World { server, tls: authority.connector(None)?, busy };
+    for address in [GATEWAY, OPERATOR, SQUID, SQUID_OVER_TLS, TINYPROXY] {
         listens(address).await?;
     }
-    tell(authority.connector(Some("paddock-operator"))?, server).await?;
-    let (latency, throughput, rate) = (latency(&world).await?, throughput(&world).await?, rate(&world).await?);
-    let idle = memory_of_idle_tunnels(&world, process.0.id()).await?;
-    Ok(
-        json!({ "microsecondsOfARequest": latency, "gigabytesPerSecond": throughput, "connectionsPerSecond": rate, "bytesOfAnIdleTunnel": idle }),
-    )
+    tell(authority.connector(Some("paddock-operator"))?, &[server, another]).await?;
+    let mut told = serde_json::Map::new();
+    for part in PARTS.iter().filter(|part| parts.is_empty() || parts.iter().any(|named| named == *part)) {
+        let value = match *part {
+            "microsecondsOfARequest" => latency(&world).await?,
+            "gigabytesPerSecond" => throughput(&world, LARGE, 1e9).await?,
+            "megabytesPerSecondOfAGigabit" => throughput(&world, PACED | MEDIUM, 1e6).await?,
+            "connectionsPerSecond" => rate(&world).await?,
+            "microsecondsOfOthers" => others::others(&world, another).await?,
+            _ => memory_of_idle_tunnels(&world, gateway).await?,
+        };
+        told.insert((*part).to_owned(), value);
+    }
+    Ok(told.into())
 }
 
 /// Times of a request of a few bytes on a connection that is open.
@@ -122,14 +162,15 @@ async fn latency(world: &World) -> Result<Value> {
     Ok(told(times))
 }
 
-async fn throughput(world: &World) -> Result<Value> {
+/// In bytes a second, divided by `unit`.
+async fn throughput(world: &World, asked: u64, unit: f64) -> Result<Value> {
     let mut rates: BTreeMap<Side, Vec<f64>> = BTreeMap::new();
     for _ in 0..STREAMS {
         for side in SIDES {
             let mut stream = world.open(side, Ipv4Addr::LOCALHOST).await?;
             let begin = Instant::now();
-            request(&mut stream, LARGE).await?;
-            rates.entry(side).or_default().push(LARGE as f64 / begin.elapsed().as_secs_f64() / 1e9);
+            request(&mut stream, asked).await?;
+            rates.entry(side).or_default().push((asked & !PACED) as f64 / begin.elapsed().as_secs_f64() / unit);
         }
     }
     Ok(told(rates))
@@ -199,8 +240,8 @@ fn told(values: BTreeMap<Side, Vec<f64>>) -> Value {
 async fn request(stream: &mut Box<dyn Stream>, bytes: u64) -> Result<()> {
     stream.write_all(&bytes.to_be_bytes()).await?;
     stream.flush().await?;
-    let mut buffer = vec![0; usize::try_from(bytes.min(256 << 10))?];
-    let mut left = bytes;
+    let mut left = bytes & !PACED;
+    let mut buffer = vec![0; usize::try_from(left.min(256 << 10))?];
     while left > 0 {
         let most = usize::try_from(left.min(buffer.len() as u64))?;
         let count = stream.read(&mut buffer[..most]).await?;
@@ -226,11 +267,11 @@ impl World {
         };
         Ok(match side {
             Side::Direct => Box::new(connect(self.server).await?),
-            Side::Gateway => {
-                let stream = self.tls.connect(ServerName::try_from("paddock-egress")?, connect(GATEWAY).await?).await?;
-                self.tunnel(stream).await?
-            }
+            Side::Gateway => self.tunnel(self.tls.connect(ServerName::try_from("paddock-egress")?, connect(GATEWAY).await?).await?).await?,
             Side::Squid => self.tunnel(connect(SQUID).await?).await?,
+            Side::SquidOverTls => {
+                self.tunnel(self.tls.connect(ServerName::try_from("squid")?, connect(SQUID_OVER_TLS).await?).await?).await?
+            }
             Side::Tinyproxy => self.tunnel(connect(TINYPROXY).await?).await?,
         })
     }
@@ -258,11 +299,16 @@ async fn serve() -> Result<SocketAddr> {
             tokio::spawn(async move {
                 let _ = socket.set_nodelay(true);
                 let block = vec![7; 256 << 10];
-                while let Ok(mut left) = socket.read_u64().await {
+                while let Ok(asked) = socket.read_u64().await {
+                    let (begin, all) = (Instant::now(), asked & !PACED);
+                    let mut left = all;
                     while left > 0 {
                         let most = left.min(block.len() as u64) as usize;
                         socket.write_all(&block[..most]).await?;
                         left -= most as u64;
+                        if asked & PACED != 0 {
+                            tokio::time::sleep_until((begin + Duration::from_secs_f64((all - left) as f64 / GIGABIT)).into()).await;
+                        }
                     }
                 }
                 Ok::<(), std::io::Error>(())
@@ -323,15 +369,21 @@ fn begin_gateway(program: &Path, folder: &Path, authority: &Authority) -> Result
         &OPERATOR.to_string(),
         "--forbidden-listen",
         &FORBIDDEN.to_string(),
+        "--metrics-listen",
+        &METRICS.to_string(),
     ]);
     command.args(["--connections", "20000", "--certificates"]).arg(folder);
     begin(&mut command)
 }
 
 /// Each as its package starts it, with nothing in it that costs time: no cache, no log.
-fn begin_proxies(root: &Path) -> Result<[Process; 2]> {
+fn begin_proxies(root: &Path, authority: &Authority) -> Result<[Process; 2]> {
+    let (chain, key) = authority.issue("squid")?;
+    for (file, text) in [("squid.crt", chain), ("squid.key", key)] {
+        std::fs::write(root.join(file), text)?;
+    }
     let squid = format!(
-        "http_port {SQUID}\nhttp_access allow all\ncache deny all\naccess_log none\ncache_log /dev/null\npid_filename none\nvisible_hostname bench\nmax_filedescriptors 16384\n"
+        "http_port {SQUID}\nhttps_port {SQUID_OVER_TLS} tls-cert=/squid.crt tls-key=/squid.key\nhttp_access allow all\ncache deny all\naccess_log none\ncache_log /dev/null\npid_filename none\nvisible_hostname bench\nmax_filedescriptors 16384\n"
     );
     let tinyproxy = format!("Port {}\nListen {}\nMaxClients 1000\nTimeout 600\nLogLevel Critical\n", TINYPROXY.port(), TINYPROXY.ip());
     std::fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/false\nproxy:x:13:13::/:/bin/false\n")?;
@@ -361,15 +413,16 @@ async fn listens(address: SocketAddr) -> Result<()> {
 }
 
 /// Tells the gateway as the operator what the bench's clients may reach, and that it is still there. Returns once the gateway has heard it.
-async fn tell(operator: TlsConnector, server: SocketAddr) -> Result<()> {
+async fn tell(operator: TlsConnector, servers: &[SocketAddr]) -> Result<()> {
     let stream = operator.connect(ServerName::try_from("paddock-egress")?, TcpStream::connect(OPERATOR).await?).await?;
     let (mut read, mut write) = tokio::io::split(stream);
     let pods: Vec<IpAddr> = (0..=MOST_IDLE / OF_ONE)
         .map(|group| IpAddr::from([127, 0, u8::from(group > 0), u8::try_from(group.max(1)).unwrap_or(1)]))
         .collect();
+    let rule = |server: &SocketAddr| json!({ "name": "bench", "to": format!("tcp://{server}"), "allowed": [["127.0.0.1/32"]] });
     let grant = json!({
         "say": "put", "run": "run", "name": "bench/run", "token": token_text(&hash(TOKEN.replace(' ', "-").as_bytes())), "pod": pods,
-        "rules": [{ "name": "bench", "to": format!("tcp://{server}"), "allowed": [["127.0.0.1/32"]] }],
+        "rules": servers.iter().map(rule).collect::<Vec<_>>(),
         "denied": [], "cluster": [], "expiresIn": 3_600_000, "tunnels": 1_000_000, "bytes": u64::MAX,
     });
     let lines = format!("{}\n{grant}\n{}\n", serde_json::to_string(&Said::Begin {})?, serde_json::to_string(&Said::End {})?);
