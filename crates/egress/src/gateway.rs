@@ -43,7 +43,7 @@ const MOST_HEADERS: usize = 101;
 /// Of a request for `http://`, and of its answer, between what reads it and what counts it.
 const AT_ONCE: usize = 8 << 10;
 /// Such requests are at most this part of all connections: by the sizes of its buffers, one that is stuck in both directions holds 340 KiB, or 400 where
-/// the gateway speaks TLS with the host; a tunnel holds 64.
+/// the gateway speaks TLS with the host; a tunnel holds 116.
 const PART_OF_REQUESTS: usize = 8;
 
 /// What all connections share.
