@@ -127,6 +127,7 @@ impl Half {
                 let _ = to.as_mut().poll_flush(context)?;
                 return Poll::Pending;
             }
+            #[expect(clippy::large_stack_arrays, reason = "not initialised, and gone before anything is waited for")]
             let mut scratch = [const { MaybeUninit::uninit() }; AT_ONCE];
             let mut buffer = ReadBuf::uninit(&mut scratch);
             if from.as_mut().poll_read(context, &mut buffer)?.is_pending() {
