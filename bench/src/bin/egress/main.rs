@@ -128,6 +128,7 @@ async fn measure_all(parts: &[String], authority: &Authority, gateway: u32, busy
         listens(address).await?;
     }
     tell(authority.connector(Some("paddock-operator"))?, &[server, another]).await?;
+    ensure!(parts.iter().all(|part| PARTS.contains(&part.as_str())), "parts are {PARTS:?}");
     let mut told = serde_json::Map::new();
     for part in PARTS.iter().filter(|part| parts.is_empty() || parts.iter().any(|named| named == *part)) {
         let value = match *part {
