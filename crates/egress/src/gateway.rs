@@ -312,7 +312,12 @@ impl Gateway {
     fn granted(&self, head: &http::request::Parts, peer: IpAddr, now: Instant) -> Result<Granted, Refusal> {
         let ask = ask::read(head)?;
         let told = lock(&self.told);
-        let grant = told.grants.of(&ask.token, peer, now).map_err(Refusal::Grant)?;
+        let grant = told.grants.of(&ask.token, peer, now).map_err(|no| {
+            if let NoGrant::OtherPod { run } = &no {
+                tracing::warn!(%peer, %run, asked = ask.destination(), "a pod has shown the token of another run");
+            }
+            Refusal::Grant(no)
+        })?;
         let (rule, protocol, addresses, https) = match grant.decide(&ask.to, ask.way) {
             Verdict::Granted { rule, protocol, addresses, https } => (rule, protocol, addresses, https),
             Verdict::Refused { rule, ask: what } => {

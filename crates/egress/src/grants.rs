@@ -96,7 +96,7 @@ pub enum Message {
 }
 
 /// Why a request is not even compared with rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoGrant {
     /// The operator has not told all grants, or is telling them anew.
     #[error("the gateway does not know yet what is granted")]
@@ -107,9 +107,12 @@ pub enum NoGrant {
     /// No run has this token, or it has ended.
     #[error("no run that lives has this token")]
     Unknown,
-    /// Another pod asks.
+    /// Another pod asks. It is not told whose token it is.
     #[error("the token is that of another pod")]
-    OtherPod,
+    OtherPod {
+        /// Namespace and name of the run that was given the token.
+        run: String,
+    },
 }
 
 /// Without a word for so long, what was said before does not count: the operator says something every second.
@@ -193,7 +196,7 @@ impl Grants {
         }
         let grant = self.by_token.get(token).and_then(|run| self.by_run.get(run));
         let grant = grant.filter(|grant| now < grant.expires).ok_or(NoGrant::Unknown)?;
-        if grant.pod.contains(&pod) { Ok(grant) } else { Err(NoGrant::OtherPod) }
+        if grant.pod.contains(&pod) { Ok(grant) } else { Err(NoGrant::OtherPod { run: grant.name.clone() }) }
     }
 
     /// Runs that are granted something.

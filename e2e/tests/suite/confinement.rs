@@ -11,7 +11,7 @@ use serde_json::json;
 const METADATA_ADDRESS: &str = "169.254.169.254";
 
 /// A pod with an interface, in gVisor, of the shape that Pod Security asks for.
-fn prober(name: &str, command: &str) -> Pod {
+pub fn prober(name: &str, command: &str) -> Pod {
     serde_json::from_value(json!({
         "metadata": { "name": name },
         "spec": {
@@ -30,7 +30,8 @@ fn prober(name: &str, command: &str) -> Pod {
     .unwrap()
 }
 
-async fn output(api: &Api<Pod>, pod: Pod) -> String {
+/// What it has said, once it has ended.
+pub async fn output(api: &Api<Pod>, pod: Pod) -> String {
     let name = pod.name_any();
     api.create(&PostParams::default(), &pod).await.unwrap();
     eventually("the prober has ended", || async {

@@ -613,14 +613,17 @@ async fn a_sandbox_with_an_interface_and_without_a_grant_reaches_nothing() {
     granting("interface", |tenant| async move {
         let gateway: Api<Service> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
         let gateway = gateway.get("paddock-egress").await.unwrap().spec.unwrap().cluster_ip.unwrap();
+        let replicas: Api<Pod> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
+        let replicas = replicas.list(&ListParams::default().labels("app.kubernetes.io/component=egress")).await.unwrap().items;
+        let replica = replicas.into_iter().find_map(|pod| pod.status?.pod_ip).unwrap();
         let script = format!(
-            "import os\nprint(connect('{gateway}', 8445), connect('10.214.0.1', 443), connect('10.215.0.1', 10250))\n\
+            "import os\nprint(connect('{gateway}', 8445), connect('{replica}', 8446), connect('10.214.0.1', 443), connect('10.215.0.1', 10250))\n\
              print([name for name in os.environ if 'PROXY' in name.upper()], 'eth0' in open('/proc/net/dev').read())"
         );
         let client = CLIENT.replace("ssl.create_default_context(cadata=json.load(sys.stdin)[\"authority\"])", "None");
         let run = tenant.run(by_policy(&tenant, Script::python(&(client + &script)))).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
-        assert_eq!(stdout(&run), "not connected not connected not connected\n[] True\n");
+        assert_eq!(stdout(&run), "not connected not connected not connected not connected\n[] True\n");
         end("kube-router").await;
         let run = tenant.run(by_policy(&tenant, Script::python("print('ran')"))).await;
         assert_end(&run, &Phase::PolicyNotEnforced, &Reason::GatewayUnreachable);

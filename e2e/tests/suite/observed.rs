@@ -1,12 +1,17 @@
 //! What people and programs see of the operator's work: audit events, Events, metrics, health, logs.
 
+use crate::confinement::{output, prober};
 use crate::harness::{self, OPERATOR_NAMESPACE, Script, Tenant, assert_end, eventually, operators, status, tenant};
-use k8s_openapi::api::core::v1::{Event, Pod};
-use kube::api::{ListParams, LogParams};
+use k8s_openapi::api::core::v1::{Event, Namespace, Pod};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{DeleteParams, ListParams, LogParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{Phase, Reason, ScriptRun};
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+/// The port at which a replica of the gateway tells of itself.
+const GATEWAY_METRICS: u16 = 8446;
 /// Stands for what must not be told outside the status of its own run.
 const SECRET: &str = "hunter2-in-the-script";
 
@@ -39,8 +44,18 @@ async fn events(tenant: &Tenant, run: &ScriptRun, count: usize) -> Vec<(String, 
 /// What the operator's pod answers on a path, through the API server.
 async fn ask(client: &Client, path: &str) -> String {
     let pod = operators(client).await.remove(0).name_any();
-    let uri = format!("/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{pod}:8080/proxy/{path}");
+    ask_at(client, &format!("{pod}:8080"), path).await
+}
+
+/// What a pod of the release answers at a port.
+async fn ask_at(client: &Client, pod_and_port: &str, path: &str) -> String {
+    let uri = format!("/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{pod_and_port}/proxy/{path}");
     client.request_text(http::Request::get(uri).body(Vec::new()).unwrap()).await.unwrap()
+}
+
+async fn gateways(client: &Client) -> Vec<Pod> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    api.list(&ListParams::default().labels("app.kubernetes.io/component=egress")).await.unwrap().items
 }
 
 #[tokio::test]
@@ -117,7 +132,9 @@ fn metrics_in(text: &str) -> std::collections::BTreeSet<&str> {
 async fn alerts_and_dashboard_ask_for_what_is_measured() {
     tenant("asked", |tenant| async move {
         tenant.run(Script::shell("true")).await;
-        let measured = ask(&tenant.client, "metrics").await;
+        let of_the_gateway = gateways(&tenant.client).await.remove(0).name_any();
+        let measured =
+            ask(&tenant.client, "metrics").await + &ask_at(&tenant.client, &format!("{of_the_gateway}:{GATEWAY_METRICS}"), "metrics").await;
         let measured = metrics_in(&measured);
         for file in ["alerts.yaml", "dashboard.json"] {
             let text = std::fs::read_to_string(harness::layout().clone.join("charts/paddock/monitoring").join(file)).unwrap();
@@ -126,6 +143,40 @@ async fn alerts_and_dashboard_ask_for_what_is_measured() {
             let unknown: Vec<_> = asked.difference(&measured).collect();
             assert!(unknown.is_empty(), "{file} asks for {unknown:?}");
         }
+    })
+    .await;
+}
+
+/// As Prometheus does it: the addresses behind the Service, from a pod of the namespace that the chart's NetworkPolicy lets in.
+#[tokio::test]
+async fn who_monitors_reads_the_gateways_metrics_and_nobody_else_does() {
+    tenant("scrape", |tenant| async move {
+        let slices: Api<EndpointSlice> = Api::namespaced(tenant.client.clone(), OPERATOR_NAMESPACE);
+        let slices = slices.list(&ListParams::default().labels("kubernetes.io/service-name=paddock-egress-metrics")).await.unwrap();
+        let addresses: Vec<String> = slices.items.into_iter().flat_map(|slice| slice.endpoints).flat_map(|one| one.addresses).collect();
+        assert_eq!(addresses.len(), gateways(&tenant.client).await.len(), "{addresses:?}");
+        let asked = addresses.iter().map(|address| {
+            format!("printf 'GET /metrics HTTP/1.0\\r\\n\\r\\n' | nc.openbsd -w 3 {address} {GATEWAY_METRICS} || echo {address} is closed;")
+        });
+        let asked: String = asked.collect();
+        let monitoring: Namespace = serde_json::from_value(json!({ "metadata": { "name": "monitoring" } })).unwrap();
+        let namespaces: Api<Namespace> = Api::all(tenant.client.clone());
+        // It stays: an earlier one may be there.
+        let _ = namespaces.create(&PostParams::default(), &monitoring).await;
+        let pods: Api<Pod> = Api::namespaced(tenant.client.clone(), "monitoring");
+        eventually("Prometheus' namespace is let in", || async {
+            let name = format!("scrape-{}", SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos());
+            let told = output(&pods, prober(&name, &asked)).await;
+            pods.delete(&name, &DeleteParams::default()).await.unwrap();
+            let is_told = told.matches("paddock_egress_gateway_told 1").count() == addresses.len();
+            if is_told { Ok(()) } else { Err(told) }
+        })
+        .await;
+        let elsewhere: Api<Pod> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        // A pod is filtered when the controller has taken up its address.
+        let taken_up = format!("for i in $(seq 60); do nc.openbsd -z -w 2 {} {GATEWAY_METRICS} || break; sleep 0.5; done;", addresses[0]);
+        let told = output(&elsewhere, prober("scrape", &(taken_up + &asked))).await;
+        assert_eq!(told, addresses.iter().map(|address| format!("{address} is closed\n")).collect::<String>());
     })
     .await;
 }

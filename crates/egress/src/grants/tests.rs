@@ -132,7 +132,7 @@ fn a_token_counts_for_its_pod_until_its_run_ends() {
     }
     assert!(grants.of(&token(1), ip(POD), now).is_ok());
     assert!(grants.of(&token(1), ip("fd00::3"), now).is_ok());
-    assert_eq!(grants.of(&token(1), ip("10.1.2.4"), now).unwrap_err(), NoGrant::OtherPod);
+    assert_eq!(grants.of(&token(1), ip("10.1.2.4"), now).unwrap_err(), NoGrant::OtherPod { run: "team/run".into() });
     assert_eq!(grants.of(&token(3), ip(POD), now).unwrap_err(), NoGrant::Unknown);
     assert_eq!(grants.of(&token(1), ip(POD), end).unwrap_err(), NoGrant::Unknown);
     assert_eq!(grants.expired(now), Vec::<String>::new());
