@@ -25,7 +25,7 @@ use crate::carry::{Carried, carry};
 use crate::connections::Connections;
 use crate::dial::{Resolve, dial};
 use crate::forward::{self, Ended, for_the_host};
-use crate::grants::{Grants, Message, Protocol, Verdict};
+use crate::grants::{Grants, Message, NoGrant, Protocol, Verdict};
 use crate::hello::{self, server_name};
 use crate::https::Https;
 use crate::live::{Live, NoTunnel, Tunnel};
