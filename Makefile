@@ -44,7 +44,7 @@ unit: ## Tests that need nothing but Rust
 	cargo test --quiet
 
 # Those that leave the cluster alone, and those that do not: where one of the latter breaks it, the cause stands at the end of the output.
-SUITES := api approvals attacks chart cli confinement contract documents economy examples failures gateway_secrets gitops images languages leftovers monitoring observed policies refusals scripts tutorial
+SUITES := api approvals attacks chart cli confinement contract documents economy examples failures gateway_secrets gitops images languages leftovers monitoring observed policies pool refusals scripts tutorial
 DISTURBING := capabilities doctor egress everyone queue store traces webhook disruption lifecycle
 
 # Programs that tests call. Built before: beside a compiler, sandboxes come late.
@@ -87,6 +87,10 @@ bench-run: install ## Cold runs beside bare pods, as one JSON line
 .PHONY: bench-burst
 bench-burst: install ## A hundred runs at once beside a hundred bare pods, as one JSON line
 	@cargo run --quiet -p paddock-e2e --example bench burst
+
+.PHONY: bench-warm
+bench-warm: install ## Runs that are given a sandbox which waits, beside cold runs and bare pods, as one JSON line
+	@cargo run --quiet -p paddock-e2e --example bench warm
 
 .PHONY: bench-policy
 bench-policy: ## One decision beside Rego and Cedar over the same rules, in microseconds, as JSON lines

@@ -7,7 +7,7 @@ use kube::CustomResourceExt;
 use serde_json::Value;
 
 use crate::json_schema::json_schema;
-use crate::{ClusterSandboxPolicy, Diagnosis, SandboxPolicy, ScriptApproval, ScriptRun, reference};
+use crate::{ClusterSandboxPolicy, Diagnosis, SandboxPolicy, SandboxPool, ScriptApproval, ScriptRun, reference};
 
 /// A file and what it has to hold.
 pub struct Artefact {
@@ -21,12 +21,13 @@ pub struct Artefact {
 pub const CRD_VERSION: &str = "paddock.dev/version";
 
 /// The CRDs, each with its plural name.
-pub fn crds() -> [(&'static str, CustomResourceDefinition); 5] {
+pub fn crds() -> [(&'static str, CustomResourceDefinition); 6] {
     [
         ("scriptruns", finished(&ScriptRun::crd())),
         ("sandboxpolicies", finished(&SandboxPolicy::crd())),
         ("clustersandboxpolicies", finished(&ClusterSandboxPolicy::crd())),
         ("scriptapprovals", finished(&ScriptApproval::crd())),
+        ("sandboxpools", finished(&SandboxPool::crd())),
         ("diagnoses", finished(&Diagnosis::crd())),
     ]
 }

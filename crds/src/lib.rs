@@ -12,6 +12,7 @@ pub mod policy_status;
 pub mod reference;
 pub mod risk;
 pub mod sandbox_policy;
+pub mod sandbox_pool;
 pub mod schema;
 pub mod script_approval;
 pub mod script_run;
@@ -29,11 +30,12 @@ pub use sandbox_policy::{
     InputRules, LargeResult, Limits, MaskRule, MaskRules, NetworkGrant, NetworkProtocol, ObjectGrant, OutputRules, PolicyRule, PolicyRules,
     ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SecretHeader, SecretKeyRef, SubjectKind, Suspend,
 };
+pub use sandbox_pool::{PoolCondition, PoolConditionType, PoolReason, SandboxPool, SandboxPoolSpec, SandboxPoolStatus};
 pub use script_approval::{ApprovalDecision, ScriptApproval, ScriptApprovalSpec};
 pub use script_run::{
-    AuditEvent, Capabilities, Clocks, ConfigMapKeyRef, Decision, EndUser, NetworkUsage, OutputStream, PodRef, PolicyKind, PolicyRef,
-    Redaction, RefusedDestination, Requester, RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source, Stopping, StoredResult,
-    TakenPolicy, Usage, Verdict, Violation,
+    AuditEvent, Capabilities, Clocks, ColdReason, ConfigMapKeyRef, Decision, EndUser, NetworkUsage, OutputStream, PodRef, PolicyKind,
+    PolicyRef, Redaction, RefusedDestination, Requester, RunPath, RunResult, Script, ScriptRun, ScriptRunSpec, ScriptRunStatus, Source,
+    Stopping, StoredResult, TakenPolicy, Usage, Verdict, Violation,
 };
 
 /// API group of every kind here.

@@ -8,6 +8,7 @@ use crate::conditions::{ConditionType, Phase, Reason};
 use crate::diagnosis::{Check, CheckVerdict, DiagnosisConditionType, DiagnosisReason};
 use crate::generate::crds;
 use crate::policy_status::{PolicyConditionType, PolicyReason};
+use crate::sandbox_pool::{PoolConditionType, PoolReason};
 
 /// The whole page.
 pub fn markdown() -> String {
@@ -36,6 +37,8 @@ pub fn markdown() -> String {
     words(&mut page, "Reasons", Reason::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     words(&mut page, "Conditions of policies", PolicyConditionType::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     words(&mut page, "Reasons of these conditions", PolicyReason::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
+    words(&mut page, "Conditions of pools", PoolConditionType::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
+    words(&mut page, "Reasons of this condition of pools", PoolReason::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     words(&mut page, "Checks", Check::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     words(&mut page, "Verdicts of checks", CheckVerdict::ALL.iter().map(|(value, text)| (value.as_str(), *text)));
     words(&mut page, "Conditions of a diagnosis", DiagnosisConditionType::ALL.iter().map(|(value, text)| (value.as_str(), *text)));

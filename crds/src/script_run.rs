@@ -309,6 +309,12 @@ pub struct ScriptRunStatus {
     /// The one pod of this run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,
+    /// Whether the sandbox of the run waited for it. Absent until it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<RunPath>,
+    /// Why no sandbox of a pool was taken, where there is a pool for the policy and the runtime of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cold_because: Option<ColdReason>,
     /// When what happened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clocks: Option<Clocks>,
@@ -416,6 +422,30 @@ pub struct Violation {
     /// What is wrong, without the value.
     #[schemars(length(max = 256))]
     pub message: String,
+}
+
+open_enum! {
+    /// Where the sandbox of a run comes from.
+    pub enum RunPath {
+        /// It was made for the run.
+        Cold,
+        /// It waited in a SandboxPool.
+        Warm,
+    }
+}
+
+open_enum! {
+    /// Why the sandbox of a run was made for it although there is a pool.
+    pub enum ColdReason {
+        /// No sandbox of the pool was free.
+        NoneFree,
+        /// The run was granted hosts, and what waits has no network.
+        Network,
+        /// The run was granted Secrets, ConfigMaps or volumes, which are mounted when a pod begins.
+        Data,
+        /// The run was granted other memory, CPU, scratch or image than the sandboxes of the pool have, or more time.
+        Resources,
+    }
 }
 
 /// The one pod of a run.

@@ -41,5 +41,5 @@ fn every_field_is_described() {
             seen += 1;
         }
     }
-    assert!(seen == 5 && silent.is_empty(), "{seen} {silent:#?}");
+    assert!(seen == 6 && silent.is_empty(), "{seen} {silent:#?}");
 }

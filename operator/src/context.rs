@@ -11,8 +11,8 @@ use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt as _};
 use paddock_crds::{
-    ClusterSandboxPolicy, ConditionStatus, ConditionType, Diagnosis, Phase, PolicyRef, PolicyRules, SandboxPolicy, ScriptApproval,
-    ScriptRun,
+    ClusterSandboxPolicy, ConditionStatus, ConditionType, Diagnosis, Phase, PolicyRef, PolicyRules, SandboxPolicy, SandboxPool,
+    ScriptApproval, ScriptRun,
 };
 use paddock_policy::{Containment, QueueLimits, SecretValues, contains_anything, queue_limits};
 use paddock_protocol::SealingKey;
@@ -28,12 +28,13 @@ use crate::metrics::{Census, Metrics};
 use crate::names::FINALIZER;
 use crate::pods::PodCache;
 use crate::policies::{Policies, Writers};
+use crate::pool::waiting::Sandboxes;
 use crate::readable::Readable;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::{Entry, Ledger, LivingPod};
 use crate::script_run::observe::{contained, has_lost_approval, policies, policies_of};
 use crate::script_run::queue::{Place, Turn};
-use crate::script_run::session::Sessions;
+use crate::script_run::session::{Sessions, Waker};
 use crate::script_run::{Guarded, RunRef, Watched};
 use crate::store::ResultStore;
 use crate::traces::Traces;
@@ -51,6 +52,7 @@ pub(crate) struct Caches {
     /// Who wrote the policies.
     pub(crate) writers: Writers,
     pub(crate) approvals: Store<Readable<ScriptApproval>>,
+    pub(crate) pools: Store<Readable<SandboxPool>>,
     /// What the cluster was found to be.
     pub(crate) diagnoses: Store<Readable<Diagnosis>>,
 }
@@ -90,6 +92,8 @@ pub(crate) struct Context {
     /// What runs are granted of the network, and who is told.
     pub(crate) egress: Egress,
     pub(crate) pods: PodCache,
+    /// Those of pools, and to whom they were given.
+    pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) prepared: Prepared,
     pub(crate) ledger: Ledger,
     pub(crate) sessions: Sessions,
@@ -123,10 +127,12 @@ pub(crate) fn is_active(run: &ScriptRun) -> bool {
 impl Context {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { client, egress, fence, settings, results, metrics, recorder, caches, traces, wake } = parts;
+        let sandboxes = Arc::new(Sandboxes::default());
         Self {
             policies: Policies::default(),
             egress,
-            pods: PodCache::new(client.clone(), wake.clone()),
+            pods: PodCache::new(client.clone(), wake.clone(), sandboxes.clone()),
+            sandboxes,
             client,
             fence,
             settings,
@@ -230,6 +236,7 @@ impl Context {
         lock(&self.failures).remove(&uid);
         lock(&self.checks).remove(&uid);
         lock(&self.given).remove(&uid);
+        self.sandboxes.let_go(&uid);
         self.sessions.close(&uid);
         self.ledger.forget(&uid);
         self.metrics.sessions(self.sessions.len());
@@ -380,10 +387,10 @@ impl Context {
     }
 
     /// Wakes one run.
-    pub(crate) fn waker(&self, run: &ScriptRun) -> Box<dyn Fn() + Send + Sync> {
+    pub(crate) fn waker(&self, run: &ScriptRun) -> Waker {
         let wake = self.wake.clone();
         let reference = RunRef::new(&run.name_any()).within(&run.namespace().unwrap_or_default());
-        Box::new(move || {
+        Arc::new(move || {
             let _ = wake.unbounded_send(reference.clone());
         })
     }

@@ -104,6 +104,7 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
         cluster_policies: reflector::store().0,
         writers: Writers::default(),
         approvals: reflector::store().0,
+        pools: reflector::store().0,
         diagnoses: reflector::store().0,
     };
     let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });

@@ -22,6 +22,7 @@ mod metrics;
 mod names;
 mod pods;
 mod policies;
+mod pool;
 mod readable;
 mod retire;
 mod revisions;

@@ -25,11 +25,17 @@ pub(crate) const RUN_POLICY: &str = "paddock.dev/run-policy";
 pub(crate) const JOB_DIGEST: &str = "paddock.dev/job-digest";
 /// On pods, as an annotation: the files of the job, as the start message names them.
 pub(crate) const FILES_DIGEST: &str = "paddock.dev/files-digest";
-/// On everything that the operator makes.
+/// On pods of a SandboxPool: the UID of the pool.
+pub(crate) const POOL_UID: &str = "paddock.dev/pool-uid";
+/// On pods of a SandboxPool, as an annotation: the name of the pool.
+pub(crate) const POOL: &str = "paddock.dev/pool";
+/// On pods of a SandboxPool, as an annotation: what they were made by, so that one that is made by other things is replaced.
+pub(crate) const TEMPLATE: &str = "paddock.dev/template";
 /// Label of a sandbox that has a network, which is how its network policy finds it.
 pub(crate) const NETWORK: &str = "paddock.dev/network";
 /// Value of [`NETWORK`]: to the egress gateway and nowhere else.
 pub(crate) const NETWORK_EGRESS: &str = "egress";
+/// On everything that the operator makes.
 pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`], and field manager.
 pub(crate) const MANAGER: &str = "paddock-operator";
@@ -99,6 +105,18 @@ pub(crate) fn stamped(annotations: &BTreeMap<String, String>, [name, uid, groups
 /// Name of the pod and of the ConfigMap of a run: a function of its UID alone.
 pub(crate) fn pod_name(run_uid: &str) -> String {
     format!("sr-{run_uid}")
+}
+
+const WAITING: &str = "sp-";
+
+/// Name of a sandbox of a pool. It says nothing of whom it will be given to.
+pub(crate) fn waiting_name(number: u64) -> String {
+    format!("{WAITING}{number:016x}")
+}
+
+/// Whether a pod of this name is one of a pool.
+pub(crate) fn is_waiting_name(pod: &str) -> bool {
+    pod.starts_with(WAITING)
 }
 
 #[cfg(test)]

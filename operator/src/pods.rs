@@ -12,9 +12,10 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use tokio::task::JoinHandle;
 
-use crate::names::{MANAGED_BY, MANAGER, RUN_NAME, RUN_NAMESPACE, RUN_POLICY, RUN_UID};
+use crate::names::{MANAGED_BY, MANAGER, POOL_UID, RUN_NAME, RUN_NAMESPACE, RUN_POLICY, RUN_UID};
+use crate::pool::waiting::Sandboxes;
 use crate::script_run::RunRef;
-use crate::script_run::ledger::LivingPod;
+use crate::script_run::ledger::{LivingPod, policy_text};
 
 /// A pod that this process created is asked for directly if the watch has not shown it after this long.
 const WATCH_LAG: Duration = Duration::from_secs(2);
@@ -23,6 +24,7 @@ const WATCH_LAG: Duration = Duration::from_secs(2);
 pub(crate) struct PodCache {
     client: Client,
     wake: mpsc::UnboundedSender<RunRef>,
+    sandboxes: Arc<Sandboxes>,
     watches: Mutex<HashMap<String, Watch>>,
 }
 
@@ -33,7 +35,7 @@ struct Watch {
 
 #[derive(Default)]
 struct Seen {
-    /// By the UID of the run.
+    /// By [`key_of`].
     pods: HashMap<String, Arc<Pod>>,
     /// Created by this process and not yet shown by the watch.
     created: HashMap<String, (Arc<Pod>, Instant)>,
@@ -53,8 +55,8 @@ pub(crate) enum Cached {
 }
 
 impl PodCache {
-    pub(crate) fn new(client: Client, wake: mpsc::UnboundedSender<RunRef>) -> Self {
-        Self { client, wake, watches: Mutex::default() }
+    pub(crate) fn new(client: Client, wake: mpsc::UnboundedSender<RunRef>, sandboxes: Arc<Sandboxes>) -> Self {
+        Self { client, wake, sandboxes, watches: Mutex::default() }
     }
 
     /// Watches a sandbox namespace, if that is not done already.
@@ -65,7 +67,7 @@ impl PodCache {
         }
         let seen = Arc::new(Mutex::new(Seen::default()));
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let task = tokio::spawn(follow(api, seen.clone(), self.wake.clone()));
+        let task = tokio::spawn(follow(api, seen.clone(), self.wake.clone(), self.sandboxes.clone()));
         watches.insert(namespace.to_owned(), Watch { seen, task });
     }
 
@@ -81,7 +83,7 @@ impl PodCache {
         lock(&self.watches).keys().cloned().collect()
     }
 
-    /// The pod of a run.
+    /// The pod of a run, by its UID, or one of a pool, by its name.
     pub(crate) fn get(&self, namespace: &str, run_uid: &str) -> Cached {
         let Some(seen) = self.seen(namespace) else {
             return Cached::Ask;
@@ -120,6 +122,13 @@ impl PodCache {
         let all: Vec<Arc<Mutex<Seen>>> = lock(&self.watches).values().map(|watch| watch.seen.clone()).collect();
         for seen in all {
             for (uid, pod) in lock(&seen).pods.iter().filter(|(_, pod)| lives(pod)) {
+                if is_of_a_pool(pod) {
+                    // One that waits holds no slot.
+                    let Some(holder) = self.sandboxes.holder(uid) else { continue };
+                    let policy = policy_text(&holder.policy);
+                    each(LivingPod { namespace: &holder.tenant, run_uid: &holder.run_uid, policy: &policy });
+                    continue;
+                }
                 each(LivingPod {
                     namespace: pod.labels().get(RUN_NAMESPACE).map_or("", String::as_str),
                     run_uid: uid,
@@ -127,6 +136,22 @@ impl PodCache {
                 });
             }
         }
+    }
+
+    /// Pods of pools in all namespaces, each with its namespace, and those that were made just now; `None` of a namespace that was not listed yet.
+    pub(crate) fn of_pools(&self) -> Vec<(String, Option<Vec<Arc<Pod>>>)> {
+        let all: Vec<(String, Arc<Mutex<Seen>>)> =
+            lock(&self.watches).iter().map(|(namespace, watch)| (namespace.clone(), watch.seen.clone())).collect();
+        let pods = |seen: &Seen| {
+            let made = seen.created.values().filter(|(_, created)| created.elapsed() < WATCH_LAG).map(|(pod, _)| pod);
+            seen.pods.values().chain(made).filter(|pod| is_of_a_pool(pod)).cloned().collect()
+        };
+        all.into_iter()
+            .map(|(namespace, seen)| {
+                let seen = lock(&seen);
+                (namespace, seen.synced.then(|| pods(&seen)))
+            })
+            .collect()
     }
 
     /// Every pod that is known in a namespace.
@@ -139,6 +164,16 @@ impl PodCache {
     }
 }
 
+/// The UID of its run, or the name of a pod that was made before there was one.
+fn key_of(pod: &Pod) -> Option<String> {
+    pod.labels().get(RUN_UID).cloned().or_else(|| is_of_a_pool(pod).then(|| pod.name_any()))
+}
+
+/// Whether a pod was made for a SandboxPool.
+pub(crate) fn is_of_a_pool(pod: &Pod) -> bool {
+    pod.labels().contains_key(POOL_UID)
+}
+
 fn lives(pod: &Pod) -> bool {
     !matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
@@ -147,14 +182,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn follow(api: Api<Pod>, seen: Arc<Mutex<Seen>>, wake: mpsc::UnboundedSender<RunRef>) {
+async fn follow(api: Api<Pod>, seen: Arc<Mutex<Seen>>, wake: mpsc::UnboundedSender<RunRef>, sandboxes: Arc<Sandboxes>) {
     let config = watcher::Config::default().labels(&format!("{MANAGED_BY}={MANAGER}"));
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
                 for pod in take(&mut lock(&seen), event) {
-                    if let Some(reference) = run_of(&pod) {
+                    if is_of_a_pool(&pod) {
+                        sandboxes.news.notify_one();
+                    }
+                    if let Some(reference) = run_of(&pod, &sandboxes) {
                         let _ = wake.unbounded_send(reference);
                     }
                 }
@@ -171,18 +209,18 @@ fn take(seen: &mut Seen, event: Event<Pod>) -> Vec<Arc<Pod>> {
     match event {
         Event::Apply(pod) => {
             let pod = Arc::new(pod);
-            if let Some(uid) = pod.labels().get(RUN_UID) {
-                seen.created.remove(uid);
-                seen.pods.insert(uid.clone(), pod.clone());
+            if let Some(key) = key_of(&pod) {
+                seen.created.remove(&key);
+                seen.pods.insert(key, pod.clone());
             }
             vec![pod]
         }
         Event::Delete(pod) => {
-            if let Some(uid) = pod.labels().get(RUN_UID) {
-                seen.created.remove(uid);
+            if let Some(key) = key_of(&pod) {
+                seen.created.remove(&key);
                 // A pod of the same name may already follow the one that went.
-                if seen.pods.get(uid).is_some_and(|known| known.uid() == pod.uid()) {
-                    seen.pods.remove(uid);
+                if seen.pods.get(&key).is_some_and(|known| known.uid() == pod.uid()) {
+                    seen.pods.remove(&key);
                 }
             }
             vec![Arc::new(pod)]
@@ -192,8 +230,8 @@ fn take(seen: &mut Seen, event: Event<Pod>) -> Vec<Arc<Pod>> {
             Vec::new()
         }
         Event::InitApply(pod) => {
-            if let Some(uid) = pod.labels().get(RUN_UID).cloned() {
-                seen.listing.insert(uid, Arc::new(pod));
+            if let Some(key) = key_of(&pod) {
+                seen.listing.insert(key, Arc::new(pod));
             }
             Vec::new()
         }
@@ -207,8 +245,11 @@ fn take(seen: &mut Seen, event: Event<Pod>) -> Vec<Arc<Pod>> {
     }
 }
 
-/// The run that a pod belongs to, by what the operator wrote on it.
-fn run_of(pod: &Pod) -> Option<RunRef> {
+/// The run that a pod belongs to: by what the operator wrote on it, or by what it was given.
+fn run_of(pod: &Pod, sandboxes: &Sandboxes) -> Option<RunRef> {
+    if is_of_a_pool(pod) {
+        return sandboxes.holder(&pod.name_any()).map(|holder| holder.run);
+    }
     let name = pod.annotations().get(RUN_NAME)?;
     let namespace = pod.labels().get(RUN_NAMESPACE)?;
     Some(RunRef::new(name).within(namespace))

@@ -14,7 +14,7 @@ use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
-use paddock_crds::{ClusterSandboxPolicy, Diagnosis, SandboxPolicy, ScriptApproval};
+use paddock_crds::{ClusterSandboxPolicy, Diagnosis, SandboxPolicy, SandboxPool, ScriptApproval};
 use prometheus_client::registry::Registry;
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,7 +35,7 @@ use crate::readable::Readable;
 use crate::store::ResultStore;
 use crate::traces::Traces;
 use crate::webhook::{self, Source};
-use crate::{diagnosis, policies, script_run, sealing, tenancy};
+use crate::{diagnosis, policies, pool, script_run, sealing, tenancy};
 
 /// How long passes that are under way may take to end after TERM. It is shorter than the pod's grace period.
 const GRACE: Duration = Duration::from_secs(15);
@@ -91,7 +91,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
 
     let (wake, woken) = mpsc::unbounded();
     let (changed, changes) = watch::channel(());
-    let caches = watch_what_decides(&client, &changed);
+    let (pool_changed, pool_changes) = watch::channel(());
+    let caches = watch_what_decides(&client, &changed, &pool_changed);
     let reporter = Reporter { controller: "paddock.dev/operator".into(), instance: Some(config.identity.clone()) };
     let recorder = Recorder::new(client.clone(), reporter);
     tokio::select! {
@@ -122,13 +123,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     }
     let (stop, stopped) = watch::channel(false);
     let mut controllers = tokio::spawn(script_run::run(context.clone(), config.concurrency, woken, until(stopped)));
-    let beside = [
-        tokio::spawn(tenancy::run(context.clone())),
-        tokio::spawn(policies::run(context.clone(), changes.clone())),
-        tokio::spawn(egress::run(context.clone(), changes.clone())),
-        tokio::spawn(wake_on_change(context.clone(), changes)),
-        tokio::spawn(keep_certificate(config.clone(), context.client.clone())),
-    ];
+    let beside = begin_beside(&context, config, changes, pool_changes);
 
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
@@ -154,11 +149,28 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     ended
 }
 
+/// What goes on beside the runs.
+fn begin_beside(
+    context: &Arc<Context>,
+    config: Config,
+    changes: watch::Receiver<()>,
+    pool_changes: watch::Receiver<()>,
+) -> [JoinHandle<()>; 6] {
+    [
+        tokio::spawn(tenancy::run(context.clone())),
+        tokio::spawn(policies::run(context.clone(), changes.clone())),
+        tokio::spawn(pool::run(context.clone(), changes.clone(), pool_changes)),
+        tokio::spawn(egress::run(context.clone(), changes.clone())),
+        tokio::spawn(wake_on_change(context.clone(), changes)),
+        tokio::spawn(keep_certificate(config, context.client.clone())),
+    ]
+}
+
 async fn until(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-fn watch_what_decides(client: &Client, changed: &watch::Sender<()>) -> Caches {
+fn watch_what_decides(client: &Client, changed: &watch::Sender<()>, pool_changed: &watch::Sender<()>) -> Caches {
     let writers = Writers::default();
     Caches {
         namespaces: cache::<Namespace>(client, changed, of_a_namespace),
@@ -166,6 +178,7 @@ fn watch_what_decides(client: &Client, changed: &watch::Sender<()>) -> Caches {
         cluster_policies: cache::<Readable<ClusterSandboxPolicy>>(client, changed, of_a_policy(&writers)),
         writers,
         approvals: cache::<Readable<ScriptApproval>>(client, changed, of_a_spec),
+        pools: cache::<Readable<SandboxPool>>(client, pool_changed, of_a_spec),
         diagnoses: cache::<Readable<Diagnosis>>(client, changed, diagnosis::what_matters),
     }
 }
@@ -176,6 +189,7 @@ async fn are_filled(caches: &Caches) -> Result<()> {
         caches.policies.wait_until_ready().await?;
         caches.cluster_policies.wait_until_ready().await?;
         caches.approvals.wait_until_ready().await?;
+        caches.pools.wait_until_ready().await?;
         caches.diagnoses.wait_until_ready().await
     };
     let filled = tokio::time::timeout(SYNC_LIMIT, all).await;

@@ -13,6 +13,7 @@ use paddock_crds::ScriptRun;
 use crate::context::Context;
 use crate::error::{Error, code, within};
 use crate::names::{RUN_UID, SANDBOX_OF, TENANT_UID};
+use crate::pods::is_of_a_pool;
 use crate::readable::Readable;
 
 const EVERY: Duration = Duration::from_secs(5);
@@ -63,7 +64,8 @@ async fn clean_up(context: &Context, list_anyway: bool) -> Result<(), Error> {
     let orphans: Vec<(&String, Arc<Pod>)> = watched
         .iter()
         .flat_map(|namespace| context.pods.all(namespace).into_iter().map(move |pod| (namespace, pod)))
-        .filter(|(_, pod)| pod.metadata.deletion_timestamp.is_none() && !has_run_among(pod, &cached))
+        // Those of pools are the pools'.
+        .filter(|(_, pod)| pod.metadata.deletion_timestamp.is_none() && !is_of_a_pool(pod) && !has_run_among(pod, &cached))
         .collect();
     if tenants.is_empty() && orphans.is_empty() && !list_anyway {
         return Ok(());

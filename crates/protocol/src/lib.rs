@@ -11,12 +11,12 @@ mod resolver;
 mod seal;
 mod transcript;
 
-pub use control::{ControlMessage, MAX_CONTROL_LINE};
+pub use control::{ControlMessage, JobFile, MAX_CONTROL_LINE, pieces};
 pub use job::{Egress, Gate, INPUT_FILE, Interfaces, JOB_FILE, Job, JobFiles, script_file};
 pub use line::{Line, Lines, MAX_LINE, MAX_TOTAL};
 pub use payload::{Cause, MAX_CHUNK, Output, Payload, Refused, RefusedReason, Report, Stream};
 pub use resolver::{ROOT_QUESTION, name_servers};
-pub use seal::{KEY_BYTES, MAX_TERMINATION_MESSAGE, Opener, RunKey, Sealer, SealingKey, Summary};
+pub use seal::{KEY_BYTES, MAX_TERMINATION_MESSAGE, Opener, RunKey, Sealer, SealingKey, Summary, sandbox};
 pub use transcript::{Captured, Reader, Transcript};
 
 /// Version of the job file, of the lines and of the control messages.

@@ -54,7 +54,12 @@ impl SealingKey {
     pub fn of_run(&self, uid: &str) -> RunKey {
         let material = [&self.0[..], b"paddock run key 1\n", uid.as_bytes()].concat();
         let (secret, _) = Kem::derive_keypair(&material);
-        RunKey { run: uid.to_owned(), secret }
+        RunKey { sealed_for: uid.to_owned(), run: None, secret }
+    }
+
+    /// The key of a sandbox that waits for a run which nobody knows yet: another than that of every run.
+    pub fn of_sandbox(&self, name: &str) -> RunKey {
+        self.of_run(&sandbox(name))
     }
 
     /// What the egress gateway knows the runner of one run by: the same whenever it is asked for, and another for every other run.
@@ -71,14 +76,27 @@ impl fmt::Debug for SealingKey {
     }
 }
 
+/// Whom a sandbox seals for before it has a run. No UID has a space.
+pub fn sandbox(name: &str) -> String {
+    format!("sandbox {name}")
+}
+
 /// Opens what the runner of one run has sealed.
 #[derive(Clone)]
 pub struct RunKey {
-    run: String,
+    sealed_for: String,
+    /// Of a sandbox that waited: the run that it was given.
+    run: Option<String>,
     secret: PrivateKey,
 }
 
 impl RunKey {
+    /// Of what the sandbox seals, this opens what it says of this run alone.
+    #[must_use]
+    pub fn bound_to(self, run: &str) -> Self {
+        Self { run: Some(run.to_owned()), ..self }
+    }
+
     /// For the job: everybody may know it.
     pub fn public(&self) -> String {
         STANDARD.encode(Kem::sk_to_pk(&self.secret).to_bytes())
@@ -87,7 +105,7 @@ impl RunKey {
 
 impl fmt::Debug for RunKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RunKey({})", self.run)
+        write!(f, "RunKey({})", self.sealed_for)
     }
 }
 
@@ -116,6 +134,8 @@ pub struct Summary {
 /// A runner's side.
 pub struct Sealer {
     boot: String,
+    /// UID of the run that a sandbox was given while it waited; empty where the key is that of the run.
+    run: String,
     context: AeadCtxS<ChaCha20Poly1305, HkdfSha256, Kem>,
     sequence: u64,
 }
@@ -125,7 +145,13 @@ impl Sealer {
     pub fn new(public: &str, run: &str) -> Option<Self> {
         let public = <Kem as hpke::Kem>::PublicKey::from_bytes(&STANDARD.decode(public).ok()?).ok()?;
         let (boot, context) = setup_sender::<ChaCha20Poly1305, HkdfSha256, Kem>(&OpModeS::Base, &public, &info(run)).ok()?;
-        Some(Self { boot: STANDARD.encode(boot.to_bytes()), context, sequence: 0 })
+        Some(Self { boot: STANDARD.encode(boot.to_bytes()), run: String::new(), context, sequence: 0 })
+    }
+
+    /// From now on only who knows that the sandbox was given this run opens what is sealed: two runs that are given one sandbox by mistake never read
+    /// each other.
+    pub fn bind(&mut self, run: &str) {
+        run.clone_into(&mut self.run);
     }
 
     /// The boot identifier.
@@ -135,7 +161,7 @@ impl Sealer {
 
     /// The next line.
     pub fn seal(&mut self, payload: &Payload) -> Option<Line> {
-        let sealed = self.context.seal(&payload.encode(), &[]).ok()?;
+        let sealed = self.context.seal(&payload.encode(), self.run.as_bytes()).ok()?;
         let sequence = self.sequence;
         self.sequence += 1;
         Some(Line::Sealed { sequence, sealed })
@@ -145,7 +171,7 @@ impl Sealer {
     pub fn seal_summary(self, summary: &Summary) -> Option<String> {
         let seal = |summary: &Summary| {
             let mut key = [0; KEY_BYTES];
-            self.context.export(SUMMARY_MARK.as_bytes(), &mut key).ok()?;
+            self.context.export(&summary_label(&self.run), &mut key).ok()?;
             let cipher = chacha20poly1305::ChaCha20Poly1305::new(&key.into());
             let sealed = cipher.encrypt(&Nonce::default(), serde_json::to_vec(summary).ok()?.as_slice()).ok()?;
             Some(SUMMARY_MARK.to_owned() + &STANDARD.encode(sealed)).filter(|text| text.len() <= MAX_TERMINATION_MESSAGE)
@@ -156,8 +182,14 @@ impl Sealer {
     }
 }
 
+/// What the key of the summary is exported by.
+fn summary_label(run: &str) -> Vec<u8> {
+    [SUMMARY_MARK.as_bytes(), run.as_bytes()].concat()
+}
+
 /// The operator's side, for one boot.
 pub struct Opener {
+    run: String,
     context: AeadCtxR<ChaCha20Poly1305, HkdfSha256, Kem>,
 }
 
@@ -165,20 +197,20 @@ impl Opener {
     /// For the runner of this boot; `None` if that is no boot identifier.
     pub fn new(key: &RunKey, boot: &str) -> Option<Self> {
         let boot = <Kem as hpke::Kem>::EncappedKey::from_bytes(&STANDARD.decode(boot).ok()?).ok()?;
-        let context = setup_receiver(&OpModeR::Base, &key.secret, &boot, &info(&key.run)).ok()?;
-        Some(Self { context })
+        let context = setup_receiver(&OpModeR::Base, &key.secret, &boot, &info(&key.sealed_for)).ok()?;
+        Some(Self { run: key.run.clone().unwrap_or_default(), context })
     }
 
     /// The next payload in order. What does not open changes nothing.
     pub fn open(&mut self, sealed: &[u8]) -> Option<Payload> {
-        Payload::decode(&self.context.open(sealed, &[]).ok()?)
+        Payload::decode(&self.context.open(sealed, self.run.as_bytes()).ok()?)
     }
 
     /// The summary in a termination message. A script can write there too, but nothing that opens.
     pub fn open_summary(&self, message: &str) -> Option<Summary> {
         let sealed = STANDARD.decode(message.strip_prefix(SUMMARY_MARK)?).ok()?;
         let mut key = [0; KEY_BYTES];
-        self.context.export(SUMMARY_MARK.as_bytes(), &mut key).ok()?;
+        self.context.export(&summary_label(&self.run), &mut key).ok()?;
         let opened = chacha20poly1305::ChaCha20Poly1305::new(&key.into()).decrypt(&Nonce::default(), sealed.as_slice()).ok()?;
         serde_json::from_slice(&opened).ok()
     }
@@ -195,6 +227,44 @@ mod tests {
         let sealer = Sealer::new(&key.public(), "uid").unwrap();
         let opener = Opener::new(&key, sealer.boot()).unwrap();
         (sealer, opener)
+    }
+
+    /// Two leaders, each of whom took the sandbox for free: one run is never told what the other put out.
+    #[test]
+    fn what_a_sandbox_says_of_its_run_opens_for_that_run_alone() {
+        let key = SealingKey::from_bytes(&[7; KEY_BYTES]).unwrap();
+        let of_sandbox = key.of_sandbox("sp-1");
+        let mut sealer = Sealer::new(&of_sandbox.public(), &sandbox("sp-1")).unwrap();
+        let boot = sealer.boot().to_owned();
+        sealer.bind("one");
+        let line = sealer.seal(&Payload::Accepted {}).unwrap();
+        let summary = sealer.seal_summary(&Summary { report: longest_report(), output: None, stdout: None, stderr: None }).unwrap();
+        for (key, opens) in [
+            (of_sandbox.clone().bound_to("one"), true),
+            (of_sandbox.clone().bound_to("two"), false),
+            (of_sandbox, false),
+            (key.of_sandbox("sp-2").bound_to("one"), false),
+            (key.of_run("one"), false),
+        ] {
+            let mut opener = Opener::new(&key, &boot).unwrap();
+            assert_eq!(opener.open(sealed(&line)).is_some(), opens, "{key:?}");
+            assert_eq!(opener.open_summary(&summary).is_some(), opens, "{key:?}");
+        }
+    }
+
+    fn longest_report() -> Report {
+        Report {
+            exit_code: Some(i32::MIN),
+            signal: Some(i32::MIN),
+            cause: Cause::Itself,
+            stdout_bytes: u64::MAX,
+            stderr_bytes: u64::MAX,
+            first_output_milliseconds: Some(u64::MAX),
+            output: Output::Unusable { why: "w".repeat(200) },
+            cpu_milliseconds: u64::MAX,
+            peak_memory_bytes: u64::MAX,
+            wall_milliseconds: u64::MAX,
+        }
     }
 
     fn sealed(line: &Line) -> &[u8] {
@@ -247,18 +317,7 @@ mod tests {
 
     #[test]
     fn a_summary_fits_the_termination_message_with_or_without_the_output() {
-        let report = Report {
-            exit_code: Some(i32::MIN),
-            signal: Some(i32::MIN),
-            cause: Cause::Itself,
-            stdout_bytes: u64::MAX,
-            stderr_bytes: u64::MAX,
-            first_output_milliseconds: Some(u64::MAX),
-            output: Output::Unusable { why: "w".repeat(200) },
-            cpu_milliseconds: u64::MAX,
-            peak_memory_bytes: u64::MAX,
-            wall_milliseconds: u64::MAX,
-        };
+        let report = longest_report();
         for (bytes, is_kept) in [(2000, true), (4000, false)] {
             let (sealer, opener) = pair();
             let summary = Summary { report: report.clone(), output: Some("x".repeat(bytes)), stdout: Some("y".into()), stderr: None };

@@ -14,7 +14,7 @@ pub(crate) struct Control {
 impl Control {
     /// Reads once; call it when standard input is readable.
     pub(crate) fn read(&mut self, mut input: impl Read) -> Vec<ControlMessage> {
-        let mut buffer = [0; 4096];
+        let mut buffer = [0; 8192];
         let count = match input.read(&mut buffer) {
             Ok(0) => {
                 self.closed = true;

@@ -1,4 +1,4 @@
-//! Where the job comes from. Today it is mounted; a sandbox that waits in a pool will get it over standard input through the same type.
+//! The job as it lies in a folder: mounted, or put there by a sandbox that waited for it.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -9,7 +9,7 @@ use paddock_protocol::{INPUT_FILE, JOB_FILE, Job, JobFiles, RefusedReason, VERSI
 use crate::report::Refusal;
 
 /// A ConfigMap cannot be larger.
-const MAX_FILE: u64 = 1024 * 1024;
+pub(crate) const MAX_FILE: u64 = 1024 * 1024;
 
 /// A job, checked, with the paths that the script sees.
 #[derive(Debug)]

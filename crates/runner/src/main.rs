@@ -6,6 +6,7 @@ mod capture;
 mod control;
 mod filter;
 mod gate;
+mod incoming;
 mod install;
 mod job;
 mod look;
@@ -13,20 +14,25 @@ mod place;
 mod proxy;
 mod report;
 mod result_file;
+mod start;
 mod supervise;
 mod system;
 
 use std::path::Path;
 use std::process::ExitCode;
 
+use start::JobSource;
+
 /// Exit code of a runner that did not run its job: no script's own, since its lines tell them apart.
 const NOT_RUN: u8 = 120;
-const USAGE: &str = "usage: paddock-runner run JOB_FOLDER | install TARGET_FOLDER | look [PLACE...] | --version";
+const USAGE: &str =
+    "usage: paddock-runner run JOB_FOLDER | wait JOB_FOLDER SANDBOX PUBLIC_KEY | install TARGET_FOLDER | look [PLACE...] | --version";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["run", folder] => run(Path::new(folder)),
+        ["run", folder] => run(&JobSource::Mounted(Path::new(folder))),
+        ["wait", folder, name, key] => run(&JobSource::ToCome { folder: Path::new(folder), name, key }),
         ["install", folder] => match install::install(Path::new(folder)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -52,9 +58,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(folder: &Path) -> ExitCode {
+fn run(source: &JobSource<'_>) -> ExitCode {
     let mut reporter = report::Reporter::new(std::io::stdout());
-    match supervise::run(folder, &mut reporter) {
+    match supervise::run(source, &mut reporter) {
         Ok(code) => ExitCode::from(code),
         Err(refusal) => {
             reporter.refuse(refusal);

@@ -39,6 +39,13 @@ impl<W: Write> Reporter<W> {
         self.ready();
     }
 
+    /// What follows is of this run.
+    pub(crate) fn bind(&mut self, run: &str) {
+        if let Some(sealer) = &mut self.sealer {
+            sealer.bind(run);
+        }
+    }
+
     /// Says `ready` once more.
     pub(crate) fn ready(&mut self) {
         if let Some(sealer) = &self.sealer {

@@ -12,17 +12,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
-use paddock_protocol::{Cause, ControlMessage, Egress, Output, Payload, RefusedReason, Report, Sealer, Stream, Summary};
+use paddock_protocol::{Cause, ControlMessage, Egress, Output, Payload, RefusedReason, Report, Stream, Summary};
 
 use crate::capture::Capture;
 use crate::control::Control;
 use crate::filter;
-use crate::gate;
-use crate::job::{self, LoadedJob};
+use crate::job::LoadedJob;
 use crate::proxy::{Gateway, Proxy};
 use crate::report::{Refusal, Reporter};
+use crate::result_file;
+use crate::start::{self, Begun, JobSource};
 use crate::system::{self, Bounds, Ended};
-use crate::{place, result_file};
 
 const WORKSPACE: &str = "/workspace";
 const RESULT: &str = "/workspace/.paddock-result.json";
@@ -43,23 +43,16 @@ const PROXY_STACK: usize = 256 << 10;
 /// How long killed processes may take to be gone.
 const REAP_LIMIT: Duration = Duration::from_secs(2);
 
-/// Runs the job in `folder`; returns the exit code that mirrors the script's.
-pub(crate) fn run<W: Write>(folder: &Path, reporter: &mut Reporter<W>) -> Result<u8, Refusal> {
+/// Runs the job of `source`; returns the exit code that mirrors the script's.
+pub(crate) fn run<W: Write>(source: &JobSource<'_>, reporter: &mut Reporter<W>) -> Result<u8, Refusal> {
     let broken = |what: &str, error: &dyn std::fmt::Display| Refusal::new(RefusedReason::SpawnFailed, format!("{what}: {error}"));
     system::make_non_dumpable().map_err(|error| broken("cannot become non-dumpable", &error))?;
     let signals = system::signals().map_err(|error| broken("cannot take signals", &error))?;
-    let begin = Instant::now();
-    let job = job::from_folder(folder)?;
-    place::check(job.job.interfaces)?;
-    let gateway = job.job.egress.as_ref().map(|egress| gate::pass(egress).map(|address| (egress, address))).transpose()?;
-    let sealer = Sealer::new(&job.job.seal_to, &job.job.run);
-    reporter.begin(sealer.ok_or_else(|| Refusal::new(RefusedReason::JobMismatch, "the job has no key to seal to"))?);
-
-    let mut control = Control::default();
-    let token = wait_for_start(&job, begin, &mut control, &signals, reporter)?;
+    let Begun { job, token, gateway, control } = start::begin(source, &signals, reporter)?;
     reporter.say(&Payload::Accepted {});
 
     // Without a token there is nothing that the gateway would grant.
+    let gateway = job.job.egress.as_ref().zip(gateway);
     let proxy = gateway.zip(token).map(|((egress, address), token)| begin_proxy(egress, address, token)).transpose();
     let proxy = proxy.map_err(|error| broken("cannot start the proxy", &error))?;
     let mut supervision =
@@ -79,51 +72,8 @@ fn begin_proxy(egress: &Egress, gateway: SocketAddr, token: String) -> io::Resul
     Ok(url)
 }
 
-/// Holds the script until the one message that starts it, and returns the token that came with it.
-fn wait_for_start<W: Write>(
-    job: &LoadedJob,
-    begin: Instant,
-    control: &mut Control,
-    signals: &SignalFd,
-    reporter: &mut Reporter<W>,
-) -> Result<Option<String>, Refusal> {
-    let deadline = begin + Duration::from_secs(u64::from(job.job.start_budget_seconds));
-    let stdin = io::stdin();
-    loop {
-        let now = Instant::now();
-        if now >= deadline {
-            return Err(Refusal::new(RefusedReason::NotStarted, "no start message came"));
-        }
-        let mut polled = vec![PollFd::new(system::borrow(signals), PollFlags::POLLIN)];
-        if !control.is_closed() {
-            polled.push(PollFd::new(system::borrow(&stdin), PollFlags::POLLIN));
-        }
-        let _ = poll(&mut polled, until(Some(deadline), now));
-        if readable(&polled, 0) && took_stop_signal(signals) {
-            return Err(Refusal::new(RefusedReason::Stopped, "TERM before the start"));
-        }
-        if !readable(&polled, 1) {
-            continue;
-        }
-        for message in control.read(StdinOnce) {
-            match message {
-                ControlMessage::Hello {} => reporter.ready(),
-                ControlMessage::Stop {} | ControlMessage::Kill {} => {
-                    return Err(Refusal::new(RefusedReason::Stopped, "stopped before the start"));
-                }
-                // A message for an earlier runner of this pod: its script may have run, so this one's must not.
-                ControlMessage::Start { boot, .. } if boot != reporter.boot() => {}
-                ControlMessage::Start { digest, .. } if digest != job.digest => {
-                    return Err(Refusal::new(RefusedReason::JobMismatch, "the mounted job is not the admitted one"));
-                }
-                ControlMessage::Start { token, .. } => return Ok(token),
-            }
-        }
-    }
-}
-
 /// Standard input without a buffer of its own: what lies in a buffer, `poll` does not see.
-struct StdinOnce;
+pub(crate) struct StdinOnce;
 
 impl io::Read for StdinOnce {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -373,12 +323,12 @@ enum Source {
 }
 
 /// Whether a poll says that a read will not wait: data, an end, or an error.
-fn readable(polled: &[PollFd<'_>], index: usize) -> bool {
+pub(crate) fn readable(polled: &[PollFd<'_>], index: usize) -> bool {
     polled.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
 }
 
 /// Takes every pending signal; says whether one asks for the end.
-fn took_stop_signal(signals: &SignalFd) -> bool {
+pub(crate) fn took_stop_signal(signals: &SignalFd) -> bool {
     let mut stop = false;
     while let Ok(Some(info)) = signals.read_signal() {
         stop |= i32::try_from(info.ssi_signo).is_ok_and(|number| number == Signal::SIGTERM as i32 || number == Signal::SIGINT as i32);
@@ -391,7 +341,7 @@ fn has_children() -> bool {
 }
 
 /// Time until `deadline` for `poll`, rounded up so that the loop never spins on the last millisecond.
-fn until(deadline: Option<Instant>, now: Instant) -> PollTimeout {
+pub(crate) fn until(deadline: Option<Instant>, now: Instant) -> PollTimeout {
     deadline.map_or(PollTimeout::NONE, |deadline| {
         let wait = deadline.saturating_duration_since(now) + Duration::from_millis(1);
         PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)

@@ -1,10 +1,11 @@
 //! What Paddock costs beside bare pods of the same image, RuntimeClass and limits, as one JSON line. `run` takes cold runs one at a time,
-//! `burst` a hundred at once. The two sides alternate: on a shared machine only ratios of one invocation mean anything.
+//! `burst` a hundred at once, `warm` runs that are given a sandbox which waits. The two sides alternate: on a shared machine only ratios of one invocation mean anything.
 #![allow(clippy::unwrap_used)]
 
 mod burst;
 mod operator;
 mod sides;
+mod warm;
 
 use kube::Client;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
@@ -24,7 +25,8 @@ async fn main() {
     let line = match std::env::args().nth(1).as_deref() {
         Some("run") => sides::bench(&client).await,
         Some("burst") => burst::bench(&client).await,
-        _ => panic!("usage: bench run | burst"),
+        Some("warm") => warm::bench(&client).await,
+        _ => panic!("usage: bench run | burst | warm"),
     };
     println!("{line}");
 }

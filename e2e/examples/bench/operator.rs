@@ -36,19 +36,30 @@ pub struct Named {
     pub uid: String,
 }
 
-/// Writes by the operator's user for each of these runs, Events not counted: on the run itself, and on what is named after its UID.
-pub fn writes(namespace: &str, runs: &[Named]) -> Vec<u128> {
+/// What the operator's user wrote, Events not counted.
+fn all() -> Vec<Value> {
     let log = fs::read_to_string(crate::layout().audit_log()).unwrap();
-    let events: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let is_write = |event: &&Value| {
+    let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let is_write = |event: &Value| {
         let object = &event["objectRef"];
         let is_write = matches!(event["verb"].as_str(), Some("create" | "update" | "patch" | "delete"));
         event["user"]["username"] == USER && is_write && object["resource"] != "events" && object["subresource"] != "attach"
     };
-    let writes: Vec<&Value> = events.iter().filter(is_write).map(|event| &event["objectRef"]).collect();
+    events.filter(is_write).map(|mut event| event["objectRef"].take()).collect()
+}
+
+/// Writes by the operator's user in a namespace of runs and in its sandbox namespace.
+pub fn all_writes(namespace: &str) -> usize {
+    let sandbox = format!("sbx-{namespace}");
+    all().iter().filter(|object| object["namespace"] == namespace || object["namespace"] == *sandbox).count()
+}
+
+/// Writes by the operator's user for each of these runs, Events not counted: on the run itself, and on what is named after its UID.
+pub fn writes(namespace: &str, runs: &[Named]) -> Vec<u128> {
+    let writes = all();
     let sandbox = format!("sbx-{namespace}");
     let count = |run: &Named| {
-        let of_run = |object: &&&Value| {
+        let of_run = |object: &&Value| {
             (object["namespace"] == namespace && object["name"] == *run.name)
                 || (object["namespace"] == *sandbox && object["name"].as_str().is_some_and(|name| name.contains(&run.uid)))
         };

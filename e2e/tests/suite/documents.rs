@@ -158,10 +158,11 @@ fn kind_reads_its_configuration() {
 #[test]
 fn the_schemas_for_editors_take_every_example() {
     let clone = layout().clone;
-    let schemas = ["scriptruns", "sandboxpolicies", "clustersandboxpolicies", "scriptapprovals", "diagnoses"].map(|plural| {
-        let schema: Value = serde_json::from_str(&page(&format!("manifests/schemas/{plural}.json"))).unwrap();
-        (schema["title"].as_str().unwrap().to_owned(), jsonschema::validator_for(&schema).unwrap())
-    });
+    let schemas =
+        ["scriptruns", "sandboxpolicies", "clustersandboxpolicies", "scriptapprovals", "sandboxpools", "diagnoses"].map(|plural| {
+            let schema: Value = serde_json::from_str(&page(&format!("manifests/schemas/{plural}.json"))).unwrap();
+            (schema["title"].as_str().unwrap().to_owned(), jsonschema::validator_for(&schema).unwrap())
+        });
     let mut seen = 0;
     for entry in std::fs::read_dir(clone.join("manifests/examples")).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();

@@ -223,7 +223,7 @@ async fn an_upgrade_brings_the_crds_along_and_never_takes_them_back() {
 async fn remove_all(client: &Client) {
     helm(&["uninstall", "paddock"]).unwrap();
     let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-    for plural in ["scriptruns", "sandboxpolicies", "clustersandboxpolicies", "scriptapprovals", "diagnoses"] {
+    for plural in ["scriptruns", "sandboxpolicies", "clustersandboxpolicies", "scriptapprovals", "sandboxpools", "diagnoses"] {
         let name = format!("{plural}.paddock.dev");
         api.delete(&name, &DeleteParams::default()).await.unwrap();
         eventually("the CRD is gone", || async {

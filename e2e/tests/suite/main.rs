@@ -31,6 +31,7 @@ mod lifecycle;
 mod monitoring;
 mod observed;
 mod policies;
+mod pool;
 mod queue;
 mod refusals;
 mod rights;

@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Precon
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ConditionType, Phase, PolicyRef, Reason, RunResult, ScriptRun, ScriptRunStatus, StoredResult};
-use paddock_protocol::ControlMessage;
+use paddock_protocol::{ControlMessage, RunKey, pieces};
 use serde_json::json;
 
 use super::guarded::drop_body;
@@ -23,12 +23,12 @@ use super::session::{Listening, PodAge};
 use super::status::{is_cut_short, least, smaller};
 use super::step::{Seen, Step, Stop};
 use super::validate::ValidRun;
-use super::{Guarded, Watched, copies, events, observe, telling};
+use super::{Guarded, RunRef, Watched, copies, events, observe, telling};
 use crate::context::{Context, entry};
 use crate::egress::granted::permissions;
 use crate::error::{Error, code, response, within};
 use crate::metrics::Clock;
-use crate::names::{FINALIZER, pod_name, sandbox_namespace};
+use crate::names::{FINALIZER, is_waiting_name, pod_name, sandbox_namespace};
 use crate::sandbox_namespace;
 
 /// What became of a step.
@@ -61,7 +61,8 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         Step::PrepareSandbox => prepare(run, seen, context).await,
         Step::Admit => Ok(reserve(run, seen, context)),
         Step::AwaitApproval { .. } => Ok(await_approvals(run, seen, context)),
-        Step::CreatePod => match valid(seen) {
+        Step::TakeSandbox if take(run, seen, context) => Ok(Done::Yes),
+        Step::CreatePod | Step::TakeSandbox => match valid(seen) {
             Some(valid) => create(run, valid, context).await,
             None => Ok(Done::Wait(Duration::from_secs(1))),
         },
@@ -73,8 +74,10 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
             Ok(Done::Yes)
         }
         Step::SendStart { boot, digest } => {
-            let message = ControlMessage::Start { digest: digest.clone(), boot: boot.clone(), token: token(run, context) };
-            let sent = context.sessions.say(&uid, message, SAY_PATIENCE).await;
+            let held = context.sandboxes.of_run(&uid).and_then(|(_, job)| job?.files);
+            let mut messages = held.map(|files| pieces(&files)).unwrap_or_default();
+            messages.push(ControlMessage::Start { digest: digest.clone(), boot: boot.clone(), token: token(run, context) });
+            let sent = context.sessions.say(&uid, messages, SAY_PATIENCE).await;
             Ok(if sent { Done::Yes } else { Done::Wait(Duration::from_millis(200)) })
         }
         Step::StopPod(how) => stop(run, seen, *how, context).await,
@@ -112,6 +115,31 @@ fn token(run: &ScriptRun, context: &Context) -> Option<String> {
     Some(context.results.sealing_key.token_of_run(&run.uid().unwrap_or_default()))
 }
 
+/// Takes a sandbox that waits and still answers.
+fn take(run: &ScriptRun, seen: &Seen, context: &Context) -> bool {
+    let Some(valid) = valid(seen) else { return false };
+    let reference = RunRef::new(&valid.name).within(&valid.namespace);
+    let claim = |name: &str| {
+        let key = context.results.sealing_key.of_sandbox(name);
+        context.sessions.claim(name, &valid.uid, key, context.waker(run))
+    };
+    context.sandboxes.take(valid, &run.spec.script.runtime, reference, claim)
+}
+
+/// The pod that a run has or would have.
+pub(crate) fn name_of_pod(run: &ScriptRun, context: &Context) -> String {
+    let uid = run.uid().unwrap_or_default();
+    let stored = run.status.as_ref().and_then(|status| status.pod.as_ref()).map(|pod| pod.name.clone());
+    stored.or_else(|| context.sandboxes.of_run(&uid).map(|(name, _)| name)).unwrap_or_else(|| pod_name(&uid))
+}
+
+/// Opens what the runner of a run says.
+pub(crate) fn key_of(run: &ScriptRun, context: &Context) -> RunKey {
+    let (uid, name) = (run.uid().unwrap_or_default(), name_of_pod(run, context));
+    let key = &context.results.sealing_key;
+    if is_waiting_name(&name) { key.of_sandbox(&name).bound_to(&uid) } else { key.of_run(&uid) }
+}
+
 fn valid(seen: &Seen) -> Option<&ValidRun> {
     seen.decision.as_ref().and_then(|decision| decision.as_ref().ok()).map(AsRef::as_ref)
 }
@@ -122,7 +150,7 @@ fn runs(run: &ScriptRun, context: &Context) -> Api<Guarded> {
 
 fn pods(run: &ScriptRun, context: &Context) -> (Api<Pod>, String, String) {
     let namespace = sandbox_namespace(&run.namespace().unwrap_or_default());
-    (Api::namespaced(context.client.clone(), &namespace), namespace, pod_name(&run.uid().unwrap_or_default()))
+    (Api::namespaced(context.client.clone(), &namespace), namespace, name_of_pod(run, context))
 }
 
 /// A conflict is no error of infrastructure: the pass is taken again on what is stored now.
@@ -233,7 +261,13 @@ async fn create(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Result<
             };
             pod
         }
-        Err(error) => return not_created(error),
+        Err(error) => {
+            let done = not_created(error)?;
+            if matches!(done, Done::NotCreated(Reason::QuotaExceeded, _)) {
+                context.sandboxes.give_way(&valid.namespace);
+            }
+            return Ok(done);
+        }
     };
     if let Some(what) = difference(&rendered, &pod) {
         tracing::warn!(difference = what, "the stored pod is not the rendered one");
@@ -315,7 +349,7 @@ fn not_created(error: kube::Error) -> Result<Done, Error> {
 /// Another process may have made the pod and died before it made the job.
 async fn listen(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Done, Error> {
     let PodSeen::Present(pod) = &seen.pod else { return Ok(Done::Yes) };
-    let done = match valid(seen) {
+    let done = match valid(seen).filter(|_| !pod.has_waited) {
         Some(valid) => ensure_children(valid, &pod.uid, context).await?,
         None => Done::Yes,
     };
@@ -337,7 +371,7 @@ fn listening(run: &ScriptRun, pod_uid: &str, age: PodAge, context: &Context) -> 
         namespace,
         pod,
         pod_uid: pod_uid.to_owned(),
-        key: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()),
+        key: key_of(run, context),
         boot: run.status.as_ref().and_then(|status| status.pod.as_ref()?.boot.clone()),
         age,
         wake: context.waker(run),
@@ -354,7 +388,7 @@ async fn stop(run: &ScriptRun, seen: &Seen, how: Stop, context: &Context) -> Res
         Stop::Gracefully => ControlMessage::Stop {},
         Stop::AtOnce => ControlMessage::Kill {},
     };
-    context.sessions.say(&uid, message, SAY_PATIENCE).await;
+    context.sessions.say(&uid, vec![message], SAY_PATIENCE).await;
     let (api, _, name) = pods(run, context);
     let patch = json!({ "spec": { "activeDeadlineSeconds": 1 } });
     match within("the deadline of the pod", api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch))).await? {
@@ -422,7 +456,11 @@ async fn remove_pod(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<D
     let (api, ..) = pods(run, context);
     let preconditions = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-    match within("the pod", api.delete(&pod.name, &params)).await? {
+    let answer = within("the pod", api.delete(&pod.name, &params)).await?;
+    if pod.has_waited && answer.is_ok() {
+        context.sandboxes.let_go(&run.uid().unwrap_or_default());
+    }
+    match answer {
         Ok(_) => Ok(Done::Wait(Duration::from_secs(5))),
         Err(error) if matches!(code(&error), Some(404 | 409)) => Ok(Done::Wait(Duration::from_millis(500))),
         Err(error) => Err(Error::write("the pod")(error)),
@@ -443,18 +481,18 @@ async fn delete_run(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
 /// without what the script produced, and at last with the conditions alone.
 pub(crate) async fn write_status(watched: &Watched, status: ScriptRunStatus, context: &Arc<Context>) -> Result<Watched, Error> {
     let run = &watched.run;
-    let answer = put_status(watched, status.clone(), context).await;
+    let answer = Box::pin(put_status(watched, status.clone(), context)).await;
     let answer = match answer {
         Err(Error::Write { source, .. }) if is_too_much(&source) && status.result.is_some() => {
             tracing::warn!(error = %source, "the status was refused and is written without the output");
-            put_status(watched, smaller(&status), context).await
+            Box::pin(put_status(watched, smaller(&status), context)).await
         }
         answer => answer,
     };
     let answer = match answer {
         Err(Error::Write { source, .. }) if is_too_much(&source) => {
             tracing::warn!(error = %source, "the status was refused and only its conditions are written");
-            put_status(watched, least(&status), context).await
+            Box::pin(put_status(watched, least(&status), context)).await
         }
         answer => answer,
     };

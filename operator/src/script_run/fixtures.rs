@@ -23,6 +23,7 @@ use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, validate};
 use crate::config::Settings;
 use crate::egress::Bound;
 use crate::names;
+use crate::pool::waiting::Offer;
 
 pub(crate) const BOOT: &str = "boot-1";
 pub(crate) const POD_UID: &str = "pod-1";
@@ -151,6 +152,7 @@ pub(crate) fn seen(run: &ScriptRun) -> Seen {
 pub(crate) fn decided(valid: ValidRun) -> Seen {
     static OUTPUT: LazyLock<OutputGrant> = LazyLock::new(|| output_grant(&policies().taking_part));
     Seen {
+        offer: Offer::NoPool,
         bound: Bound::Yes,
         decision: Some(Ok(Box::new(valid))),
         sandbox: SandboxSeen::Ready,
@@ -175,6 +177,7 @@ pub(crate) fn a_pod(run: &ScriptRun) -> PodFacts {
         uid: POD_UID.into(),
         node: Some("node".into()),
         deleting: false,
+        has_waited: false,
         mutated: None,
         job_digest: Some(valid(run).digest),
         files_digest: Some(valid(run).files_digest),

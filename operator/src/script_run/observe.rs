@@ -19,18 +19,20 @@ use super::job::{Fixed, hash};
 use super::ledger::LivingPod;
 use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
+use super::session::Heard;
 use super::step::{SandboxSeen, Seen};
 use super::validate::{InputSeen, PoliciesSeen, Refused, SourceSeen, ValidRun, requester, validate};
-use super::{Body, Watched, copies, given};
+use super::{Body, Watched, apply, copies, given};
 use crate::approvals::{self, Approvals};
 use crate::context::{Context, entry};
 use crate::diagnosis;
 use crate::egress::secrets;
 use crate::error::{Error, code, within};
 use crate::input_check::{self, Question, Schema};
-use crate::names::{RUN_UID, pod_name, sandbox_namespace};
-use crate::pods::Cached;
+use crate::names::{RUN_UID, is_waiting_name, sandbox_namespace};
+use crate::pods::{Cached, is_of_a_pool};
 use crate::policies::keep_all;
+use crate::pool::waiting::Offer;
 use crate::readable::Readable;
 use crate::sandbox_namespace::{self, Wanted};
 
@@ -124,7 +126,14 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         None => PodSeen::Absent,
         Some(stored) => {
             let mut facts = PodFacts::of(&stored);
-            facts.mutated = valid.and_then(|valid| difference(&render_pod(valid, &context.settings), &stored));
+            if facts.has_waited {
+                // It was compared when it was made; what it is to run came later.
+                let job = context.sandboxes.of_run(&run.uid().unwrap_or_default()).and_then(|(_, job)| job);
+                facts.files_digest = job.as_ref().map(|job| job.files_digest.clone());
+                facts.job_digest = job.map(|job| job.digest);
+            } else {
+                facts.mutated = valid.and_then(|valid| difference(&render_pod(valid, &context.settings), &stored));
+            }
             PodSeen::Present(Box::new(facts))
         }
     };
@@ -133,6 +142,9 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         PodSeen::Present(facts) => context.sessions.look(&uid, &facts.uid),
         PodSeen::Absent => context.sessions.remains(&uid),
     };
+    if stream.transcript.accepted {
+        context.sandboxes.delivered(&uid);
+    }
     if let (PodSeen::Present(facts), true) = (&pod, stream.complete) {
         take_summary(run, facts, Arc::make_mut(&mut stream.transcript), context);
     }
@@ -148,6 +160,10 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let most_refused = network_limits(&policies.taking_part).refused;
     let is_refused_too_often = network.as_ref().zip(most_refused).is_some_and(|(used, (most, _))| used.refused > most);
     let bound = context.egress.show(run, &pod, context);
+    let offer = valid.map_or(Offer::NoPool, |valid| {
+        let asked = (valid.namespace.as_str(), &valid.policy, run.spec.script.runtime.as_str());
+        context.sandboxes.offer(asked, &valid.grant, |name| context.sessions.heard(name) == Heard::Waits)
+    });
     Ok(Seen {
         decision,
         sandbox,
@@ -160,6 +176,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         output,
         network,
         is_refused_too_often,
+        offer,
         bound,
         leading_since,
     })
@@ -226,7 +243,7 @@ fn take_summary(run: &ScriptRun, facts: &PodFacts, transcript: &mut Transcript, 
     let boot = run.status.as_ref().and_then(|status| status.pod.as_ref()?.boot.as_deref());
     if transcript.report.is_none()
         && let (Some(message), Some(boot)) = (message, boot)
-        && let Some(opener) = Opener::new(&context.results.sealing_key.of_run(&run.uid().unwrap_or_default()), boot)
+        && let Some(opener) = Opener::new(&apply::key_of(run, context), boot)
         && let Some(summary) = opener.open_summary(message)
     {
         tracing::info!("the log told no end of the script; the termination message did");
@@ -247,7 +264,9 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Err
     let uid = run.uid().unwrap_or_default();
     let sandbox = sandbox_namespace(&run.namespace().unwrap_or_default());
     let status = run.status.clone().unwrap_or_default();
-    match context.pods.get(&sandbox, &uid) {
+    let name = apply::name_of_pod(run, context);
+    let key = if is_waiting_name(&name) { &name } else { &uid };
+    match context.pods.get(&sandbox, key) {
         Cached::Present(pod) => return Ok(Some(pod)),
         Cached::Absent => return Ok(None),
         // A run that never took a slot never had a pod.
@@ -256,11 +275,11 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Err
     }
     context.pods.watch(&sandbox);
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &sandbox);
-    match within("the pod", api.get_opt(&pod_name(&uid))).await? {
-        Ok(Some(pod)) if pod.labels().get(RUN_UID) == Some(&uid) => Ok(Some(Arc::new(pod))),
+    match within("the pod", api.get_opt(&name)).await? {
+        Ok(Some(pod)) if is_of_a_pool(&pod) || pod.labels().get(RUN_UID) == Some(&uid) => Ok(Some(Arc::new(pod))),
         // None, or one of that name that is somebody else's.
         Ok(_) => {
-            context.pods.asked(&sandbox, &uid);
+            context.pods.asked(&sandbox, key);
             Ok(None)
         }
         // A sandbox namespace that is gone took the operator's rights in it along. What has gone with it is gone.

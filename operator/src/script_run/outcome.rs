@@ -56,6 +56,12 @@ pub(crate) fn outcome(status: &ScriptRunStatus, pod: Option<&PodFacts>, transcri
         return beside_the_kubelet(by_exit(exit_code, signal), exit_code, signal, ended);
     }
     match (pod, ended) {
+        // What waited, and ended without a word that it has the script, may have had it all the same.
+        (Some(pod), Some(ended)) if pod.has_waited && !transcript.accepted && !is_evicted(ended) => Outcome::plain(
+            Phase::Lost,
+            Reason::Lost,
+            "the sandbox ended before it said that it has the script; the script is not run again",
+        ),
         (Some(_), Some(ended)) => without_result(ended),
         (Some(pod), None) if pod.deleting => ended_from_outside(None),
         _ => Outcome::plain(Phase::Lost, Reason::Lost, "the pod is gone and its result was not received; the script is not run again"),

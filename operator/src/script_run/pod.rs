@@ -20,7 +20,7 @@ use crate::names::{
 
 /// Where `secrets` and `data` are.
 const GIVEN: &str = "/paddock";
-const JOB: &str = "/paddock/job";
+pub(crate) const JOB: &str = "/paddock/job";
 const RUNNER: &str = "/paddock/runner";
 /// User and group of everything in a sandbox: nobody's, and not root's.
 const USER: i64 = 65532;
@@ -77,24 +77,64 @@ pub(crate) fn render_job(run: &ValidRun, pod_uid: &str) -> ConfigMap {
     ConfigMap { metadata: child_metadata(run, pod_name(&run.uid), pod_uid), binary_data: Some(data), immutable: Some(true), data: None }
 }
 
-/// The pod.
+/// What one sandbox has that another has not.
+pub(crate) struct Sandbox<'a> {
+    pub(crate) metadata: ObjectMeta,
+    pub(crate) runtime_class: &'a str,
+    pub(crate) image: &'a str,
+    /// Arguments of the runner.
+    pub(crate) arguments: Vec<String>,
+    /// The volume with the job.
+    pub(crate) job: Value,
+    pub(crate) is_job_mounted: bool,
+    /// Further volumes, each with where it is mounted.
+    pub(crate) given: Vec<(Value, Value)>,
+    pub(crate) memory_bytes: u64,
+    pub(crate) cpu_milli: u64,
+    pub(crate) scratch_bytes: u64,
+    /// Seconds from the creation of the pod until the kubelet ends it.
+    pub(crate) deadline_seconds: u32,
+    pub(crate) grace_seconds: u32,
+}
+
+/// The pod of a run.
 pub(crate) fn render_pod(run: &ValidRun, settings: &Settings) -> Pod {
-    let mut annotations = metadata(run);
+    let mut metadata = metadata(run);
+    if has_network(run) || settings.sandbox_has_interface {
+        metadata.labels.get_or_insert_default().insert(NETWORK.to_owned(), NETWORK_EGRESS.to_owned());
+    }
+    let sandbox = Sandbox {
+        metadata,
+        runtime_class: if has_network(run) { &settings.egress_runtime_class } else { &settings.runtime_class },
+        image: &run.grant.runtime.image,
+        arguments: vec!["run".into(), JOB.into()],
+        job: json!({ "name": "job", "configMap": { "name": pod_name(&run.uid), "optional": false, "defaultMode": 292 } }),
+        is_job_mounted: true,
+        given: given(run).collect(),
+        memory_bytes: run.grant.memory_bytes,
+        cpu_milli: run.grant.cpu_milli,
+        scratch_bytes: run.grant.scratch_bytes,
+        deadline_seconds: deadline(settings, run.grant.timeout_seconds, run.grant.grace_seconds),
+        grace_seconds: run.grant.grace_seconds,
+    };
+    render_sandbox(&sandbox, settings)
+}
+
+/// A pod that runs one script, whosever.
+pub(crate) fn render_sandbox(sandbox: &Sandbox<'_>, settings: &Settings) -> Pod {
+    let mut annotations = sandbox.metadata.clone();
     // A mesh that honours these injects nothing. What injects all the same is found when the stored pod is compared.
     let opt_outs = [
         ("sidecar.istio.io/inject", "false"),
         ("linkerd.io/inject", "disabled"),
         ("cluster-autoscaler.kubernetes.io/safe-to-evict", "false"),
     ];
-    if has_network(run) || settings.sandbox_has_interface {
-        annotations.labels.get_or_insert_default().insert(NETWORK.to_owned(), NETWORK_EGRESS.to_owned());
-    }
     annotations.annotations.get_or_insert_default().extend(opt_outs.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let spec = json!({
-        "runtimeClassName": if has_network(run) { &settings.egress_runtime_class } else { &settings.runtime_class },
+        "runtimeClassName": sandbox.runtime_class,
         "restartPolicy": "Never",
-        "activeDeadlineSeconds": deadline(run, settings),
-        "terminationGracePeriodSeconds": run.grant.grace_seconds + RUNNER_GRACE,
+        "activeDeadlineSeconds": sandbox.deadline_seconds,
+        "terminationGracePeriodSeconds": sandbox.grace_seconds + RUNNER_GRACE,
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
         "hostNetwork": false,
@@ -110,9 +150,9 @@ pub(crate) fn render_pod(run: &ValidRun, settings: &Settings) -> Pod {
             "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
             "seccompProfile": { "type": "RuntimeDefault" },
         },
-        "initContainers": init_containers(run, settings),
-        "containers": [script_container(run, settings)],
-        "volumes": volumes(run, settings),
+        "initContainers": init_containers(sandbox, settings),
+        "containers": [script_container(sandbox, settings)],
+        "volumes": volumes(sandbox, settings),
     });
     let mut spec = spec;
     if settings.runner_by_image_volume
@@ -129,8 +169,8 @@ pub(crate) fn has_network(run: &ValidRun) -> bool {
 }
 
 /// The kubelet's own time-out, behind the operator's and the runner's.
-fn deadline(run: &ValidRun, settings: &Settings) -> u32 {
-    settings.start_budget_seconds + run.grant.timeout_seconds + run.grant.grace_seconds + RUNNER_GRACE
+pub(crate) fn deadline(settings: &Settings, timeout_seconds: u32, grace_seconds: u32) -> u32 {
+    settings.start_budget_seconds + timeout_seconds + grace_seconds + RUNNER_GRACE
 }
 
 fn container_security() -> Value {
@@ -144,16 +184,16 @@ fn container_security() -> Value {
 
 /// Memory is reserved whole. Of CPU a tenth is, so that a node takes more sandboxes than can compute at once; when they all do, each gets
 /// its share by weight, and none more than its limit.
-fn resources(run: &ValidRun) -> Value {
+fn resources(sandbox: &Sandbox<'_>) -> Value {
     let amounts = |cpu: u64| {
         json!({
             "cpu": format!("{cpu}m"),
-            "memory": quantity_of_bytes(run.grant.memory_bytes).0,
+            "memory": quantity_of_bytes(sandbox.memory_bytes).0,
             // What the kubelet writes for the container: its log and /etc/hosts. The script itself writes to memory only.
             "ephemeral-storage": "32Mi",
         })
     };
-    json!({ "requests": amounts(run.grant.cpu_milli.div_ceil(10)), "limits": amounts(run.grant.cpu_milli) })
+    json!({ "requests": amounts(sandbox.cpu_milli.div_ceil(10)), "limits": amounts(sandbox.cpu_milli) })
 }
 
 /// A volume for each object that the run is given, and where the script finds it.
@@ -172,24 +212,25 @@ fn given(run: &ValidRun) -> impl Iterator<Item = (Value, Value)> {
     })
 }
 
-fn script_container(run: &ValidRun, settings: &Settings) -> Value {
+fn script_container(sandbox: &Sandbox<'_>, settings: &Settings) -> Value {
     let mut mounts = vec![
-        json!({ "name": "job", "mountPath": JOB, "readOnly": true }),
+        json!({ "name": "job", "mountPath": JOB, "readOnly": sandbox.is_job_mounted }),
         json!({ "name": "runner", "mountPath": RUNNER, "readOnly": true }),
         json!({ "name": "workspace", "mountPath": "/workspace" }),
         // gVisor puts a writable file system of its own over an empty /tmp where nothing is mounted.
         json!({ "name": "tmp", "mountPath": "/tmp", "readOnly": true }),
     ];
-    mounts.extend(given(run).map(|(_, mount)| mount));
+    mounts.extend(sandbox.given.iter().map(|(_, mount)| mount.clone()));
+    let program = [format!("{RUNNER}/paddock-runner")];
     json!({
         "name": CONTAINER,
-        "image": run.grant.runtime.image,
+        "image": sandbox.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": [format!("{RUNNER}/paddock-runner"), "run", JOB],
+        "command": program.iter().chain(&sandbox.arguments).collect::<Vec<_>>(),
         "workingDir": "/workspace",
         // The start message comes over standard input, and may need more than one attach to get there.
         "stdin": true, "stdinOnce": false, "tty": false,
-        "resources": resources(run),
+        "resources": resources(sandbox),
         "securityContext": container_security(),
         "terminationMessagePolicy": "File",
         "terminationMessagePath": "/dev/termination-log",
@@ -197,13 +238,13 @@ fn script_container(run: &ValidRun, settings: &Settings) -> Value {
     })
 }
 
-fn init_containers(run: &ValidRun, settings: &Settings) -> Value {
+fn init_containers(sandbox: &Sandbox<'_>, settings: &Settings) -> Value {
     json!([{
         "name": "runner",
         "image": settings.runner_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["/paddock-runner", "install", RUNNER],
-        "resources": resources(run),
+        "resources": resources(sandbox),
         "securityContext": container_security(),
         "terminationMessagePolicy": "File",
         "terminationMessagePath": "/dev/termination-log",
@@ -211,19 +252,19 @@ fn init_containers(run: &ValidRun, settings: &Settings) -> Value {
     }])
 }
 
-fn volumes(run: &ValidRun, settings: &Settings) -> Value {
+fn volumes(sandbox: &Sandbox<'_>, settings: &Settings) -> Value {
     let runner = if settings.runner_by_image_volume {
         json!({ "name": "runner", "image": { "reference": settings.runner_image, "pullPolicy": settings.image_pull_policy } })
     } else {
         json!({ "name": "runner", "emptyDir": { "sizeLimit": quantity_of_bytes(RUNNER_BYTES).0 } })
     };
     let mut volumes = vec![
-        json!({ "name": "job", "configMap": { "name": pod_name(&run.uid), "optional": false, "defaultMode": 292 } }),
+        sandbox.job.clone(),
         runner,
         json!({ "name": "tmp", "emptyDir": { "medium": "Memory", "sizeLimit": "4Ki" } }),
-        json!({ "name": "workspace", "emptyDir": { "medium": "Memory", "sizeLimit": quantity_of_bytes(run.grant.scratch_bytes).0 } }),
+        json!({ "name": "workspace", "emptyDir": { "medium": "Memory", "sizeLimit": quantity_of_bytes(sandbox.scratch_bytes).0 } }),
     ];
-    volumes.extend(given(run).map(|(volume, _)| volume));
+    volumes.extend(sandbox.given.iter().map(|(volume, _)| volume.clone()));
     Value::from(volumes)
 }
 

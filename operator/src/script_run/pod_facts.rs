@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{ContainerState, Pod, PodStatus};
 
 use crate::names::CONTAINER;
+use crate::pods::is_of_a_pool;
 
 /// The pod of a run. What could not be found out is an error of the reading, never `Absent`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub(crate) struct PodFacts {
     pub(crate) node: Option<String>,
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) deleting: bool,
+    /// It was made for a SandboxPool, before there was a run for it.
+    pub(crate) has_waited: bool,
     /// Set by a caller that can compare: how the stored pod differs from the rendered one.
     pub(crate) mutated: Option<String>,
     pub(crate) job_digest: Option<String>,
@@ -79,6 +82,7 @@ impl PodFacts {
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             addresses: addresses(pod),
             deleting: pod.metadata.deletion_timestamp.is_some(),
+            has_waited: is_of_a_pool(pod),
             mutated: None,
             job_digest: annotations.and_then(|annotations| annotations.get(crate::names::JOB_DIGEST).cloned()),
             files_digest: annotations.and_then(|annotations| annotations.get(crate::names::FILES_DIGEST).cloned()),

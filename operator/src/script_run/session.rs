@@ -11,7 +11,7 @@ use futures::AsyncBufReadExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, LogParams};
 use kube::{Api, Client};
-use paddock_protocol::{ControlMessage, Lines, Reader, RunKey, Transcript};
+use paddock_protocol::{ControlMessage, Line, Lines, Reader, RunKey, Transcript, sandbox};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -42,23 +42,86 @@ pub(crate) struct Sessions {
 }
 
 struct Session {
+    pod: String,
     pod_uid: String,
     shared: Arc<Mutex<Shared>>,
     say: mpsc::Sender<Said>,
     task: JoinHandle<()>,
 }
 
+/// Whom a session is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    /// A run.
+    Run,
+    /// Nobody yet: a sandbox that waits. Its log tells what it was, and not what it is, so that only an answer on the open stream counts.
+    Nobody { has_answered: bool, since: Instant },
+}
+
 struct Shared {
     reader: Reader,
+    of: For,
+    /// Called when there is something new.
+    wake: Waker,
     complete: bool,
     start_sent: bool,
     stop_sent: Option<Stop>,
 }
 
+/// Wakes whoever a session is for.
+pub(crate) type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// What is known of a sandbox that is nobody's yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// Nobody listens to it.
+    Unheard,
+    /// It has not said that it waits, for so long.
+    Silent(Duration),
+    /// It waits.
+    Waits,
+    /// It will not run anything, for this reason.
+    Useless(String),
+}
+
 impl Shared {
-    fn new(key: &RunKey, boot: Option<&str>) -> Self {
+    fn new(listening: &Listening, of: For) -> Self {
+        let (key, boot) = (listening.key.clone(), listening.boot.as_deref());
         let reader = boot.map_or_else(|| Reader::new(key.clone()), |boot| Reader::of_boot(key.clone(), boot));
-        Self { reader, complete: false, start_sent: false, stop_sent: None }
+        Self { reader, of, wake: listening.wake.clone(), complete: false, start_sent: false, stop_sent: None }
+    }
+
+    /// Takes a line; says whether it told something new.
+    fn take_line(&mut self, line: &[u8]) -> bool {
+        let news = self.reader.take_line(line);
+        match &mut self.of {
+            For::Nobody { has_answered, .. } if !*has_answered && matches!(Line::parse(line), Some(Line::Ready { .. })) => {
+                *has_answered = true;
+                true
+            }
+            For::Nobody { .. } | For::Run => news,
+        }
+    }
+
+    /// A stream has just been opened, or has ended: what was said on another does not count.
+    fn is_not_heard(&mut self) {
+        if let For::Nobody { has_answered, since } = &mut self.of {
+            if *has_answered {
+                *since = Instant::now();
+            }
+            *has_answered = false;
+        }
+    }
+
+    fn heard(&self) -> Heard {
+        let transcript = self.transcript();
+        match (&transcript.refused, self.of) {
+            (Some(refused), _) => Heard::Useless(format!("{:?}: {}", refused.reason, refused.detail)),
+            _ if transcript.rebooted => Heard::Useless("it was started a second time".into()),
+            (None, For::Nobody { has_answered: true, .. }) if transcript.boot.is_some() => Heard::Waits,
+            (None, For::Nobody { since, .. }) => Heard::Silent(since.elapsed()),
+            (None, For::Run) => Heard::Unheard,
+        }
     }
 
     fn transcript(&self) -> &Arc<Transcript> {
@@ -67,7 +130,7 @@ impl Shared {
 }
 
 struct Said {
-    message: ControlMessage,
+    messages: Vec<ControlMessage>,
     written: oneshot::Sender<()>,
 }
 
@@ -83,7 +146,7 @@ pub(crate) struct Listening {
     pub(crate) boot: Option<String>,
     /// How old the pod is.
     pub(crate) age: PodAge,
-    pub(crate) wake: Box<dyn Fn() + Send + Sync>,
+    pub(crate) wake: Waker,
 }
 
 /// How old a pod is when somebody begins to listen.
@@ -124,27 +187,78 @@ impl Sessions {
 
     /// Begins to listen. A session for another pod of this run ends.
     pub(crate) fn listen(&self, run: &str, listening: Listening) {
+        self.open(run, listening, For::Run);
+    }
+
+    /// Begins to listen to a sandbox that is nobody's yet.
+    pub(crate) fn listen_to_sandbox(&self, name: &str, listening: Listening) {
+        self.open(&sandbox(name), listening, For::Nobody { has_answered: false, since: Instant::now() });
+    }
+
+    /// What is known of a sandbox that is nobody's yet.
+    pub(crate) fn heard(&self, name: &str) -> Heard {
+        let open = lock(&self.open);
+        open.get(&sandbox(name)).map_or(Heard::Unheard, |session| lock(&session.shared).heard())
+    }
+
+    /// Makes the session of a sandbox that waits that of a run, whose key this is. `false`: the sandbox does not answer at this moment.
+    pub(crate) fn claim(&self, name: &str, run: &str, key: RunKey, wake: Waker) -> bool {
+        let mut open = lock(&self.open);
+        let waiting = sandbox(name);
+        let Some(session) = open.get(&waiting).filter(|session| lock(&session.shared).heard() == Heard::Waits) else { return false };
+        {
+            let mut shared = lock(&session.shared);
+            let Some(boot) = shared.transcript().boot.clone() else { return false };
+            shared.reader = Reader::of_boot(key.bound_to(run), &boot);
+            shared.of = For::Run;
+            shared.wake = wake;
+        }
+        if let Some(session) = open.remove(&waiting)
+            && let Some(old) = open.insert(run.to_owned(), session)
+        {
+            old.task.abort();
+        }
+        true
+    }
+
+    /// Ends the session of a sandbox that is nobody's.
+    pub(crate) fn close_sandbox(&self, name: &str) {
+        self.close(&sandbox(name));
+    }
+
+    /// Ends the sessions of those sandboxes that are nobody's yet of which this holds.
+    pub(crate) fn close_sandboxes(&self, is_gone: impl Fn(&str) -> bool) {
+        lock(&self.open).retain(|_, session| {
+            let is_over = matches!(lock(&session.shared).of, For::Nobody { .. }) && is_gone(&session.pod);
+            if is_over {
+                session.task.abort();
+            }
+            !is_over
+        });
+    }
+
+    fn open(&self, run: &str, listening: Listening, of: For) {
         let mut open = lock(&self.open);
         if open.get(run).is_some_and(|session| session.pod_uid == listening.pod_uid) {
             return;
         }
-        let shared = Arc::new(Mutex::new(Shared::new(&listening.key, listening.boot.as_deref())));
+        let shared = Arc::new(Mutex::new(Shared::new(&listening, of)));
         let (say, said) = mpsc::channel(4);
-        let pod_uid = listening.pod_uid.clone();
+        let (pod, pod_uid) = (listening.pod.clone(), listening.pod_uid.clone());
         let task = tokio::spawn(follow(listening, shared.clone(), said));
-        if let Some(old) = open.insert(run.to_owned(), Session { pod_uid, shared, say, task }) {
+        if let Some(old) = open.insert(run.to_owned(), Session { pod, pod_uid, shared, say, task }) {
             old.task.abort();
         }
     }
 
     /// Says something and waits until it is written, at most `patience`. Without an open stream nothing is written.
-    pub(crate) async fn say(&self, run: &str, message: ControlMessage, patience: Duration) -> bool {
+    pub(crate) async fn say(&self, run: &str, messages: Vec<ControlMessage>, patience: Duration) -> bool {
         let Some((say, shared)) = lock(&self.open).get(run).map(|session| (session.say.clone(), session.shared.clone())) else {
             return false;
         };
         let (written, is_written) = oneshot::channel();
-        let starts = matches!(message, ControlMessage::Start { .. });
-        let delivered = async { say.send(Said { message, written }).await.is_ok() && is_written.await.is_ok() };
+        let starts = messages.iter().any(|message| matches!(message, ControlMessage::Start { .. }));
+        let delivered = async { say.send(Said { messages, written }).await.is_ok() && is_written.await.is_ok() };
         let delivered = tokio::time::timeout(patience, delivered).await.unwrap_or(false);
         if starts {
             lock(&shared).start_sent |= delivered;
@@ -192,7 +306,8 @@ impl Sessions {
     /// Ends the sessions of runs that are gone.
     pub(crate) fn close_all_but(&self, present: &HashSet<String>) {
         lock(&self.open).retain(|run, session| {
-            let stays = present.contains(run);
+            // A sandbox that waits is no run's.
+            let stays = present.contains(run) || matches!(lock(&session.shared).of, For::Nobody { .. });
             if !stays {
                 session.task.abort();
             }
@@ -225,7 +340,7 @@ async fn read_log(api: &Api<Pod>, pod: &str, shared: &Mutex<Shared>) -> Result<b
         if piece.is_empty() {
             return Ok(news);
         }
-        lines.push(piece, |line| news |= lock(shared).reader.take_line(line));
+        lines.push(piece, |line| news |= lock(shared).take_line(line));
         let length = piece.len();
         log.consume_unpin(length);
     }
@@ -250,13 +365,15 @@ async fn follow(listening: Listening, shared: Arc<Mutex<Shared>>, mut said: mpsc
         if let Ok(Ok(mut process)) = within("attach", api.attach(&listening.pod, &params)).await
             && let (Some(mut input), Some(mut output)) = (process.stdin(), process.stdout())
         {
-            let _ = write(&mut input, &ControlMessage::Hello {}).await;
+            lock(&shared).is_not_heard();
+            let _ = write(&mut input, &[ControlMessage::Hello {}]).await;
             // kube ends the connection's task when the connection breaks, but leaves the reader of a broken one waiting for ever.
             tokio::select! {
                 biased;
                 () = listen(&listening, &api, &shared, &mut said, &mut input, &mut output) => {}
                 _ = process.join() => {}
             }
+            lock(&shared).is_not_heard();
             if lock(&shared).transcript().boot.is_some() {
                 silent_since = Instant::now();
             }
@@ -276,7 +393,7 @@ async fn follow(listening: Listening, shared: Arc<Mutex<Shared>>, mut said: mpsc
             let mut shared = lock(&shared);
             if shared.start_sent && !shared.transcript().accepted {
                 shared.start_sent = false;
-                (listening.wake)();
+                shared.wake.clone()();
             }
         }
         tokio::time::sleep(pause_after(silent_since.elapsed())).await;
@@ -287,8 +404,10 @@ fn pause_after(silence: Duration) -> Duration {
     (silence / PAUSE_PART).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
-async fn write(input: &mut (impl tokio::io::AsyncWrite + Unpin), message: &ControlMessage) -> std::io::Result<()> {
-    input.write_all(message.to_line().as_bytes()).await?;
+/// After an empty line: what a stream before this one may have left unfinished is no part of it.
+async fn write(input: &mut (impl tokio::io::AsyncWrite + Unpin), messages: &[ControlMessage]) -> std::io::Result<()> {
+    let lines = messages.iter().fold("\n".to_owned(), |lines, message| lines + &message.to_line());
+    input.write_all(lines.as_bytes()).await?;
     input.flush().await
 }
 
@@ -314,7 +433,7 @@ async fn listen(
                     continue;
                 }
                 unanswered += 1;
-                if unanswered >= UNANSWERED_LIMIT || write(input, &ControlMessage::Hello {}).await.is_err() {
+                if unanswered >= UNANSWERED_LIMIT || write(input, &[ControlMessage::Hello {}]).await.is_err() {
                     return;
                 }
             }
@@ -324,11 +443,11 @@ async fn listen(
                     let mut news = false;
                     let gap = {
                         let mut shared = lock(shared);
-                        lines.push(&buffer[..count], |line| news |= shared.reader.take_line(line));
+                        lines.push(&buffer[..count], |line| news |= shared.take_line(line));
                         shared.reader.has_gap()
                     };
                     if news {
-                        (listening.wake)();
+                        wake_for(shared);
                     }
                     if gap {
                         fill_from_log(listening, api, shared).await;
@@ -336,8 +455,8 @@ async fn listen(
                 }
             },
             message = said.recv() => match message {
-                Some(Said { message, written }) => {
-                    if write(input, &message).await.is_err() {
+                Some(Said { messages, written }) => {
+                    if write(input, &messages).await.is_err() {
                         return;
                     }
                     let _ = written.send(());
@@ -352,13 +471,24 @@ async fn listen(
 fn is_waiting_for_an_answer(shared: &Mutex<Shared>) -> bool {
     let shared = lock(shared);
     let transcript = shared.transcript();
-    let is_over = transcript.refused.is_some() || transcript.finished;
+    let is_over = transcript.refused.is_some() || transcript.finished || transcript.rebooted;
+    if let For::Nobody { has_answered, .. } = shared.of {
+        return !is_over && !has_answered;
+    }
     !is_over && (transcript.boot.is_none() || (shared.start_sent && !transcript.accepted))
 }
 
+fn wake_for(shared: &Mutex<Shared>) {
+    let wake = lock(shared).wake.clone();
+    wake();
+}
+
 async fn fill_from_log(listening: &Listening, api: &Api<Pod>, shared: &Mutex<Shared>) {
+    if matches!(lock(shared).of, For::Nobody { .. }) {
+        return;
+    }
     match within("the log", read_log(api, &listening.pod, shared)).await {
-        Ok(Ok(true)) => (listening.wake)(),
+        Ok(Ok(true)) => wake_for(shared),
         Ok(Ok(false)) => {}
         Ok(Err(error)) => tracing::debug!(error = %error, "the log cannot be read yet"),
         Err(error) => tracing::debug!(error = %error, "the log cannot be read yet"),

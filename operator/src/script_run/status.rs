@@ -5,8 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt as _;
 use paddock_crds::script_run::{SHOWN_GROUP_LENGTH, SHOWN_GROUPS};
 use paddock_crds::{
-    ApprovalStatus, AuditEvent, Clocks, Condition, ConditionStatus, ConditionType, Decision, Phase, PodRef, Reason, Requester, RunResult,
-    ScriptRun, ScriptRunStatus, Stopping, Usage, Verdict,
+    ApprovalStatus, AuditEvent, Clocks, ColdReason, Condition, ConditionStatus, ConditionType, Decision, Phase, PodRef, Reason, Requester,
+    RunPath, RunResult, ScriptRun, ScriptRunStatus, Stopping, Usage, Verdict,
 };
 use paddock_policy::{Approving, EVERYBODY, Excluded, Refusal};
 
@@ -19,6 +19,7 @@ use super::step::{Back, Seen, Step, is_suspended};
 use super::text::{cut, visible};
 use super::validate::{ValidRun, requester};
 use crate::names::sandbox_namespace;
+use crate::pool::waiting::Offer;
 
 /// Events kept in the status.
 const AUDIT_EVENTS: usize = 16;
@@ -47,8 +48,8 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
             report.approved(&seen.approving, valid);
             report.queued(admission, valid?, is_suspended(&seen.containment));
         }
-        (Step::CreatePod | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
-        (Step::CreatePod, Done::Yes) => report.has_room(),
+        (Step::CreatePod | Step::TakeSandbox | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
+        (Step::CreatePod | Step::TakeSandbox, Done::Yes) => report.has_room(),
         (Step::StandBack(why), _) => report.stands_back(*why),
         (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
         (Step::RecordStop(reason), _) => report.stopped(reason, seen),
@@ -112,6 +113,7 @@ pub(crate) fn least(status: &ScriptRunStatus) -> ScriptRunStatus {
         phase: status.phase.clone(),
         conditions,
         pod: status.pod.clone(),
+        path: status.path.clone(),
         clocks: status.clocks.clone(),
         stopping: status.stopping.clone(),
         approval: status.approval.clone(),
@@ -345,6 +347,15 @@ impl Report {
                 node: pod.node.clone(),
                 boot: Some(boot.to_owned()),
             });
+            let cold_because = match &seen.offer {
+                _ if pod.has_waited => None,
+                Offer::NoPool => None,
+                // It was none when the pod was created.
+                Offer::Free => Some(ColdReason::NoneFree),
+                Offer::Cold(why) => Some(why.clone()),
+            };
+            self.status.path = Some(if pod.has_waited { RunPath::Warm } else { RunPath::Cold });
+            self.status.cold_because = cold_because;
         }
         self.status.timeout_seconds = Some(i64::from(valid.grant.timeout_seconds));
         let now = self.clock();

@@ -17,6 +17,7 @@ use crate::config::Settings;
 use crate::egress::Bound;
 use crate::egress::used::Used;
 use crate::names::{FINALIZER, GIT_ANNOTATIONS, GIT_LABELS, sandbox_namespace};
+use crate::pool::waiting::Offer;
 
 /// Everything that a pass has read.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub(crate) struct Seen {
     pub(crate) network: Option<Used>,
     /// More of its connections were refused than the policies put up with.
     pub(crate) is_refused_too_often: bool,
+    /// What there is for it in pools: looked at only until it has a pod.
+    pub(crate) offer: Offer,
     /// How far the egress gateway knows what the run is granted.
     pub(crate) bound: Bound,
     /// Since when this replica may write without a gap.
@@ -125,6 +128,8 @@ pub(crate) enum Step {
     PrepareSandbox,
     /// Take a slot and store it.
     Admit,
+    /// Take a sandbox that waits, or create a pod if it is gone by then.
+    TakeSandbox,
     /// Create ConfigMap and pod.
     CreatePod,
     /// Give the slot back.
@@ -380,6 +385,7 @@ fn while_starting(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, settin
         PodSeen::Absent if seen.is_one_too_many => Step::StandBack(Back::TooMany),
         PodSeen::Absent if !is_admitted_as_it_is => Step::Admit,
         PodSeen::Absent if seen.sandbox != SandboxSeen::Ready => Step::PrepareSandbox,
+        PodSeen::Absent if seen.offer == Offer::Free => Step::TakeSandbox,
         PodSeen::Absent => Step::CreatePod,
         PodSeen::Present(pod) if pod.deleting => Step::Rest { wake: Some(budget_left) },
         PodSeen::Present(pod) if pod.job_digest.as_ref() != status.job_digest.as_ref() || !is_admitted_as_it_is => remove(&seen.pod),
@@ -492,7 +498,9 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
         return Step::Listen;
     }
     let is_to_be_sent = !seen.stream.transcript.accepted && !seen.stream.start_sent;
-    match (status.pod.as_ref().and_then(|pod| pod.boot.clone()), pod.files_digest.clone()) {
+    // Of a job that went to a sandbox which waited nothing is left after a restart: a start without one tells whether it has got there.
+    let files_digest = pod.files_digest.clone().or_else(|| pod.has_waited.then(String::new));
+    match (status.pod.as_ref().and_then(|pod| pod.boot.clone()), files_digest) {
         (Some(boot), Some(digest)) if is_to_be_sent => Step::SendStart { boot, digest },
         _ => Step::Rest { wake: Some(left) },
     }

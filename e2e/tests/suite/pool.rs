@@ -1,0 +1,263 @@
+//! Sandboxes that begin before there is a run for them.
+
+use crate::harness::{Script, Tenant, assert_end, eventually, namespace, status, stderr, stdout, tenant};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt as _};
+use paddock_crds::{ColdReason, ConditionStatus, Phase, PoolReason, Reason, RunPath, SandboxPool, ScriptRun};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+fn pools(tenant: &Tenant) -> Api<SandboxPool> {
+    Api::namespaced(tenant.client.clone(), &tenant.name)
+}
+
+/// A pool for runs that name the baseline, or what `spec` says.
+async fn make_pool(tenant: &Tenant, runtime: &str, replicas: i32, spec: Value) -> SandboxPool {
+    let mut pool = json!({
+        "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPool", "metadata": { "name": runtime },
+        "spec": { "policyRef": { "kind": "ClusterSandboxPolicy", "name": "baseline" }, "runtime": runtime, "replicas": replicas },
+    });
+    for (field, value) in spec.as_object().unwrap() {
+        pool["spec"][field] = value.clone();
+    }
+    pools(tenant).create(&PostParams::default(), &serde_json::from_value(pool).unwrap()).await.unwrap()
+}
+
+/// Waits until a pool says so.
+async fn pool_is(tenant: &Tenant, name: &str, what: &str, holds: impl Fn(&SandboxPool) -> bool) -> SandboxPool {
+    eventually(what, || async {
+        let pool = pools(tenant).get(name).await.unwrap();
+        if pool.status.is_some() && holds(&pool) { Ok(pool) } else { Err(pool.status) }
+    })
+    .await
+}
+
+fn reason(pool: &SandboxPool) -> Option<(ConditionStatus, PoolReason)> {
+    let status = pool.status.as_ref()?;
+    status.conditions.first().map(|condition| (condition.status, condition.reason.clone()))
+}
+
+async fn filled(tenant: &Tenant, name: &str) -> SandboxPool {
+    pool_is(tenant, name, "the pool is filled", |pool| {
+        let free = pool.status.as_ref().map(|status| status.free);
+        free == Some(pool.spec.replicas) && reason(pool) == Some((ConditionStatus::True, PoolReason::Filled))
+    })
+    .await
+}
+
+/// UIDs of the sandboxes of pools that are not on their way out.
+async fn sandboxes(tenant: &Tenant) -> BTreeSet<String> {
+    let pods: Vec<Pod> = tenant.pods().list(&ListParams::default().labels("paddock.dev/pool-uid")).await.unwrap().items;
+    pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).filter_map(|pod| pod.uid()).collect()
+}
+
+fn pod_uid(run: &ScriptRun) -> String {
+    status(run).pod.unwrap().uid
+}
+
+fn path(run: &ScriptRun) -> (Option<RunPath>, Option<ColdReason>) {
+    let status = status(run);
+    (status.path, status.cold_because)
+}
+
+const WARM: (Option<RunPath>, Option<ColdReason>) = (Some(RunPath::Warm), None);
+
+fn cold(why: ColdReason) -> (Option<RunPath>, Option<ColdReason>) {
+    (Some(RunPath::Cold), Some(why))
+}
+
+#[tokio::test]
+async fn a_run_is_given_a_sandbox_that_waits_and_another_follows() {
+    tenant("pool", |tenant| async move {
+        make_pool(&tenant, "python", 2, json!({})).await;
+        filled(&tenant, "python").await;
+        let waiting = sandboxes(&tenant).await;
+        assert_eq!(waiting.len(), 2);
+        let text = "import json, os, sys\n\
+                    print(__name__, __file__, sys.argv, json.load(sys.stdin), os.environ['PADDOCK_INPUT'], os.getcwd(), os.listdir('/workspace'))\n\
+                    json.dump({'answer': 42}, open(os.environ['PADDOCK_RESULT'], 'w'))\n";
+        let given = json!({ "script": { "input": { "name": "world" }, "args": ["a b"] } });
+        let run = tenant.run(Script::python(text).with(given.clone())).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(path(&run), WARM);
+        assert!(waiting.contains(&pod_uid(&run)), "{:?}", run.status);
+        // What a script finds around it is what it finds in a sandbox that was made for it.
+        let other = tenant.run(Script::python(text).with(given).with(json!({ "resources": { "memory": "200Mi" } }))).await;
+        assert_eq!(path(&other), cold(ColdReason::Resources));
+        assert_eq!(stdout(&run), stdout(&other));
+        assert_eq!(status(&run).result.unwrap().output, Some(json!({ "answer": 42 })));
+        filled(&tenant, "python").await;
+        let after = eventually("the sandbox of the run is gone", || async {
+            let after = sandboxes(&tenant).await;
+            if after.contains(&pod_uid(&run)) { Err(after) } else { Ok(after) }
+        })
+        .await;
+        assert_eq!(after.intersection(&waiting).count(), 1, "{after:?} {waiting:?}");
+        pools(&tenant).delete("python", &DeleteParams::default()).await.unwrap();
+        eventually("those that wait go with their pool", || async {
+            let left = sandboxes(&tenant).await;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_no_sandbox_that_waits_can_be_begins_at_once_and_says_why() {
+    tenant("unfit", |tenant| async move {
+        make_pool(&tenant, "shell", 1, json!({})).await;
+        filled(&tenant, "shell").await;
+        let long = tenant.run(Script::shell("true").with(json!({ "timeoutSeconds": 299 }))).await;
+        assert_end(&long, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(path(&long), cold(ColdReason::Resources));
+        let of_no_pool = tenant.run(Script::python("pass")).await;
+        assert_eq!(path(&of_no_pool), (Some(RunPath::Cold), None));
+        // The one that waits is taken, and the next run does not wait for another.
+        let slow = tenant.create(Script::shell("sleep 20")).await;
+        tenant.until(&slow, "it runs", |status| status.phase == Some(Phase::Running)).await;
+        let next = tenant.run(Script::shell("echo next")).await;
+        assert_end(&next, &Phase::Succeeded, &Reason::Succeeded);
+        let slow = tenant.patch(&slow, json!({ "spec": { "cancel": true } })).await;
+        let slow = tenant.finished(&slow).await;
+        assert_end(&slow, &Phase::Cancelled, &Reason::Cancelled);
+        assert_eq!((path(&slow), path(&next)), (WARM, cold(ColdReason::NoneFree)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_mounted_needs_a_sandbox_of_its_own() {
+    namespace("mounted", json!({}), |tenant| async move {
+        tenant.cluster_policy(json!({ "capabilities": { "secrets": [{ "name": "key" }] } })).await;
+        let by_policy = json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": tenant.name } });
+        tenant.let_the_operator_read("secrets", "paddock-secret-reader").await;
+        let secret: Secret =
+            serde_json::from_value(json!({ "metadata": { "name": "key" }, "stringData": { "value": "hunter2" } })).unwrap();
+        Api::namespaced(tenant.client.clone(), &tenant.name).create(&PostParams::default(), &secret).await.unwrap();
+        make_pool(&tenant, "shell", 1, by_policy.clone()).await;
+        filled(&tenant, "shell").await;
+        let script = Script::shell("wc -c < /paddock/secrets/key/value").with(by_policy);
+        let run = tenant.run(script.with(json!({ "capabilities": { "secrets": ["key"] } }))).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!((stdout(&run).as_str(), path(&run)), ("7\n", cold(ColdReason::Data)));
+    })
+    .await;
+}
+
+/// Each run plants a marker wherever it can, and looks for those of the others.
+#[tokio::test]
+async fn a_sandbox_serves_one_run_and_is_gone() {
+    tenant("single", |tenant| async move {
+        make_pool(&tenant, "shell", 3, json!({})).await;
+        filled(&tenant, "shell").await;
+        let text = "cat /workspace/marker /dev/shm/marker /paddock/job/marker /dev/termination-log 2>/dev/null\n\
+                    ps -e -o args= 2>/dev/null | grep [m]arker-process\n\
+                    for place in /workspace /dev/shm /paddock/job; do echo marker > $place/marker; done 2>/dev/null\n\
+                    echo marker > /dev/termination-log\n\
+                    (exec -a marker-process sleep 30) >/dev/null 2>&1 &\n\
+                    echo ended";
+        let mut used = BTreeSet::new();
+        let mut warm = 0;
+        for _ in 0..8 {
+            let run = tenant.run(Script::shell(text)).await;
+            assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+            assert_eq!(stdout(&run), "ended\n");
+            assert!(used.insert(pod_uid(&run)), "a sandbox was given to two runs");
+            warm += usize::from(path(&run) == WARM);
+        }
+        assert!(warm >= 3, "{warm} of 8 were given a sandbox that waited");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_script_ends_in_a_sandbox_that_waited_as_in_any() {
+    tenant("ends", |tenant| async move {
+        make_pool(&tenant, "shell", 4, json!({})).await;
+        filled(&tenant, "shell").await;
+        let large = "y".repeat(500_000);
+        let (failed, late, kept, taken) = tokio::join!(
+            tenant.run(Script::shell("echo out; echo err >&2; exit 7")),
+            tenant.run(Script::shell("echo begun; sleep 60").with(json!({ "timeoutSeconds": 2, "gracePeriodSeconds": 1 }))),
+            tenant.run(
+                Script::shell("wc -c; echo changed > $0 || echo kept; ls /paddock/job")
+                    .with(json!({ "script": { "input": large } }))
+            ),
+            tenant.run(Script::shell("kill -9 1; kill -9 $PPID; sleep 60").with(json!({ "timeoutSeconds": 3 }))),
+        );
+        assert_end(&failed, &Phase::Failed, &Reason::Failed);
+        assert_eq!((stdout(&failed).as_str(), stderr(&failed).as_str()), ("out\n", "err\n"));
+        assert_end(&late, &Phase::TimedOut, &Reason::TimedOut);
+        assert_eq!(stdout(&late), "begun\n");
+        assert_end(&kept, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(stdout(&kept), "500002\nkept\ninput.json\njob.json\nscript\n");
+        assert!(matches!(status(&taken).phase, Some(Phase::RunnerKilled | Phase::TimedOut)), "{:?}", taken.status);
+        for run in [&failed, &late, &kept, &taken] {
+            assert_eq!(path(run), WARM, "{:?}", run.status);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_policy_that_changes_replaces_what_waits() {
+    tenant("replaced", |tenant| async move {
+        tenant.policy(json!({ "default": { "memory": "96Mi" } })).await;
+        let by_policy = json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } });
+        make_pool(&tenant, "shell", 2, by_policy.clone()).await;
+        filled(&tenant, "shell").await;
+        let before = sandboxes(&tenant).await;
+        tenant.policy(json!({ "default": { "memory": "112Mi" } })).await;
+        eventually("all that waited were replaced", || async {
+            let now = sandboxes(&tenant).await;
+            if now.len() == 2 && now.is_disjoint(&before) { Ok(()) } else { Err((now, before.clone())) }
+        })
+        .await;
+        filled(&tenant, "shell").await;
+        let run = tenant.run(Script::shell("true").with(by_policy.clone())).await;
+        assert_eq!(path(&run), WARM);
+        // What is denied does not wait, and says why.
+        tenant.policy_with(json!({ "limits": {}, "runtimes": [{ "name": "python" }] })).await;
+        let pool = pool_is(&tenant, "shell", "nothing is granted", |pool| {
+            reason(pool) == Some((ConditionStatus::False, PoolReason::NotGranted))
+                && pool.status.as_ref().is_some_and(|status| status.replicas == 0)
+        })
+        .await;
+        assert!(pool.status.unwrap().conditions[0].message.contains("shell"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pool_gives_way_to_runs_where_a_quota_is_short() {
+    namespace("short", json!({}), |tenant| async move {
+        tenant.cluster_policy(json!({ "limits": { "maxConcurrent": 2 } })).await;
+        let by_policy = json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": tenant.name } });
+        make_pool(&tenant, "shell", 2, by_policy.clone()).await;
+        filled(&tenant, "shell").await;
+        let run = tenant.run(Script::python("print('ran')").with(by_policy)).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!(path(&run), (Some(RunPath::Cold), None));
+        // Once nobody needs the room, it is filled again.
+        filled(&tenant, "shell").await;
+    })
+    .await;
+}
+
+/// As a HorizontalPodAutoscaler does it.
+#[tokio::test]
+async fn a_pool_is_scaled_by_its_subresource() {
+    tenant("scaled", |tenant| async move {
+        make_pool(&tenant, "shell", 0, json!({})).await;
+        filled(&tenant, "shell").await;
+        let patch = Patch::Merge(json!({ "spec": { "replicas": 1 } }));
+        pools(&tenant).patch_scale("shell", &PatchParams::default(), &patch).await.unwrap();
+        let pool = filled(&tenant, "shell").await;
+        assert_eq!(pool.spec.replicas, 1);
+        let scale = pools(&tenant).get_scale("shell").await.unwrap();
+        assert_eq!(scale.status.unwrap().replicas, 1);
+    })
+    .await;
+}

@@ -1,0 +1,275 @@
+//! Which sandbox waits, and which was given to whom. One lock makes "take the one that waits" and "remove the one that waits" exclude each other: nothing
+//! that a run was given is ever removed for the pool's sake, and nothing is given twice.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use paddock_crds::{ColdReason, PolicyRef};
+use paddock_policy::Grant;
+use paddock_protocol::JobFiles;
+use tokio::sync::Notify;
+
+use super::shape::Shape;
+use crate::names::sandbox_namespace;
+use crate::script_run::RunRef;
+use crate::script_run::validate::ValidRun;
+
+/// So long after a run has found no room in a quota, no pool of its namespace is filled.
+const SHORT_FOR: Duration = Duration::from_secs(10);
+
+/// What a sandbox of a pool is, and for whom.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) tenant: String,
+    /// What a run has to name.
+    pub(crate) policy: PolicyRef,
+    /// What a run has to name.
+    pub(crate) runtime: String,
+    pub(crate) pool_uid: String,
+    pub(crate) shape: Shape,
+}
+
+/// The run that a sandbox was given to.
+#[derive(Clone, Debug)]
+pub(crate) struct Holder {
+    pub(crate) run: RunRef,
+    pub(crate) run_uid: String,
+    pub(crate) policy: PolicyRef,
+    pub(crate) tenant: String,
+    /// What was admitted, until the sandbox has it. After a restart nobody has it any more.
+    pub(crate) job: Option<HeldJob>,
+    /// The run is over, or will not use it: nobody will.
+    pub(crate) is_over: bool,
+}
+
+/// A job on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct HeldJob {
+    /// Of everything that was decided on.
+    pub(crate) digest: String,
+    pub(crate) files_digest: String,
+    /// Dropped as soon as the sandbox has them.
+    pub(crate) files: Option<Arc<JobFiles>>,
+}
+
+#[derive(Debug)]
+enum State {
+    Waits,
+    Held(Box<Holder>),
+    /// It is given to nobody any more.
+    Withdrawn,
+}
+
+/// What there is for a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// No pool is for its policy and its runtime.
+    #[default]
+    NoPool,
+    /// A sandbox waits that fits.
+    Free,
+    /// There is a pool, and nothing of it can be had.
+    Cold(ColdReason),
+}
+
+/// All sandboxes of pools, by the names of their pods.
+#[derive(Default)]
+pub(crate) struct Sandboxes {
+    book: Mutex<Book>,
+    /// Something is to be done about a pool.
+    pub(crate) news: Notify,
+}
+
+#[derive(Default)]
+struct Book {
+    sandboxes: BTreeMap<String, (Waiting, State)>,
+    by_run: HashMap<String, String>,
+    /// Namespaces of tenants in which a run has found no room in a quota, since when, and how many sandboxes are to give way.
+    short: HashMap<String, (Instant, usize)>,
+    /// What each pool is for, by its UID, whether or not anything waits in it.
+    pools: HashMap<String, Waiting>,
+}
+
+impl Sandboxes {
+    /// What pools offer now. Of others nothing is given any more.
+    pub(crate) fn pools_are(&self, pools: impl IntoIterator<Item = Waiting>) {
+        self.lock().pools = pools.into_iter().map(|pool| (pool.pool_uid.clone(), pool)).collect();
+    }
+
+    /// A sandbox of a pool is there, and is nobody's.
+    pub(crate) fn add(&self, name: &str, waiting: Waiting) {
+        self.lock().sandboxes.entry(name.to_owned()).or_insert((waiting, State::Waits));
+    }
+
+    /// A sandbox is there that the status of a run names.
+    pub(crate) fn add_held(&self, name: &str, waiting: Waiting, holder: Holder) {
+        let mut book = self.lock();
+        if !book.sandboxes.contains_key(name) {
+            book.by_run.insert(holder.run_uid.clone(), name.to_owned());
+            book.sandboxes.insert(name.to_owned(), (waiting, State::Held(Box::new(holder))));
+        }
+    }
+
+    /// Whether this sandbox is known.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.lock().sandboxes.contains_key(name)
+    }
+
+    /// Drops those whose pods are gone. Of unlisted namespaces it is not known what is there.
+    pub(crate) fn forget_all_but(&self, present: &HashSet<String>, unlisted: &HashSet<String>) {
+        let mut book = self.lock();
+        book.sandboxes.retain(|name, (waiting, _)| present.contains(name) || unlisted.contains(&sandbox_namespace(&waiting.tenant)));
+        let Book { sandboxes, by_run, .. } = &mut *book;
+        by_run.retain(|_, name| sandboxes.contains_key(name));
+        book.short.retain(|_, (since, _)| since.elapsed() < SHORT_FOR);
+    }
+
+    /// What there is for this run; `is_free` tells of a sandbox whether it answers.
+    pub(crate) fn offer(&self, run: (&str, &PolicyRef, &str), grant: &Grant, is_free: impl Fn(&str) -> bool) -> Offer {
+        let book = self.lock();
+        let (tenant, policy, runtime) = run;
+        let is_for_it = |pool: &&Waiting| pool.tenant == tenant && pool.policy == *policy && pool.runtime == runtime;
+        let mut misfit = None;
+        for pool in book.pools.values().filter(is_for_it) {
+            match pool.shape.misfit(grant) {
+                None => {
+                    let is_there = book.fitting(run, grant).any(&is_free);
+                    return if is_there { Offer::Free } else { Offer::Cold(ColdReason::NoneFree) };
+                }
+                Some(why) => misfit = Some(why),
+            }
+        }
+        misfit.map_or(Offer::NoPool, Offer::Cold)
+    }
+
+    /// Gives a sandbox to a run. `claim` has the stream of a sandbox be the run's, if it still answers.
+    pub(crate) fn take(&self, run: &ValidRun, runtime: &str, reference: RunRef, claim: impl Fn(&str) -> bool) -> bool {
+        let mut book = self.lock();
+        if book.by_run.contains_key(&run.uid) {
+            return true;
+        }
+        let asked = (run.namespace.as_str(), &run.policy, runtime);
+        let Some(name) = book.fitting(asked, &run.grant).find(|name| claim(name)).map(str::to_owned) else { return false };
+        let job = HeldJob { digest: run.digest.clone(), files_digest: run.files_digest.clone(), files: Some(Arc::new(run.files.clone())) };
+        let holder = Holder {
+            run: reference,
+            run_uid: run.uid.clone(),
+            policy: run.policy.clone(),
+            tenant: run.namespace.clone(),
+            job: Some(job),
+            is_over: false,
+        };
+        if let Some((_, state)) = book.sandboxes.get_mut(&name) {
+            *state = State::Held(Box::new(holder));
+        }
+        book.by_run.insert(run.uid.clone(), name);
+        drop(book);
+        self.news.notify_one();
+        true
+    }
+
+    /// The sandbox that a run was given, and the job that it is to get.
+    pub(crate) fn of_run(&self, run_uid: &str) -> Option<(String, Option<HeldJob>)> {
+        let book = self.lock();
+        let name = book.by_run.get(run_uid)?;
+        match &book.sandboxes.get(name)?.1 {
+            State::Held(holder) => Some((name.clone(), holder.job.clone())),
+            State::Waits | State::Withdrawn => None,
+        }
+    }
+
+    /// The sandbox has its job: nothing of it stays here.
+    pub(crate) fn delivered(&self, run_uid: &str) {
+        let mut book = self.lock();
+        let Some(name) = book.by_run.get(run_uid).cloned() else { return };
+        if let Some((_, State::Held(holder))) = book.sandboxes.get_mut(&name)
+            && let Some(job) = &mut holder.job
+        {
+            job.files = None;
+        }
+    }
+
+    /// The run is over, or will not use its sandbox: nobody will.
+    pub(crate) fn let_go(&self, run_uid: &str) {
+        let mut book = self.lock();
+        let Some(name) = book.by_run.remove(run_uid) else { return };
+        if let Some((_, State::Held(holder))) = book.sandboxes.get_mut(&name) {
+            holder.is_over = true;
+        }
+        drop(book);
+        self.news.notify_one();
+    }
+
+    /// Whose a sandbox is, or was: as long as it lives it is counted, and its end is told.
+    pub(crate) fn holder(&self, name: &str) -> Option<Holder> {
+        match &self.lock().sandboxes.get(name)?.1 {
+            State::Held(holder) => Some(Holder::clone(holder)),
+            State::Waits | State::Withdrawn => None,
+        }
+    }
+
+    /// Whether it waits, and for nobody yet.
+    pub(crate) fn waits(&self, name: &str) -> bool {
+        matches!(self.lock().sandboxes.get(name), Some((_, State::Waits)))
+    }
+
+    /// From now on it is given to nobody. `false`: a run has it.
+    pub(crate) fn withdraw(&self, name: &str) -> bool {
+        match self.lock().sandboxes.get_mut(name) {
+            Some((_, State::Held(holder))) => holder.is_over,
+            Some((_, state)) => {
+                *state = State::Withdrawn;
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// A quota had no room for the pod of a run of this namespace: one that waits is to go.
+    pub(crate) fn give_way(&self, tenant: &str) {
+        let mut book = self.lock();
+        if !book.sandboxes.values().any(|(waiting, _)| waiting.tenant == tenant) {
+            return;
+        }
+        let (since, count) = book.short.entry(tenant.to_owned()).or_insert((Instant::now(), 0));
+        (*since, *count) = (Instant::now(), *count + 1);
+        drop(book);
+        self.news.notify_one();
+    }
+
+    /// Whether the quota of a namespace was short just now, and how many are to give way for it that have not yet.
+    pub(crate) fn short(&self, tenant: &str) -> Option<usize> {
+        self.lock().short.get(tenant).filter(|(since, _)| since.elapsed() < SHORT_FOR).map(|(_, count)| *count)
+    }
+
+    /// So many have given way.
+    pub(crate) fn gave_way(&self, tenant: &str, gone: usize) {
+        if let Some((_, count)) = self.lock().short.get_mut(tenant) {
+            *count = count.saturating_sub(gone);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Book {
+    /// Names of those that wait for such a run.
+    fn fitting<'a>(
+        &'a self,
+        (tenant, policy, runtime): (&'a str, &'a PolicyRef, &'a str),
+        grant: &'a Grant,
+    ) -> impl Iterator<Item = &'a str> {
+        let fits = move |waiting: &Waiting| {
+            waiting.tenant == tenant && waiting.policy == *policy && waiting.runtime == runtime && waiting.shape.misfit(grant).is_none()
+        };
+        self.sandboxes
+            .iter()
+            .filter(move |(_, (waiting, state))| {
+                matches!(state, State::Waits) && self.pools.contains_key(&waiting.pool_uid) && fits(waiting)
+            })
+            .map(|(name, _)| name.as_str())
+    }
+}
