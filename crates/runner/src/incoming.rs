@@ -11,6 +11,14 @@ use paddock_protocol::{INPUT_FILE, JOB_FILE, Job, JobFile, script_file};
 
 use crate::job::MAX_FILE;
 
+/// Holds that no job was ever put here.
+pub(crate) fn is_new(folder: &Path) -> io::Result<()> {
+    match fs::read_dir(folder)?.next() {
+        None => Ok(()),
+        Some(_) => Err(io::ErrorKind::DirectoryNotEmpty.into()),
+    }
+}
+
 /// What has come. Whoever has got anything is nobody else's any more.
 #[derive(Debug, Default)]
 pub(crate) struct Incoming {
@@ -131,9 +139,11 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("paddock-incoming-{}", std::process::id()));
         fs::create_dir(&folder).unwrap();
         assert!(Incoming::default().store(&folder).is_err());
+        is_new(&folder).unwrap();
         let mut incoming = Incoming::default();
         bring(&mut incoming, pieces(&files(3, Some(1))));
         incoming.store(&folder).unwrap();
+        is_new(&folder).expect_err("a job was here");
         let mode = |name: &str| fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!([mode(JOB_FILE), mode("script"), mode(INPUT_FILE)], [0o444; 3]);
         fs::remove_dir_all(&folder).unwrap();

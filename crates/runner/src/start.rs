@@ -10,7 +10,7 @@ use nix::sys::signalfd::SignalFd;
 use paddock_protocol::{ControlMessage, Interfaces, RefusedReason, Sealer, sandbox};
 
 use crate::control::Control;
-use crate::incoming::Incoming;
+use crate::incoming::{self, Incoming};
 use crate::job::{self, LoadedJob};
 use crate::report::{Refusal, Reporter};
 use crate::supervise::{StdinOnce, readable, took_stop_signal, until};
@@ -78,6 +78,8 @@ fn begin_to_come<W: Write>(
     reporter: &mut Reporter<W>,
 ) -> Result<Begun, Refusal> {
     place::check(Interfaces::LoopbackOnly)?;
+    // A container that the kubelet starts once more has the volumes of the one before.
+    incoming::is_new(folder).map_err(|error| mismatch(format!("the sandbox was used before: {error}")))?;
     reporter.begin(Sealer::new(key, &sandbox(name)).ok_or_else(|| mismatch("the sandbox has no key to seal to"))?);
     let (mut control, mut incoming) = (Control::default(), Incoming::default());
     let start = wait(None, &mut control, signals, reporter, Some(&mut incoming))?;

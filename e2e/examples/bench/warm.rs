@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::operator;
 use crate::sides::{bare_pod, delete, holds, namespace, ratio, spread};
 
-const ROUNDS: u32 = 40;
+const ROUNDS: u32 = 25;
 /// Of them a third is taken with a bare pod too.
 const BARE_EVERY: u32 = 3;
 const REPLICAS: i32 = 3;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::harness::disturb::{begin, begin_what_has_ended, ctr, end, is_of, kill_operator, leader, process_of, scale, with_arguments};
 use crate::harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, kubectl, layout, status, stdout, tenant};
+use crate::pool::{WARM, filled, make_pool, path, pod_uid, sandboxes};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -43,6 +44,48 @@ async fn killed_when(tenant: &Tenant, what: &str, seen: fn(&ScriptRunStatus) -> 
     assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
     assert_eq!(stdout(&run), "once\nend\n", "killed when {what}");
     assert_started_once(&status(&run));
+}
+
+/// What waits goes on waiting, whoever leads and whatever is between: it is not made anew, and nothing that a run has is taken for free.
+#[tokio::test]
+async fn what_waits_in_a_pool_outlives_leader_api_server_and_kubelet() {
+    let _alone = alone().await;
+    tenant("outlives", |tenant| async move {
+        make_pool(&tenant, "shell", 3, json!({})).await;
+        filled(&tenant, "shell").await;
+        let mut waiting = sandboxes(&tenant).await;
+        // With scripts that run, and one whose job is on its way.
+        let script = Script::shell("echo once; sleep 6; echo end");
+        let running = tenant.create(script).await;
+        let running = tenant.until(&running, "it runs", |status| status.is_true(&ConditionType::Started)).await;
+        kill_operator(&tenant.client).await;
+        let running = tenant.finished(&running).await;
+        assert_end(&running, &Phase::Succeeded, &Reason::Succeeded);
+        assert_eq!((stdout(&running).as_str(), path(&running)), ("once\nend\n", WARM));
+        assert_started_once(&status(&running));
+        waiting.remove(&pod_uid(&running));
+        // A run that comes before the new leader has asked them begins cold.
+        eventually("a sandbox that waits is given to a run", || async {
+            let run = tenant.run(Script::shell("echo next")).await;
+            assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+            if path(&run) == WARM { Ok(()) } else { Err(path(&run)) }
+        })
+        .await;
+        let left = sandboxes(&tenant).await;
+        assert!(!left.is_disjoint(&waiting), "{left:?} of {waiting:?}");
+        for process in ["kube-apiserver", "kubelet"] {
+            filled(&tenant, "shell").await;
+            waiting = sandboxes(&tenant).await;
+            end(process).await;
+            begin(process);
+            begin_what_has_ended().await;
+            let run = tenant.run(Script::shell("echo again")).await;
+            assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+            let left = sandboxes(&tenant).await;
+            assert!(left.intersection(&waiting).count() >= 2, "{process}: {left:?} of {waiting:?}");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

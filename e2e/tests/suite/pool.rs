@@ -13,7 +13,7 @@ fn pools(tenant: &Tenant) -> Api<SandboxPool> {
 }
 
 /// A pool for runs that name the baseline, or what `spec` says.
-async fn make_pool(tenant: &Tenant, runtime: &str, replicas: i32, spec: Value) -> SandboxPool {
+pub async fn make_pool(tenant: &Tenant, runtime: &str, replicas: i32, spec: Value) -> SandboxPool {
     let mut pool = json!({
         "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPool", "metadata": { "name": runtime },
         "spec": { "policyRef": { "kind": "ClusterSandboxPolicy", "name": "baseline" }, "runtime": runtime, "replicas": replicas },
@@ -38,7 +38,7 @@ fn reason(pool: &SandboxPool) -> Option<(ConditionStatus, PoolReason)> {
     status.conditions.first().map(|condition| (condition.status, condition.reason.clone()))
 }
 
-async fn filled(tenant: &Tenant, name: &str) -> SandboxPool {
+pub async fn filled(tenant: &Tenant, name: &str) -> SandboxPool {
     pool_is(tenant, name, "the pool is filled", |pool| {
         let free = pool.status.as_ref().map(|status| status.free);
         free == Some(pool.spec.replicas) && reason(pool) == Some((ConditionStatus::True, PoolReason::Filled))
@@ -47,21 +47,21 @@ async fn filled(tenant: &Tenant, name: &str) -> SandboxPool {
 }
 
 /// UIDs of the sandboxes of pools that are not on their way out.
-async fn sandboxes(tenant: &Tenant) -> BTreeSet<String> {
+pub async fn sandboxes(tenant: &Tenant) -> BTreeSet<String> {
     let pods: Vec<Pod> = tenant.pods().list(&ListParams::default().labels("paddock.dev/pool-uid")).await.unwrap().items;
     pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).filter_map(|pod| pod.uid()).collect()
 }
 
-fn pod_uid(run: &ScriptRun) -> String {
+pub fn pod_uid(run: &ScriptRun) -> String {
     status(run).pod.unwrap().uid
 }
 
-fn path(run: &ScriptRun) -> (Option<RunPath>, Option<ColdReason>) {
+pub fn path(run: &ScriptRun) -> (Option<RunPath>, Option<ColdReason>) {
     let status = status(run);
     (status.path, status.cold_because)
 }
 
-const WARM: (Option<RunPath>, Option<ColdReason>) = (Some(RunPath::Warm), None);
+pub const WARM: (Option<RunPath>, Option<ColdReason>) = (Some(RunPath::Warm), None);
 
 fn cold(why: ColdReason) -> (Option<RunPath>, Option<ColdReason>) {
     (Some(RunPath::Cold), Some(why))
@@ -181,10 +181,8 @@ async fn a_script_ends_in_a_sandbox_that_waited_as_in_any() {
         let (failed, late, kept, taken) = tokio::join!(
             tenant.run(Script::shell("echo out; echo err >&2; exit 7")),
             tenant.run(Script::shell("echo begun; sleep 60").with(json!({ "timeoutSeconds": 2, "gracePeriodSeconds": 1 }))),
-            tenant.run(
-                Script::shell("wc -c; echo changed > $0 || echo kept; ls /paddock/job")
-                    .with(json!({ "script": { "input": large } }))
-            ),
+            tenant
+                .run(Script::shell("wc -c; echo changed > $0 || echo kept; ls /paddock/job").with(json!({ "script": { "input": large } }))),
             tenant.run(Script::shell("kill -9 1; kill -9 $PPID; sleep 60").with(json!({ "timeoutSeconds": 3 }))),
         );
         assert_end(&failed, &Phase::Failed, &Reason::Failed);

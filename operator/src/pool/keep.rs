@@ -1,62 +1,34 @@
-//! Seeing, making and removing the sandboxes of pools, and telling of them. It decides nothing.
+//! Making and removing the sandboxes of pools. It decides nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::runtime::reflector::ObjectRef;
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{
-    Capabilities, ConditionStatus, PolicyKind, PolicyRef, PoolCondition, PoolConditionType, PoolReason, ResourceAmounts, SandboxPool,
-    SandboxPoolStatus, ScriptRun,
-};
-use paddock_policy::{Ask, Facts, Gateway, Grant, judge, judge_denied};
-use serde_json::json;
+use paddock_crds::PoolReason;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::plan::{Plan, PoolSeen, SandboxSeen, State, plan};
-use super::render::{Owner, render_waiting, template};
+use super::plan::plan;
+use super::render::render_waiting;
+use super::see::{Memory, Pool, holders, pods, pools, see};
 use super::shape::Shape;
-use super::waiting::{Holder, Waiting};
+use super::tell::tell;
+use super::waiting::Holder;
 use crate::context::Context;
 use crate::error::{Error, code, response, within};
-use crate::names::{POOL_UID, RUN_NAMESPACE, TEMPLATE, is_waiting_name, sandbox_namespace, waiting_name};
+use crate::names::{POOL_UID, RUN_NAMESPACE, TEMPLATE, sandbox_namespace, waiting_name};
 use crate::sandbox_namespace::{self, Wanted};
-use crate::script_run::RunRef;
-use crate::script_run::observe::policies_of;
 use crate::script_run::pod::difference;
-use crate::script_run::pod_facts::{PodFacts, PodLife};
-use crate::script_run::session::{Heard, Listening, PodAge};
+use crate::script_run::session::{Listening, PodAge};
 use crate::script_run::step::SandboxSeen as NamespaceSeen;
-use crate::script_run::text::cut;
 
 /// Whatever happens, pools are looked at this often: sandboxes grow old without telling.
 const EVERY: Duration = Duration::from_secs(2);
 /// Between two looks. A run that has just been given a sandbox has the node's CPU for itself for so long before the pool is refilled.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Between two writes of a pool's status.
-const TELL_EVERY: Duration = Duration::from_secs(2);
-const DEFAULT_AGE_SECONDS: i64 = 3600;
-/// After sandboxes of a pool have ended before they were ready, longer with each.
-const HOLD_BACK: Duration = Duration::from_secs(2);
-const LONGEST_HOLD_BACK: Duration = Duration::from_secs(120);
-
-/// What is remembered of a pool between two looks.
-#[derive(Default)]
-struct Memory {
-    /// Sandboxes in a row that ended before they were ready.
-    failures: u32,
-    /// Those of them whose pods are still there, by name: each counts once.
-    counted: HashSet<String>,
-    /// Until when nothing is begun, and why.
-    held_back: Option<(Instant, String)>,
-    told: Option<Instant>,
-}
 
 /// Looks again and again, until the process stops leading.
 pub(crate) async fn run(context: Arc<Context>, mut policies: watch::Receiver<()>, mut pools: watch::Receiver<()>) {
@@ -76,18 +48,6 @@ pub(crate) async fn run(context: Arc<Context>, mut policies: watch::Receiver<()>
             () = tokio::time::sleep(EVERY) => {}
         }
     }
-}
-
-/// A pool, and what is to be in it.
-struct Pool {
-    object: SandboxPool,
-    tenant: String,
-    uid: String,
-    max_age_seconds: i64,
-    /// What its sandboxes have, or why it has none.
-    shape: Result<Shape, (PoolReason, String)>,
-    /// Where they are.
-    wanted: Option<Wanted>,
 }
 
 async fn look(context: &Arc<Context>, memory: &mut HashMap<String, Memory>) {
@@ -113,70 +73,6 @@ async fn look(context: &Arc<Context>, memory: &mut HashMap<String, Memory>) {
     }
 }
 
-fn pools(context: &Context) -> Vec<Pool> {
-    let readable = context.caches.pools.state();
-    let objects = readable.iter().filter_map(|pool| pool.0.as_ref().ok()).filter(|pool| pool.metadata.deletion_timestamp.is_none());
-    objects
-        .map(|object| {
-            let tenant = object.namespace().unwrap_or_default();
-            let (shape, wanted) = match shape(&tenant, object, context) {
-                Ok((shape, wanted)) => (Ok(shape), Some(wanted)),
-                Err(why) => (Err(why), None),
-            };
-            Pool {
-                uid: object.uid().unwrap_or_default(),
-                max_age_seconds: object.spec.max_age_seconds.unwrap_or(DEFAULT_AGE_SECONDS),
-                shape,
-                wanted,
-                tenant,
-                object: object.clone(),
-            }
-        })
-        .collect()
-}
-
-/// All pods of pools, and the namespaces of which it is not known yet what is in them.
-fn pods(context: &Context) -> (Vec<Arc<Pod>>, HashSet<String>) {
-    let (mut pods, mut unlisted) = (Vec::new(), HashSet::new());
-    for (namespace, listed) in context.pods.of_pools() {
-        match listed {
-            Some(listed) => pods.extend(listed),
-            None => _ = unlisted.insert(namespace),
-        }
-    }
-    (pods, unlisted)
-}
-
-/// What a run would get that asks this policy for this runtime and for nothing else.
-fn shape(tenant: &str, pool: &SandboxPool, context: &Context) -> Result<(Shape, Wanted), (PoolReason, String)> {
-    if context.settings.sandbox_has_interface {
-        return Err((PoolReason::HasInterface, "every sandbox has a network interface here, and none may wait with one".into()));
-    }
-    let not_granted = |message: String| (PoolReason::NotGranted, message);
-    let seen = policies_of(tenant, &pool.spec.policy_ref, context);
-    if let Some(why) = seen.unusable {
-        return Err(not_granted(why));
-    }
-    if let Some(gone) = seen.gone.first() {
-        return Err(not_granted(format!("the ClusterSandboxPolicy {gone} does not select the namespace any more")));
-    }
-    let grant = granted(&seen.taking_part, &pool.spec.policy_ref, &pool.spec.runtime).map_err(not_granted)?;
-    let facts = Facts { script_hash: None, image: Some(&grant.runtime.image), requester: None, end_user: None };
-    if let Some((refusal, _)) = judge_denied(&seen.taking_part, facts) {
-        return Err(not_granted(refusal.message));
-    }
-    let of_cluster_tier =
-        seen.taking_part.iter().map(|policy| &policy.taken).filter(|taken| taken.kind == PolicyKind::ClusterSandboxPolicy);
-    let namespace = context.caches.namespaces.get(&ObjectRef::new(tenant));
-    let wanted = Wanted {
-        tenant: tenant.to_owned(),
-        tenant_uid: namespace.and_then(|namespace| namespace.uid()).ok_or_else(|| not_granted("the namespace is not known yet".into()))?,
-        max_pods: grant.queue.concurrent,
-        cluster_policies: of_cluster_tier.map(|taken| taken.name.clone()).collect(),
-    };
-    Ok((Shape::of(&grant), wanted))
-}
-
 /// Where the sandboxes of a pool are to be; `Some`: why they cannot be there.
 async fn prepare(wanted: &Wanted, context: &Context) -> Result<Option<String>, Error> {
     let name = sandbox_namespace(&wanted.tenant);
@@ -187,69 +83,6 @@ async fn prepare(wanted: &Wanted, context: &Context) -> Result<Option<String>, E
         NamespaceSeen::Terminating => Some(format!("the namespace {name} of an earlier tenant is being removed")),
         NamespaceSeen::Foreign => Some(format!("the namespace {name} exists and is not the sandbox namespace of this namespace")),
     })
-}
-
-fn granted(policies: &[Arc<paddock_policy::Policy>], named: &PolicyRef, runtime: &str) -> Result<Grant, String> {
-    let ask = Ask {
-        runtime: runtime.to_owned(),
-        resources: ResourceAmounts::default(),
-        timeout_seconds: None,
-        grace_period_seconds: None,
-        priority: None,
-        capabilities: Capabilities::default(),
-        objects: BTreeMap::default(),
-        at_gateway: BTreeMap::default(),
-        gateway: Gateway::Absent,
-    };
-    judge(policies, named, &ask).result.map_err(|refusal| refusal.message)
-}
-
-/// Which sandbox which run has, by what is stored.
-fn holders(context: &Context) -> HashMap<String, Holder> {
-    let mut holders = HashMap::new();
-    for guarded in context.runs() {
-        let Ok(watched) = &guarded.0 else { continue };
-        if let Some((name, holder)) = holder(&watched.run) {
-            holders.insert(name, holder);
-        }
-    }
-    holders
-}
-
-fn holder(run: &ScriptRun) -> Option<(String, Holder)> {
-    let pod = run.status.as_ref()?.pod.as_ref().filter(|pod| is_waiting_name(&pod.name))?;
-    let tenant = run.namespace()?;
-    let holder = Holder {
-        run: RunRef::new(&run.name_any()).within(&tenant),
-        run_uid: run.uid()?,
-        policy: run.spec.policy_ref.clone(),
-        tenant,
-        job: None,
-        is_over: false,
-    };
-    Some((pod.name.clone(), holder))
-}
-
-impl Pool {
-    fn waiting(&self, shape: Shape) -> Waiting {
-        let spec = &self.object.spec;
-        Waiting {
-            tenant: self.tenant.clone(),
-            policy: spec.policy_ref.clone(),
-            runtime: spec.runtime.clone(),
-            pool_uid: self.uid.clone(),
-            shape,
-        }
-    }
-
-    fn owner<'a>(&'a self, name: &'a str) -> Owner<'a> {
-        let max_age_seconds = u32::try_from(self.max_age_seconds).unwrap_or(u32::MAX);
-        Owner { tenant: &self.tenant, pool: name, pool_uid: &self.uid, max_age_seconds }
-    }
-
-    fn template(&self, shape: &Shape, context: &Context) -> String {
-        template(self.owner(&self.object.name_any()), shape, &context.settings)
-    }
 }
 
 /// A sandbox that this process does not know yet: one of an earlier leader. Whether it waits, it has to say itself.
@@ -342,68 +175,6 @@ fn told(result: Result<(), Error>) {
     }
 }
 
-impl Memory {
-    fn fail(&mut self, why: String) {
-        self.failures = (self.failures + 1).min(8);
-        let pause = (HOLD_BACK * 2_u32.pow(self.failures - 1)).min(LONGEST_HOLD_BACK);
-        self.held_back = Some((Instant::now() + pause, why));
-    }
-}
-
-fn see(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context: &Context, now: Timestamp) -> PoolSeen {
-    let wanted = pool.shape.as_ref().ok().map(|shape| pool.template(shape, context));
-    let mut sandboxes = Vec::new();
-    for pod in pods {
-        let name = pod.name_any();
-        let state = state(pod, context);
-        match &state {
-            State::Free => memory.failures = 0,
-            State::Spent(Some(why)) if memory.counted.insert(name.clone()) => memory.fail(why.clone()),
-            _ => {}
-        }
-        sandboxes.push(SandboxSeen {
-            name,
-            age_seconds: pod.metadata.creation_timestamp.as_ref().map_or(0, |created| now.as_second() - created.0.as_second()),
-            state,
-            is_outdated: pod.annotations().get(TEMPLATE) != wanted.as_ref(),
-        });
-    }
-    memory.counted.retain(|name| sandboxes.iter().any(|sandbox| sandbox.name == *name));
-    let short = context.sandboxes.short(&pool.tenant);
-    PoolSeen {
-        replicas: usize::try_from(pool.object.spec.replicas).unwrap_or(0),
-        max_age_seconds: pool.max_age_seconds,
-        refused: pool.shape.as_ref().err().cloned(),
-        sandboxes,
-        give_way: short.unwrap_or(0),
-        is_short: short.is_some(),
-        failed: memory.held_back.as_ref().filter(|(until, _)| *until > Instant::now()).map(|(_, why)| why.clone()),
-    }
-}
-
-fn state(pod: &Pod, context: &Context) -> State {
-    let name = pod.name_any();
-    if pod.metadata.deletion_timestamp.is_some() {
-        return State::Leaving;
-    }
-    if let Some(holder) = context.sandboxes.holder(&name) {
-        return if holder.is_over { State::Spent(None) } else { State::Claimed };
-    }
-    if let PodLife::Ended(ended) = PodFacts::of(pod).life {
-        let heard = match context.sessions.heard(&name) {
-            Heard::Useless(why) => Some(why),
-            _ => ended.container_reason.or(ended.pod_reason),
-        };
-        return State::Spent(heard.or_else(|| Some("the pod has ended".into())));
-    }
-    match context.sessions.heard(&name) {
-        Heard::Waits if context.sandboxes.waits(&name) => State::Free,
-        Heard::Waits | Heard::Unheard => State::Spent(None),
-        Heard::Useless(why) => State::Spent(Some(why)),
-        Heard::Silent(since) => State::Starting { heard_for: i64::try_from(since.as_secs()).unwrap_or(i64::MAX) },
-    }
-}
-
 /// `Some`: why none could be made.
 async fn create(pool: &Pool, shape: &Shape, context: &Arc<Context>) -> Result<Option<String>, Error> {
     let name = waiting_name(Uuid::new_v4().as_u64_pair().0);
@@ -446,46 +217,4 @@ async fn remove(pod: &Pod, context: &Context) -> Result<(), Error> {
         Err(error) if !matches!(code(&error), Some(404 | 409)) => Err(Error::write("a sandbox of a pool")(error)),
         _ => Ok(()),
     }
-}
-
-async fn tell(pool: &Pool, plan: &Plan, memory: &mut Memory, context: &Context, now: Timestamp) -> Result<(), Error> {
-    let Some(status) = status(pool, plan, now) else { return Ok(()) };
-    if memory.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
-        return Ok(());
-    }
-    memory.told = Some(Instant::now());
-    let api: Api<SandboxPool> = Api::namespaced(context.client.clone(), &pool.tenant);
-    let patch = json!({ "metadata": { "uid": pool.uid }, "status": status });
-    match within("the status of a pool", api.patch_status(&pool.object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
-        Err(error) if !matches!(code(&error), Some(404 | 409)) => Err(Error::write("the status of a pool")(error)),
-        _ => Ok(()),
-    }
-}
-
-/// `None`: nothing is to be told that is not stored.
-fn status(pool: &Pool, plan: &Plan, now: Timestamp) -> Option<SandboxPoolStatus> {
-    let stored = pool.object.status.clone().unwrap_or_default();
-    let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
-    let is_ready = if plan.is_ready { ConditionStatus::True } else { ConditionStatus::False };
-    let before = stored.conditions.iter().find(|condition| condition.type_ == PoolConditionType::Ready);
-    let second = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let since = before.filter(|before| before.status == is_ready).map_or(Time(second), |before| before.last_transition_time.clone());
-    let condition = PoolCondition {
-        type_: PoolConditionType::Ready,
-        status: is_ready,
-        reason: plan.reason.clone(),
-        message: cut(&plan.message, 1024).to_owned(),
-        observed_generation: pool.object.metadata.generation,
-        last_transition_time: since,
-    };
-    let status = SandboxPoolStatus {
-        observed_generation: pool.object.metadata.generation,
-        conditions: vec![condition],
-        replicas: number(plan.free + plan.starting),
-        free: number(plan.free),
-        starting: number(plan.starting),
-        claimed: number(plan.claimed),
-        image: pool.shape.as_ref().ok().map(|shape| shape.image.clone()),
-    };
-    (status != stored).then_some(status)
 }

@@ -273,3 +273,146 @@ impl Book {
             .map(|(name, _)| name.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::script_run::fixtures::{a_run, valid};
+
+    const RUNTIME: &str = "python";
+
+    fn a_waiting(run: &ValidRun) -> Waiting {
+        Waiting {
+            tenant: run.namespace.clone(),
+            policy: run.policy.clone(),
+            runtime: RUNTIME.into(),
+            pool_uid: "pool".into(),
+            shape: Shape::of(&run.grant),
+        }
+    }
+
+    fn with_two(run: &ValidRun) -> Sandboxes {
+        let sandboxes = Sandboxes::default();
+        sandboxes.pools_are([a_waiting(run)]);
+        for name in ["sp-1", "sp-2"] {
+            sandboxes.add(name, a_waiting(run));
+        }
+        sandboxes
+    }
+
+    fn run_of(uid: &str) -> ValidRun {
+        ValidRun { uid: uid.into(), ..valid(&a_run()) }
+    }
+
+    fn take(sandboxes: &Sandboxes, run: &ValidRun) -> bool {
+        sandboxes.take(run, RUNTIME, RunRef::new(&run.name), |_| true)
+    }
+
+    fn offer(sandboxes: &Sandboxes, run: &ValidRun) -> Offer {
+        sandboxes.offer((&run.namespace, &run.policy, RUNTIME), &run.grant, |_| true)
+    }
+
+    #[test]
+    fn a_sandbox_is_given_once_and_is_not_removed_while_a_run_has_it() {
+        let (one, two, three) = (run_of("one"), run_of("two"), run_of("three"));
+        let sandboxes = with_two(&one);
+        assert!(take(&sandboxes, &one) && take(&sandboxes, &one) && take(&sandboxes, &two));
+        assert!(!take(&sandboxes, &three));
+        assert_eq!(offer(&sandboxes, &three), Offer::Cold(ColdReason::NoneFree));
+        let (name, job) = sandboxes.of_run("one").unwrap();
+        assert_eq!(job.unwrap().files.as_deref(), Some(&one.files));
+        assert!(!sandboxes.withdraw(&name));
+        sandboxes.delivered("one");
+        assert_eq!(sandboxes.of_run("one").unwrap().1.unwrap().files, None);
+        sandboxes.let_go("one");
+        assert!(sandboxes.withdraw(&name) && sandboxes.of_run("one").is_none());
+        // It is spent, whoever asks.
+        assert!(!take(&sandboxes, &three));
+        assert_eq!(sandboxes.holder(&name).unwrap().run_uid, "one");
+    }
+
+    #[test]
+    fn what_is_being_removed_or_does_not_answer_is_given_to_nobody() {
+        let run = run_of("one");
+        let sandboxes = with_two(&run);
+        assert!(sandboxes.withdraw("sp-1"));
+        assert!(!sandboxes.take(&run, RUNTIME, RunRef::new(&run.name), |name| name == "sp-1"));
+        assert_eq!(sandboxes.offer((&run.namespace, &run.policy, RUNTIME), &run.grant, |_| false), Offer::Cold(ColdReason::NoneFree));
+        assert!(take(&sandboxes, &run));
+        assert_eq!(sandboxes.of_run("one").unwrap().0, "sp-2");
+    }
+
+    #[test]
+    fn nobody_is_given_what_is_of_another_namespace_policy_or_runtime() {
+        let run = run_of("one");
+        let sandboxes = with_two(&run);
+        let elsewhere = ValidRun { namespace: "other".into(), ..run.clone() };
+        assert!(!take(&sandboxes, &elsewhere));
+        assert_eq!(offer(&sandboxes, &elsewhere), Offer::NoPool);
+        let policy = PolicyRef { name: "other".into(), ..run.policy.clone() };
+        assert!(!take(&sandboxes, &ValidRun { policy, ..run.clone() }));
+        assert!(!sandboxes.take(&run, "shell", RunRef::new(&run.name), |_| true));
+        // A pool that is gone, or is granted nothing any more.
+        sandboxes.pools_are([]);
+        assert!(!take(&sandboxes, &run));
+    }
+
+    #[test]
+    fn a_run_that_was_granted_anything_else_begins_cold() {
+        let run = run_of("one");
+        let sandboxes = with_two(&run);
+        let cold = |change: fn(&mut Grant)| {
+            let mut other = run.clone();
+            change(&mut other.grant);
+            assert!(!take(&sandboxes, &other));
+            offer(&sandboxes, &other)
+        };
+        let resources = Offer::Cold(ColdReason::Resources);
+        assert_eq!(cold(|grant| grant.memory_bytes += 1), resources);
+        assert_eq!(cold(|grant| grant.cpu_milli -= 1), resources);
+        assert_eq!(cold(|grant| grant.scratch_bytes -= 1), resources);
+        assert_eq!(cold(|grant| grant.timeout_seconds += 1), resources);
+        assert_eq!(cold(|grant| grant.grace_seconds += 1), resources);
+        assert_eq!(cold(|grant| grant.runtime.image.push('x')), resources);
+        let secret = |grant: &mut Grant| {
+            let key = paddock_policy::Object { kind: paddock_policy::ObjectKind::Secret, name: "key".into() };
+            grant.capabilities.objects.push(key);
+        };
+        assert_eq!(cold(secret), Offer::Cold(ColdReason::Data));
+        let mut quicker = run.clone();
+        quicker.grant.timeout_seconds -= 1;
+        assert!(take(&sandboxes, &quicker));
+    }
+
+    #[test]
+    fn what_a_restarted_operator_finds_with_a_run_is_the_runs() {
+        let run = run_of("one");
+        let sandboxes = Sandboxes::default();
+        sandboxes.pools_are([a_waiting(&run)]);
+        let holder = Holder {
+            run: RunRef::new("run"),
+            run_uid: "one".into(),
+            policy: run.policy.clone(),
+            tenant: run.namespace.clone(),
+            job: None,
+            is_over: false,
+        };
+        sandboxes.add_held("sp-1", a_waiting(&run), holder);
+        sandboxes.add("sp-1", a_waiting(&run));
+        assert!(!take(&sandboxes, &run_of("two")) && !sandboxes.withdraw("sp-1"));
+        assert!(sandboxes.of_run("one").unwrap().1.is_none());
+    }
+
+    #[test]
+    fn a_namespace_whose_quota_is_short_gives_way_if_anything_waits_in_it() {
+        let run = run_of("one");
+        let sandboxes = with_two(&run);
+        sandboxes.give_way("other");
+        assert_eq!(sandboxes.short("other"), None);
+        sandboxes.give_way(&run.namespace);
+        sandboxes.give_way(&run.namespace);
+        assert_eq!(sandboxes.short(&run.namespace), Some(2));
+        sandboxes.gave_way(&run.namespace, 3);
+        assert_eq!(sandboxes.short(&run.namespace), Some(0));
+    }
+}

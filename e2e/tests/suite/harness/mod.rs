@@ -17,7 +17,9 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt as _};
-use paddock_crds::{ClusterSandboxPolicy, ConditionType, Phase, Reason, SandboxPolicy, ScriptRun, ScriptRunStatus};
+use paddock_crds::{
+    ClusterSandboxPolicy, ConditionType, Phase, PoolReason, Reason, SandboxPolicy, SandboxPool, ScriptRun, ScriptRunStatus,
+};
 use paddock_e2e::cluster::component;
 use paddock_e2e::cluster::layout::Layout;
 use serde_json::{Value, json};
@@ -134,6 +136,9 @@ where
     .unwrap();
     namespaces.create(&PostParams::default(), &namespace).await.unwrap();
     let tenant = Tenant { client, name };
+    if std::env::var_os("PADDOCK_E2E_WARM").is_some() {
+        tenant.warm().await;
+    }
     let result = tokio::spawn(body(tenant.clone())).await;
     if let Err(error) = result {
         let panic = error.into_panic();
@@ -151,6 +156,27 @@ where
 impl Tenant {
     pub fn runs(&self) -> Api<ScriptRun> {
         Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// With `PADDOCK_E2E_WARM`, what runs of the baseline may be given waits in every namespace: what holds of runs must hold of those too.
+    async fn warm(&self) {
+        let api: Api<SandboxPool> = Api::namespaced(self.client.clone(), &self.name);
+        for runtime in ["python", "shell"] {
+            let pool = json!({
+                "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPool", "metadata": { "name": runtime },
+                "spec": { "policyRef": { "kind": "ClusterSandboxPolicy", "name": "baseline" }, "runtime": runtime, "replicas": 2 },
+            });
+            api.create(&PostParams::default(), &serde_json::from_value(pool).unwrap()).await.unwrap();
+        }
+        let is_settled = |pool: &SandboxPool| {
+            let condition = pool.status.as_ref().and_then(|status| status.conditions.first());
+            condition.is_some_and(|condition| matches!(condition.reason, PoolReason::Filled | PoolReason::NotGranted))
+        };
+        eventually("what can wait in the namespace does", || async {
+            let pools = api.list(&ListParams::default()).await.unwrap().items;
+            if pools.iter().all(is_settled) { Ok(()) } else { Err(pools) }
+        })
+        .await;
     }
 
     pub fn sandbox(&self) -> String {
@@ -184,7 +210,11 @@ impl Tenant {
 
     /// Waits for the end of a run.
     pub async fn finished(&self, run: &ScriptRun) -> ScriptRun {
-        self.until(run, "Finished", |status| status.is_true(&ConditionType::Finished)).await
+        let run = self.until(run, "Finished", |status| status.is_true(&ConditionType::Finished)).await;
+        if std::env::var_os("PADDOCK_E2E_WARM").is_some() {
+            eprintln!("path {:?} {:?}", status(&run).path, status(&run).cold_because);
+        }
+        run
     }
 
     /// Waits for the end of a run that has to wait for others.

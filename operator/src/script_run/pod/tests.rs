@@ -1,6 +1,10 @@
 use super::super::fixtures::{a_run, settings, valid};
 use super::*;
+use crate::pool::render::{Owner, render_waiting};
+use crate::pool::shape::Shape;
 use paddock_policy::{GrantedDestination, Object};
+
+const MAX_AGE: u32 = 3600;
 
 fn rendered() -> Vec<Pod> {
     let mut run = a_run();
@@ -11,7 +15,14 @@ fn rendered() -> Vec<Pod> {
         [(ObjectKind::Secret, "smtp"), (ObjectKind::ConfigMap, "prices"), (ObjectKind::PersistentVolumeClaim, "corpus")]
             .map(|(kind, name)| Object { kind, name: name.into() })
             .into();
-    vec![render_pod(&valid(&run), &by_volume(true)), render_pod(&valid(&run), &by_volume(false)), render_pod(&given, &by_volume(true))]
+    let owner = Owner { tenant: "team", pool: "python", pool_uid: "pool-uid", max_age_seconds: MAX_AGE };
+    let waiting = render_waiting(owner, &Shape::of(&valid(&run).grant), ("sp-1", "KEY"), &by_volume(true));
+    vec![
+        render_pod(&valid(&run), &by_volume(true)),
+        render_pod(&valid(&run), &by_volume(false)),
+        render_pod(&given, &by_volume(true)),
+        waiting,
+    ]
 }
 
 /// The whole list of what a sandbox pod must be, held against every pod that can be rendered.
@@ -23,7 +34,8 @@ fn every_pod_is_confined() {
         assert_eq!(spec.automount_service_account_token, Some(false));
         assert_eq!(spec.enable_service_links, Some(false));
         assert_eq!(spec.restart_policy.as_deref(), Some("Never"));
-        assert_eq!(spec.active_deadline_seconds, Some(60 + 10 + 5 + 5));
+        let waits = pod.metadata.name.as_deref() == Some("sp-1");
+        assert_eq!(spec.active_deadline_seconds, Some(60 + 10 + 5 + 5 + if waits { i64::from(MAX_AGE) } else { 0 }));
         assert_eq!(spec.termination_grace_period_seconds, Some(10));
         assert_eq!(spec.dns_policy.as_deref(), Some("None"));
         for host in [spec.host_network, spec.host_pid, spec.host_ipc, spec.share_process_namespace] {
@@ -50,7 +62,7 @@ fn every_pod_is_confined() {
             assert_eq!(container.termination_message_policy.as_deref(), Some("File"));
             assert!(container.env.is_none() && container.env_from.is_none() && container.ports.is_none());
             for mount in container.volume_mounts.iter().flatten() {
-                let may_write = mount.name == "workspace" || container.name == "runner";
+                let may_write = mount.name == "workspace" || container.name == "runner" || (waits && mount.name == "job");
                 assert!(mount.read_only == Some(true) || may_write, "{} in {}", mount.name, container.name);
             }
         }
@@ -90,6 +102,7 @@ fn the_pod_as_yaml() {
     insta::assert_yaml_snapshot!("by_image_volume", rendered()[0]);
     insta::assert_yaml_snapshot!("by_init_container", rendered()[1]);
     insta::assert_yaml_snapshot!("with_what_it_is_given", rendered()[2]);
+    insta::assert_yaml_snapshot!("that_waits", rendered()[3]);
 }
 
 fn stored(change: impl FnOnce(&mut Value)) -> Pod {

@@ -44,6 +44,46 @@ fn a_new_run_is_admitted_only_when_everything_is_in_place() {
 }
 
 #[test]
+fn a_sandbox_that_waits_is_taken_in_place_of_a_pod() {
+    let run = admitted(0);
+    for (offer, expected) in [
+        (Offer::Free, Step::TakeSandbox),
+        (Offer::NoPool, Step::CreatePod),
+        (Offer::Cold(paddock_crds::ColdReason::NoneFree), Step::CreatePod),
+    ] {
+        assert_eq!(step(&run, &Seen { offer, ..seen(&run) }, 1), expected);
+    }
+    let taken = with_pod(&run, a_stream(|_| {}), |pod| pod.has_waited = true);
+    assert_eq!(step(&run, &taken, 1), Step::RecordStart { boot: BOOT.into() });
+    let started = after(&run, &taken, &Step::RecordStart { boot: BOOT.into() }, &Done::Yes, 1);
+    assert_eq!((status(&started).path, status(&started).cold_because), (Some(paddock_crds::RunPath::Warm), None));
+    let sent = Step::SendStart { boot: BOOT.into(), digest: valid(&run).files_digest };
+    assert_eq!(step(&started, &taken, 1), sent);
+    // Decided anew meanwhile, it is for nobody.
+    let other = with_pod(&run, a_stream(|_| {}), |pod| (pod.has_waited, pod.job_digest) = (true, Some("other".into())));
+    assert_eq!(step(&run, &other, 1), Step::RemovePod);
+}
+
+/// What went to a sandbox that waited is in memory alone: after a restart a start without it finds out what has become of it.
+#[test]
+fn a_restarted_operator_asks_a_sandbox_that_waited_whether_it_has_its_job() {
+    let run = started(0);
+    let forgotten = |pod: &mut PodFacts| {
+        (pod.has_waited, pod.files_digest, pod.job_digest) = (true, None, None);
+        pod.life = PodLife::Running;
+    };
+    let asked = Step::SendStart { boot: BOOT.into(), digest: String::new() };
+    assert_eq!(step(&run, &with_pod(&run, a_stream(|_| {}), forgotten), 1), asked);
+    assert!(is_rest(&step(&run, &with_pod(&run, a_stream(|transcript| transcript.accepted = true), forgotten), 1)));
+    let over = StreamSeen { complete: true, ..a_stream(|_| {}) };
+    let gone = with_pod(&run, over, |pod| {
+        forgotten(pod);
+        pod.life = ended(120, "Error");
+    });
+    assert!(matches!(step(&run, &gone, 1), Step::Finish(outcome) if outcome.reason == Reason::Lost));
+}
+
+#[test]
 fn a_refusal_takes_no_slot_and_makes_nothing() {
     let run = a_run();
     let seen = Seen {
