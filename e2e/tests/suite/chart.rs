@@ -166,7 +166,7 @@ fn kustomize_takes_the_rendered_installation() {
     for expected in ["Deployment paddock-operator", "ClusterSandboxPolicy baseline", "Namespace paddock-system"] {
         assert!(kinds.contains(expected), "{kinds:?}");
     }
-    assert_eq!(kinds.iter().filter(|kind| kind.starts_with("CustomResourceDefinition")).count(), 5);
+    assert_eq!(kinds.iter().filter(|kind| kind.starts_with("CustomResourceDefinition")).count(), 6);
 }
 
 /// Whoever copies the overlay has no image left that is not theirs.

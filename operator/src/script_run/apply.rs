@@ -16,12 +16,12 @@ use serde_json::json;
 use super::guarded::drop_body;
 use super::ledger::LivingPod;
 use super::pod::{difference, is_job_of, render_job, render_pod};
-use super::pod_facts::PodSeen;
+use super::pod_facts::{PodFacts, PodSeen};
 use super::queue::{Admission, Full};
 use super::result::with_stored;
 use super::session::{Listening, PodAge};
 use super::status::{is_cut_short, least, smaller};
-use super::step::{Seen, Step, Stop};
+use super::step::{SandboxSeen, Seen, Step, Stop};
 use super::validate::ValidRun;
 use super::{Guarded, RunRef, Watched, copies, events, observe, telling};
 use crate::context::{Context, entry};
@@ -29,6 +29,8 @@ use crate::egress::granted::permissions;
 use crate::error::{Error, code, response, within};
 use crate::metrics::Clock;
 use crate::names::{FINALIZER, is_waiting_name, pod_name, sandbox_namespace};
+use crate::pods::Cached;
+use crate::pool::waiting::Offer;
 use crate::sandbox_namespace;
 
 /// What became of a step.
@@ -40,6 +42,8 @@ pub(crate) enum Done {
     Wait(Duration),
     /// The queue answered.
     Queued(Admission),
+    /// It has a slot, and with it a sandbox that waits: its pod, and the boot identifier of its runner.
+    Given(Box<PodFacts>, String),
     /// The pod was not created, for this reason and with this detail for the administrator.
     NotCreated(Reason, String),
     /// What the script put out, as the status is to tell it.
@@ -59,7 +63,10 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
     match step {
         Step::AddFinalizer => add_finalizer(run, context).await,
         Step::PrepareSandbox => prepare(run, seen, context).await,
-        Step::Admit => Ok(reserve(run, seen, context)),
+        Step::Admit => Ok(match reserve(run, seen, context) {
+            Done::Queued(Admission::Admit) => given(run, seen, context).unwrap_or(Done::Queued(Admission::Admit)),
+            done => done,
+        }),
         Step::AwaitApproval { .. } => Ok(await_approvals(run, seen, context)),
         Step::TakeSandbox if take(run, seen, context) => Ok(Done::Yes),
         Step::CreatePod | Step::TakeSandbox => match valid(seen) {
@@ -124,6 +131,19 @@ fn take(run: &ScriptRun, seen: &Seen, context: &Context) -> bool {
         context.sessions.claim(name, &valid.uid, key, context.waker(run))
     };
     context.sandboxes.take(valid, &run.spec.script.runtime, reference, claim)
+}
+
+/// A sandbox that waits, for a run that has just got a slot: both are stored by one write.
+fn given(run: &ScriptRun, seen: &Seen, context: &Context) -> Option<Done> {
+    if seen.offer != Offer::Free || seen.sandbox != SandboxSeen::Ready || !take(run, seen, context) {
+        return None;
+    }
+    let uid = run.uid()?;
+    let (name, _) = context.sandboxes.of_run(&uid)?;
+    let Cached::Present(pod) = context.pods.get(&sandbox_namespace(&run.namespace()?), &name) else { return None };
+    let facts = PodFacts::of(&pod);
+    let boot = context.sessions.look(&uid, &facts.uid).transcript.boot.clone()?;
+    (!facts.deleting && facts.ended().is_none()).then(|| Done::Given(Box::new(facts), boot))
 }
 
 /// The pod that a run has or would have.

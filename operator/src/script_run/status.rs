@@ -12,7 +12,7 @@ use paddock_policy::{Approving, EVERYBODY, Excluded, Refusal};
 
 use super::apply::Done;
 use super::outcome::Outcome;
-use super::pod_facts::{PodLife, PodSeen, WaitsFor};
+use super::pod_facts::{PodFacts, PodLife, PodSeen, WaitsFor};
 use super::queue::{Admission, Full};
 use super::result::{network_usage, signed};
 use super::step::{Back, Seen, Step, is_suspended};
@@ -48,10 +48,18 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
             report.approved(&seen.approving, valid);
             report.queued(admission, valid?, is_suspended(&seen.containment));
         }
+        (Step::Admit, Done::Given(pod, boot)) => {
+            report.approved(&seen.approving, valid);
+            report.queued(&Admission::Admit, valid?, is_suspended(&seen.containment));
+            report.started(run, pod, seen, boot, valid?);
+        }
         (Step::CreatePod | Step::TakeSandbox | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
         (Step::CreatePod | Step::TakeSandbox, Done::Yes) => report.has_room(),
         (Step::StandBack(why), _) => report.stands_back(*why),
-        (Step::RecordStart { boot }, _) => report.started(run, seen, boot, valid?),
+        (Step::RecordStart { boot }, _) => match &seen.pod {
+            PodSeen::Present(pod) => report.started(run, pod, seen, boot, valid?),
+            PodSeen::Absent => return None,
+        },
         (Step::RecordStop(reason), _) => report.stopped(reason, seen),
         (Step::RecordResult, Done::Told(result)) => report.result(seen, result),
         (Step::Finish(outcome), done) => report.finished(outcome, seen, done),
@@ -338,25 +346,22 @@ impl Report {
         }
     }
 
-    fn started(&mut self, run: &ScriptRun, seen: &Seen, boot: &str, valid: &ValidRun) {
-        if let PodSeen::Present(pod) = &seen.pod {
-            self.status.pod = Some(PodRef {
-                namespace: sandbox_namespace(run.metadata.namespace.as_deref().unwrap_or_default()),
-                name: pod.name.clone(),
-                uid: pod.uid.clone(),
-                node: pod.node.clone(),
-                boot: Some(boot.to_owned()),
-            });
-            let cold_because = match &seen.offer {
-                _ if pod.has_waited => None,
-                Offer::NoPool => None,
-                // It was none when the pod was created.
-                Offer::Free => Some(ColdReason::NoneFree),
-                Offer::Cold(why) => Some(why.clone()),
-            };
-            self.status.path = Some(if pod.has_waited { RunPath::Warm } else { RunPath::Cold });
-            self.status.cold_because = cold_because;
-        }
+    fn started(&mut self, run: &ScriptRun, pod: &PodFacts, seen: &Seen, boot: &str, valid: &ValidRun) {
+        self.status.pod = Some(PodRef {
+            namespace: sandbox_namespace(run.metadata.namespace.as_deref().unwrap_or_default()),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+            node: pod.node.clone(),
+            boot: Some(boot.to_owned()),
+        });
+        self.status.path = Some(if pod.has_waited { RunPath::Warm } else { RunPath::Cold });
+        self.status.cold_because = match &seen.offer {
+            _ if pod.has_waited => None,
+            Offer::NoPool => None,
+            // It was none when the pod was created.
+            Offer::Free => Some(ColdReason::NoneFree),
+            Offer::Cold(why) => Some(why.clone()),
+        };
         self.status.timeout_seconds = Some(i64::from(valid.grant.timeout_seconds));
         let now = self.clock();
         self.clocks().started = Some(now);

@@ -64,6 +64,22 @@ fn a_sandbox_that_waits_is_taken_in_place_of_a_pod() {
     assert_eq!(step(&run, &other, 1), Step::RemovePod);
 }
 
+#[test]
+fn a_slot_and_a_sandbox_that_waits_are_stored_by_one_write() {
+    let run = a_run();
+    let seen = Seen { offer: Offer::Free, ..seen(&run) };
+    let pod = PodFacts { has_waited: true, name: "sp-1".into(), ..a_pod(&run) };
+    let started = after(&run, &seen, &Step::Admit, &Done::Given(Box::new(pod.clone()), BOOT.into()), 1);
+    let told = status(&started);
+    assert!(told.is_true(&ConditionType::Admitted) && told.is_true(&ConditionType::Started));
+    assert_eq!((told.job_digest, told.path), (Some(valid(&run).digest), Some(paddock_crds::RunPath::Warm)));
+    assert_eq!(told.pod.map(|pod| (pod.name, pod.boot)), Some(("sp-1".into(), Some(BOOT.into()))));
+    let events: Vec<&str> = told.audit.iter().filter_map(|event| event.type_.rsplit('.').nth(1)).collect();
+    assert_eq!(events, ["received", "admitted", "started"]);
+    let next = Seen { pod: present(pod), stream: a_stream(|_| {}), ..seen };
+    assert_eq!(step(&started, &next, 1), Step::SendStart { boot: BOOT.into(), digest: valid(&run).files_digest });
+}
+
 /// What went to a sandbox that waited is in memory alone: after a restart a start without it finds out what has become of it.
 #[test]
 fn a_restarted_operator_asks_a_sandbox_that_waited_whether_it_has_its_job() {
