@@ -29,7 +29,7 @@ pub const MOST_REPLICAS: i32 = 500;
     status = "SandboxPoolStatus",
     derive = "PartialEq",
     doc = "Sandboxes that have begun before there is a run for them. Each is given to one run of this namespace and is gone with it.",
-    scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas"),
+    scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
     printcolumn(name = "Runtime", type_ = "string", json_path = ".spec.runtime"),
     printcolumn(name = "Wanted", type_ = "integer", json_path = ".spec.replicas"),
     printcolumn(name = "Free", type_ = "integer", json_path = ".status.free"),
@@ -85,6 +85,10 @@ pub struct SandboxPoolStatus {
     /// Those that were given to runs which are not over.
     #[serde(default)]
     pub claimed: i32,
+    /// Selects the pods of the pool in the sandbox namespace. A HorizontalPodAutoscaler wants one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub selector: Option<String>,
     /// The image that they have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
@@ -110,6 +114,8 @@ open_enum! {
         /// Ready=False: a quota has no room for more, or had none for the pod of a run, to which the pool has given way. Runs that find no free sandbox begin
         /// with one of their own.
         QuotaExceeded,
+        /// Ready=False: there are 16 older pools in the namespace, and no more are filled.
+        TooManyPools,
         /// Ready=False: the policies of the namespace grant no run what this pool is for; the message tells why.
         NotGranted,
         /// Ready=False: the sandbox namespace of the namespace is being set up, or cannot be; the message tells why.

@@ -249,6 +249,7 @@ impl Context {
         lock(&self.checks).retain(|uid, _| present.contains(uid));
         lock(&self.given).retain(|uid, _| present.contains(uid));
         lock(&self.ending).retain(|uid| present.contains(uid));
+        self.sandboxes.let_go_all_but(present);
         self.sessions.close_all_but(present);
         self.metrics.sessions(self.sessions.len());
         for namespace in self.ledger.forget_all_but(present) {

@@ -20,6 +20,9 @@ use crate::script_run::ledger::{LivingPod, policy_text};
 /// A pod that this process created is asked for directly if the watch has not shown it after this long.
 const WATCH_LAG: Duration = Duration::from_secs(2);
 
+/// A watch that has broken may be tried again so late. What was made meanwhile must not be made once more.
+const LONGEST_LAG: Duration = Duration::from_secs(60);
+
 /// What the watches have shown.
 pub(crate) struct PodCache {
     client: Client,
@@ -143,7 +146,7 @@ impl PodCache {
         let all: Vec<(String, Arc<Mutex<Seen>>)> =
             lock(&self.watches).iter().map(|(namespace, watch)| (namespace.clone(), watch.seen.clone())).collect();
         let pods = |seen: &Seen| {
-            let made = seen.created.values().filter(|(_, created)| created.elapsed() < WATCH_LAG).map(|(pod, _)| pod);
+            let made = seen.created.values().filter(|(_, created)| created.elapsed() < LONGEST_LAG).map(|(pod, _)| pod);
             seen.pods.values().chain(made).filter(|pod| is_of_a_pool(pod)).cloned().collect()
         };
         all.into_iter()
@@ -190,6 +193,10 @@ async fn follow(api: Api<Pod>, seen: Arc<Mutex<Seen>>, wake: mpsc::UnboundedSend
             Ok(event) => {
                 for pod in take(&mut lock(&seen), event) {
                     if is_of_a_pool(&pod) {
+                        // Who drains a node, or deletes a pod, means that nothing more is to begin there.
+                        if pod.metadata.deletion_timestamp.is_some() {
+                            sandboxes.withdraw(&pod.name_any());
+                        }
                         sandboxes.news.notify_one();
                     }
                     if let Some(reference) = run_of(&pod, &sandboxes) {

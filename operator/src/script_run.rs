@@ -108,12 +108,15 @@ fn note(event: &watcher::Event<Guarded>, context: &Context) {
         watcher::Event::InitDone => {
             for uid in context.ledger.list_ends() {
                 context.egress.hide(&uid);
+                context.sandboxes.let_go(&uid);
             }
         }
         watcher::Event::Delete(guarded) => {
             let uid = guarded.uid().unwrap_or_default();
             context.ledger.hide(&uid);
             context.egress.hide(&uid);
+            // Nobody looks after its sandbox any more: the pool does.
+            context.sandboxes.let_go(&uid);
         }
     }
 }

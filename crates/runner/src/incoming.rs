@@ -11,7 +11,7 @@ use paddock_protocol::{INPUT_FILE, JOB_FILE, Job, JobFile, script_file};
 
 use crate::job::MAX_FILE;
 
-/// Holds that no job was ever put here.
+/// Holds that nothing was ever put here.
 pub(crate) fn is_new(folder: &Path) -> io::Result<()> {
     match fs::read_dir(folder)?.next() {
         None => Ok(()),

@@ -13,7 +13,7 @@ use crate::control::Control;
 use crate::incoming::{self, Incoming};
 use crate::job::{self, LoadedJob};
 use crate::report::{Refusal, Reporter};
-use crate::supervise::{StdinOnce, readable, took_stop_signal, until};
+use crate::supervise::{StdinOnce, WORKSPACE, readable, took_stop_signal, until};
 use crate::{gate, place, system};
 
 /// Where a job comes from.
@@ -79,7 +79,9 @@ fn begin_to_come<W: Write>(
 ) -> Result<Begun, Refusal> {
     place::check(Interfaces::LoopbackOnly)?;
     // A container that the kubelet starts once more has the volumes of the one before.
-    incoming::is_new(folder).map_err(|error| mismatch(format!("the sandbox was used before: {error}")))?;
+    for used in [folder, Path::new(WORKSPACE)] {
+        incoming::is_new(used).map_err(|error| mismatch(format!("the sandbox was used before: {error}")))?;
+    }
     reporter.begin(Sealer::new(key, &sandbox(name)).ok_or_else(|| mismatch("the sandbox has no key to seal to"))?);
     let (mut control, mut incoming) = (Control::default(), Incoming::default());
     let start = wait(None, &mut control, signals, reporter, Some(&mut incoming))?;

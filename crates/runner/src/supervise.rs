@@ -24,7 +24,7 @@ use crate::result_file;
 use crate::start::{self, Begun, JobSource};
 use crate::system::{self, Bounds, Ended};
 
-const WORKSPACE: &str = "/workspace";
+pub(crate) const WORKSPACE: &str = "/workspace";
 const RESULT: &str = "/workspace/.paddock-result.json";
 /// Where the kubelet looks for a termination message.
 const TERMINATION_LOG: &str = "/dev/termination-log";

@@ -1,6 +1,7 @@
 //! What the operator's process uses, from the node's `/proc`, and what it writes, from the API server's audit log.
 
 use std::fs;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,10 +37,18 @@ pub struct Named {
     pub uid: String,
 }
 
-/// What the operator's user wrote, Events not counted.
-fn all() -> Vec<Value> {
-    let log = fs::read_to_string(crate::layout().audit_log()).unwrap();
-    let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+/// Where the audit log ends now, in bytes.
+pub fn audited() -> u64 {
+    fs::metadata(crate::layout().audit_log()).unwrap().len()
+}
+
+/// What the operator's user wrote from there on, Events not counted.
+fn written_since(audited: u64) -> Vec<Value> {
+    let mut log = fs::File::open(crate::layout().audit_log()).unwrap();
+    log.seek(SeekFrom::Start(audited)).unwrap();
+    let mut text = String::new();
+    log.read_to_string(&mut text).unwrap();
+    let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let is_write = |event: &Value| {
         let object = &event["objectRef"];
         let is_write = matches!(event["verb"].as_str(), Some("create" | "update" | "patch" | "delete"));
@@ -48,15 +57,15 @@ fn all() -> Vec<Value> {
     events.filter(is_write).map(|mut event| event["objectRef"].take()).collect()
 }
 
-/// Writes by the operator's user in a namespace of runs and in its sandbox namespace.
-pub fn all_writes(namespace: &str) -> usize {
+/// Writes by the operator's user since then, in a namespace of runs and in its sandbox namespace.
+pub fn writes_since(audited: u64, namespace: &str) -> usize {
     let sandbox = format!("sbx-{namespace}");
-    all().iter().filter(|object| object["namespace"] == namespace || object["namespace"] == *sandbox).count()
+    written_since(audited).iter().filter(|object| object["namespace"] == namespace || object["namespace"] == *sandbox).count()
 }
 
 /// Writes by the operator's user for each of these runs, Events not counted: on the run itself, and on what is named after its UID.
 pub fn writes(namespace: &str, runs: &[Named]) -> Vec<u128> {
-    let writes = all();
+    let writes = written_since(0);
     let sandbox = format!("sbx-{namespace}");
     let count = |run: &Named| {
         let of_run = |object: &&Value| {

@@ -28,7 +28,7 @@ pub async fn bench(client: &Client) -> Value {
     for round in 0..ROUNDS {
         is_filled(client, &namespace).await;
         pause(round * 137).await;
-        let (before, written) = (operator::cpu(), operator::all_writes(&namespace));
+        let (before, audited) = (operator::cpu(), operator::audited());
         let (took, path) = result_of(client, &namespace, json!({})).await;
         assert_eq!(path, Some(RunPath::Warm), "the pool was not filled");
         warm.push(took);
@@ -36,7 +36,7 @@ pub async fn bench(client: &Client) -> Value {
         // Its sandbox is removed, and another waits.
         pause(1500).await;
         cpu += operator::cpu().saturating_sub(before);
-        writes.push((operator::all_writes(&namespace) - written) as u128);
+        writes.push(operator::writes_since(audited, &namespace) as u128);
         let (took, path) = result_of(client, &namespace, json!({ "memory": "130Mi" })).await;
         assert_eq!(path, Some(RunPath::Cold));
         cold.push(took);

@@ -117,6 +117,9 @@ async fn what_no_sandbox_that_waits_can_be_begins_at_once_and_says_why() {
         // The one that waits is taken, and the next run does not wait for another.
         let slow = tenant.create(Script::shell("sleep 20")).await;
         tenant.until(&slow, "it runs", |status| status.phase == Some(Phase::Running)).await;
+        let none = Patch::Merge(json!({ "spec": { "replicas": 0 } }));
+        pools(&tenant).patch("shell", &PatchParams::default(), &none).await.unwrap();
+        pool_is(&tenant, "shell", "nothing waits", |pool| pool.status.as_ref().is_some_and(|status| status.replicas == 0)).await;
         let next = tenant.run(Script::shell("echo next")).await;
         assert_end(&next, &Phase::Succeeded, &Reason::Succeeded);
         let slow = tenant.patch(&slow, json!({ "spec": { "cancel": true } })).await;
@@ -156,14 +159,14 @@ async fn a_sandbox_serves_one_run_and_is_gone() {
                     ps -e -o args= 2>/dev/null | grep [m]arker-process\n\
                     for place in /workspace /dev/shm /paddock/job; do echo marker > $place/marker; done 2>/dev/null\n\
                     echo marker > /dev/termination-log\n\
-                    (exec -a marker-process sleep 30) >/dev/null 2>&1 &\n\
-                    echo ended";
+                    sh -c 'sleep 30; : marker-process' >/dev/null 2>&1 &\n\
+                    ps -e -o args= | grep -q [m]arker-process && echo planted";
         let mut used = BTreeSet::new();
         let mut warm = 0;
         for _ in 0..8 {
             let run = tenant.run(Script::shell(text)).await;
             assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
-            assert_eq!(stdout(&run), "ended\n");
+            assert_eq!(stdout(&run), "planted\n");
             assert!(used.insert(pod_uid(&run)), "a sandbox was given to two runs");
             warm += usize::from(path(&run) == WARM);
         }
@@ -235,16 +238,32 @@ async fn a_pool_gives_way_to_runs_where_a_quota_is_short() {
         let by_policy = json!({ "policyRef": { "kind": "ClusterSandboxPolicy", "name": tenant.name } });
         make_pool(&tenant, "shell", 2, by_policy.clone()).await;
         filled(&tenant, "shell").await;
+        let before = sandboxes(&tenant).await;
         let run = tenant.run(Script::python("print('ran')").with(by_policy)).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
         assert_eq!(path(&run), (Some(RunPath::Cold), None));
+        let left = sandboxes(&tenant).await;
+        assert_eq!(before.difference(&left).count(), 1, "{before:?} {left:?}");
         // Once nobody needs the room, it is filled again.
+        eventually("another follows", || async {
+            let now = sandboxes(&tenant).await;
+            if now.len() == 2 { Ok(()) } else { Err(now) }
+        })
+        .await;
         filled(&tenant, "shell").await;
+        // More than there is room for.
+        let more = Patch::Merge(json!({ "spec": { "replicas": 3 } }));
+        pools(&tenant).patch("shell", &PatchParams::default(), &more).await.unwrap();
+        let told = |pool: &SandboxPool| {
+            let free = pool.status.as_ref().map(|status| status.free);
+            free == Some(2) && reason(pool) == Some((ConditionStatus::False, PoolReason::QuotaExceeded))
+        };
+        pool_is(&tenant, "shell", "there is no room for a third", told).await;
     })
     .await;
 }
 
-/// As a HorizontalPodAutoscaler does it.
+/// As a HorizontalPodAutoscaler does it, which wants a selector.
 #[tokio::test]
 async fn a_pool_is_scaled_by_its_subresource() {
     tenant("scaled", |tenant| async move {
@@ -255,7 +274,28 @@ async fn a_pool_is_scaled_by_its_subresource() {
         let pool = filled(&tenant, "shell").await;
         assert_eq!(pool.spec.replicas, 1);
         let scale = pools(&tenant).get_scale("shell").await.unwrap();
-        assert_eq!(scale.status.unwrap().replicas, 1);
+        let status = scale.status.unwrap();
+        assert_eq!((status.replicas, status.selector), (1, Some(format!("paddock.dev/pool-uid={}", pool.uid().unwrap()))));
+    })
+    .await;
+}
+
+/// The room that a pool takes is that of the namespace: who administers it decides, who works in it sees.
+#[tokio::test]
+async fn who_administers_a_namespace_makes_pools_in_it() {
+    tenant("whose", |tenant| async move {
+        let (admin, editor) = (tenant.bind("pool-admin", "admin").await, tenant.bind("pool-editor", "edit").await);
+        let pool = make_pool(&tenant, "shell", 0, json!({})).await;
+        let of = |client: kube::Client| -> Api<SandboxPool> { Api::namespaced(client, &tenant.name) };
+        let patch = Patch::Merge(json!({ "spec": { "replicas": 1 } }));
+        eventually("the binding is in force", || async { of(editor.clone()).get("shell").await.map_err(|error| error.to_string()) }).await;
+        let refused = of(editor.clone()).patch_scale("shell", &PatchParams::default(), &patch).await.unwrap_err();
+        assert!(matches!(refused, kube::Error::Api(answer) if answer.code == 403));
+        let refused = of(editor).create(&PostParams::default(), &SandboxPool::new("own", pool.spec)).await.unwrap_err();
+        assert!(matches!(refused, kube::Error::Api(answer) if answer.code == 403));
+        assert_eq!(of(admin.clone()).get_scale("shell").await.unwrap().spec.unwrap().replicas, Some(0));
+        of(admin).patch_scale("shell", &PatchParams::default(), &patch).await.unwrap();
+        filled(&tenant, "shell").await;
     })
     .await;
 }

@@ -13,13 +13,13 @@ use uuid::Uuid;
 
 use super::plan::plan;
 use super::render::render_waiting;
-use super::see::{Memory, Pool, holders, pods, pools, see};
+use super::see::{Memory, Pool, age_seconds, holders, pods, pools, see, was_started_again};
 use super::shape::Shape;
 use super::tell::tell;
 use super::waiting::Holder;
 use crate::context::Context;
 use crate::error::{Error, code, response, within};
-use crate::names::{POOL_UID, RUN_NAMESPACE, TEMPLATE, sandbox_namespace, waiting_name};
+use crate::names::{POOL_UID, RUN_NAMESPACE, sandbox_namespace, waiting_name};
 use crate::sandbox_namespace::{self, Wanted};
 use crate::script_run::pod::difference;
 use crate::script_run::session::{Listening, PodAge};
@@ -27,7 +27,7 @@ use crate::script_run::step::SandboxSeen as NamespaceSeen;
 
 /// Whatever happens, pools are looked at this often: sandboxes grow old without telling.
 const EVERY: Duration = Duration::from_secs(2);
-/// Between two looks. A run that has just been given a sandbox has the node's CPU for itself for so long before the pool is refilled.
+/// From when there is something to do until it is done. A run that has just been given a sandbox has the node's CPU for itself for so long before the pool is refilled.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Looks again and again, until the process stops leading.
@@ -40,24 +40,24 @@ pub(crate) async fn run(context: Arc<Context>, mut policies: watch::Receiver<()>
         if context.ledger.is_listed() {
             look(&context, &mut memory).await;
         }
-        tokio::time::sleep(PAUSE).await;
         tokio::select! {
             changed = policies.changed() => if changed.is_err() { return },
             changed = pools.changed() => if changed.is_err() { return },
             () = context.sandboxes.news.notified() => {}
             () = tokio::time::sleep(EVERY) => {}
         }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
 async fn look(context: &Arc<Context>, memory: &mut HashMap<String, Memory>) {
     let pools = pools(context);
-    let offered = pools.iter().filter_map(|pool| Some(pool.waiting(pool.shape.as_ref().ok()?.clone())));
+    let offered = pools.iter().filter_map(|pool| Some(pool.waiting(pool.shape.as_ref().ok()?.clone(), 0)));
     context.sandboxes.pools_are(offered);
     let (pods, unlisted) = pods(context);
     let present: HashSet<String> = pods.iter().map(|pod| pod.name_any()).collect();
     context.sandboxes.forget_all_but(&present, &unlisted);
-    context.sessions.close_sandboxes(|name| !context.sandboxes.knows(name));
+    context.sessions.close_sandboxes_but(&context.sandboxes.names());
     let holders = holders(context);
     let own: HashMap<&str, &Pool> = pools.iter().map(|pool| (pool.uid.as_str(), pool)).collect();
     for pod in &pods {
@@ -88,16 +88,21 @@ async fn prepare(wanted: &Wanted, context: &Context) -> Result<Option<String>, E
 /// A sandbox that this process does not know yet: one of an earlier leader. Whether it waits, it has to say itself.
 fn meet(pod: &Arc<Pod>, pool: &Pool, holders: &HashMap<String, Holder>, context: &Arc<Context>) {
     let name = pod.name_any();
-    if context.sandboxes.knows(&name) {
+    if let Some(holder) = holders.get(&name).filter(|_| context.sandboxes.holder(&name).is_none()) {
+        let any = Shape { image: String::new(), memory_bytes: 0, cpu_milli: 0, scratch_bytes: 0, timeout_seconds: 0, grace_seconds: 0 };
+        context.sandboxes.add_held(&name, pool.waiting(any, 0), holder.clone());
+        context.wake_run(&holder.tenant, holder.run.name.as_str());
         return;
     }
-    // Of another shape than the pool has now it is of no use: it is replaced.
-    let shape = pool.shape.as_ref().ok().filter(|shape| pod.annotations().get(TEMPLATE) == Some(&pool.template(shape, context)));
-    if let Some(holder) = holders.get(&name) {
-        let any = Shape { image: String::new(), memory_bytes: 0, cpu_milli: 0, scratch_bytes: 0, timeout_seconds: 0, grace_seconds: 0 };
-        context.sandboxes.add_held(&name, pool.waiting(shape.cloned().unwrap_or(any)), holder.clone());
-        context.wake_run(&holder.tenant, holder.run.name.as_str());
-    } else if let Some(shape) = shape {
+    if context.sandboxes.knows(&name) || pod.metadata.deletion_timestamp.is_some() || was_started_again(pod) {
+        return;
+    }
+    let Ok(shape) = &pool.shape else { return };
+    // What is of another shape than the pool has now, or was changed by something when it was stored, is of no use: it is replaced.
+    let pool_name = pool.object.name_any();
+    let key = context.results.sealing_key.of_sandbox(&name).public();
+    let rendered = render_waiting(pool.owner(&pool_name), shape, (&name, &key), &context.settings);
+    if difference(&rendered, pod).is_none() {
         welcome(pod, pool, shape, PodAge::Unknown, context);
     }
 }
@@ -105,7 +110,7 @@ fn meet(pod: &Arc<Pod>, pool: &Pool, holders: &HashMap<String, Holder>, context:
 /// Begins to listen, and to offer it as soon as it answers.
 fn welcome(pod: &Pod, pool: &Pool, shape: &Shape, age: PodAge, context: &Arc<Context>) {
     let name = pod.name_any();
-    context.sandboxes.add(&name, pool.waiting(shape.clone()));
+    context.sandboxes.add(&name, pool.waiting(shape.clone(), age_seconds(pod, context.now())));
     let sandboxes = context.sandboxes.clone();
     let listening = Listening {
         client: context.client.clone(),
@@ -139,22 +144,24 @@ async fn keep(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context: &Ar
         };
     }
     let planned = plan(&seen);
-    let mut gone = 0;
     for name in &planned.remove {
         let Some(pod) = pods.iter().find(|pod| pod.name_any() == *name) else { continue };
         // A run may have been given it meanwhile.
         if context.sandboxes.withdraw(name) {
             context.sessions.close_sandbox(name);
-            gone += 1;
             told(remove(pod, context).await);
         }
     }
-    context.sandboxes.gave_way(&pool.tenant, gone);
+    context.sandboxes.gave_way(&pool.tenant, planned.gives_way);
     if let Ok(shape) = &pool.shape {
         for _ in 0..planned.create {
             match create(pool, shape, context).await {
-                Ok(None) => {}
-                Ok(Some(why)) => {
+                Ok(Created::Yes) => {}
+                Ok(Created::NoRoom) => {
+                    context.sandboxes.is_short(&pool.tenant);
+                    break;
+                }
+                Ok(Created::No(why)) => {
                     memory.fail(why);
                     break;
                 }
@@ -175,8 +182,16 @@ fn told(result: Result<(), Error>) {
     }
 }
 
-/// `Some`: why none could be made.
-async fn create(pool: &Pool, shape: &Shape, context: &Arc<Context>) -> Result<Option<String>, Error> {
+/// What became of a sandbox that was to begin.
+enum Created {
+    Yes,
+    /// A quota has no room for it.
+    NoRoom,
+    /// The cluster does not take it, or not as it is.
+    No(String),
+}
+
+async fn create(pool: &Pool, shape: &Shape, context: &Arc<Context>) -> Result<Created, Error> {
     let name = waiting_name(Uuid::new_v4().as_u64_pair().0);
     let key = context.results.sealing_key.of_sandbox(&name).public();
     let pool_name = pool.object.name_any();
@@ -190,19 +205,19 @@ async fn create(pool: &Pool, shape: &Shape, context: &Arc<Context>) -> Result<Op
             let Some(answer) = response(&error).filter(|answer| matches!(answer.code, 400 | 403 | 422)) else {
                 return Err(Error::write("a sandbox of a pool")(error));
             };
-            let is_full = answer.message.contains("exceeded quota");
             tracing::debug!(answer = answer.message, "a sandbox of a pool was not created");
-            return Ok(Some(if is_full { "a quota has no room for it".into() } else { "the cluster refuses the pod".into() }));
+            let is_full = answer.message.contains("exceeded quota");
+            return Ok(if is_full { Created::NoRoom } else { Created::No("the cluster refuses the pod".into()) });
         }
     };
     if let Some(what) = difference(&rendered, &pod) {
         tracing::warn!(difference = what, pod = name, "the stored sandbox of a pool is not the rendered one");
         remove(&pod, context).await?;
-        return Ok(Some(format!("the stored pod differs from the rendered one: {what}")));
+        return Ok(Created::No(format!("the stored pod differs from the rendered one: {what}")));
     }
     context.pods.created(&namespace, &name, &pod);
     welcome(&pod, pool, shape, PodAge::New, context);
-    Ok(None)
+    Ok(Created::Yes)
 }
 
 async fn remove(pod: &Pod, context: &Context) -> Result<(), Error> {

@@ -56,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) create: usize,
     /// By name. None of them is one that a run has.
     pub(crate) remove: Vec<String>,
+    /// So many of them go for runs that a quota had no room for.
+    pub(crate) gives_way: usize,
     pub(crate) free: usize,
     pub(crate) starting: usize,
     pub(crate) claimed: usize,
@@ -77,12 +79,13 @@ pub(crate) fn plan(seen: &PoolSeen) -> Plan {
     waiting.retain(|sandbox| !remove.iter().any(|gone| gone.name == sandbox.name));
     // Those of least use first: outdated, then those that have not begun, then the oldest.
     waiting.sort_by_key(|sandbox| (!sandbox.is_outdated, sandbox.state == State::Free, -sandbox.age_seconds));
-    let surplus = waiting.len().saturating_sub(wanted).max(seen.give_way.min(waiting.len()));
+    let gives_way = seen.give_way.min(waiting.len());
+    let surplus = waiting.len().saturating_sub(wanted).max(gives_way);
     let kept = waiting.split_off(surplus);
     remove.extend(waiting);
     // Little by little, and only when those before have been replaced: what waits is of use as long as it fits.
     let is_old = |sandbox: &&&SandboxSeen| sandbox.is_outdated || sandbox.age_seconds > seen.max_age_seconds;
-    let replaced = if starting == 0 && seen.failed.is_none() && !seen.is_short { (wanted / REPLACED_PART).max(1) } else { 0 };
+    let replaced = if starting == 0 && seen.failed.is_none() { (wanted / REPLACED_PART).max(1) } else { 0 };
     let old: Vec<&SandboxSeen> = kept.iter().filter(is_old).take(replaced).copied().collect();
     let missing = wanted.saturating_sub(kept.len() - old.len());
     let may_begin = STARTS_AT_ONCE.saturating_sub(starting);
@@ -91,7 +94,7 @@ pub(crate) fn plan(seen: &PoolSeen) -> Plan {
     remove.extend(old);
     let (is_ready, reason, message) = told(seen, free, wanted);
     let remove = remove.into_iter().map(|sandbox| sandbox.name.clone()).collect();
-    Plan { create, remove, free, starting, claimed, is_ready, reason, message }
+    Plan { create, remove, gives_way, free, starting, claimed, is_ready, reason, message }
 }
 
 fn told(seen: &PoolSeen, free: usize, wanted: usize) -> (bool, PoolReason, String) {
@@ -182,7 +185,7 @@ mod tests {
         sandboxes[2].is_outdated = true;
         let short = PoolSeen { give_way: 1, is_short: true, ..pool(3, sandboxes) };
         let plan_of_short = plan(&short);
-        assert_eq!((plan_of_short.create, plan_of_short.remove), (0, vec!["c".to_owned()]));
+        assert_eq!((plan_of_short.create, plan_of_short.remove, plan_of_short.gives_way), (0, vec!["c".to_owned()], 1));
         let later = plan(&PoolSeen { give_way: 9, is_short: true, ..pool(3, free(&["a"])) });
         assert_eq!((later.create, later.remove, later.reason), (0, vec!["a".to_owned()], PoolReason::QuotaExceeded));
     }

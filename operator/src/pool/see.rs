@@ -23,7 +23,11 @@ use crate::script_run::observe::policies_of;
 use crate::script_run::pod_facts::{PodFacts, PodLife};
 use crate::script_run::session::Heard;
 
+/// Pools of one namespace that are filled: all pools are looked after one after the other.
+const MOST_POOLS: usize = 16;
 const DEFAULT_AGE_SECONDS: i64 = 3600;
+/// One that is too old may be given to a run for so long: its pod lives on for as long as a start may take, and any run.
+const REPLACED_WITHIN_SECONDS: i64 = 30;
 /// After sandboxes of a pool have ended before they were ready, longer with each.
 const HOLD_BACK: Duration = Duration::from_secs(2);
 const LONGEST_HOLD_BACK: Duration = Duration::from_secs(120);
@@ -61,7 +65,9 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn waiting(&self, shape: Shape) -> Waiting {
+    /// Of a sandbox that is so old.
+    pub(super) fn waiting(&self, shape: Shape, age_seconds: i64) -> Waiting {
+        let left = u64::try_from(self.max_age_seconds + REPLACED_WITHIN_SECONDS - age_seconds).unwrap_or(0);
         let spec = &self.object.spec;
         Waiting {
             tenant: self.tenant.clone(),
@@ -69,6 +75,7 @@ impl Pool {
             runtime: spec.runtime.clone(),
             pool_uid: self.uid.clone(),
             shape,
+            best_before: Instant::now() + Duration::from_secs(left),
         }
     }
 
@@ -85,10 +92,18 @@ impl Pool {
 pub(super) fn pools(context: &Context) -> Vec<Pool> {
     let readable = context.caches.pools.state();
     let objects = readable.iter().filter_map(|pool| pool.0.as_ref().ok()).filter(|pool| pool.metadata.deletion_timestamp.is_none());
+    let mut objects: Vec<&SandboxPool> = objects.collect();
+    objects.sort_by_key(|pool| (pool.metadata.creation_timestamp.as_ref().map(|created| created.0), pool.uid()));
+    let mut before: HashMap<String, usize> = HashMap::new();
     objects
+        .into_iter()
         .map(|object| {
             let tenant = object.namespace().unwrap_or_default();
-            let (shape, wanted) = match shape(&tenant, object, context) {
+            let older = before.entry(tenant.clone()).or_default();
+            *older += 1;
+            let many =
+                (*older > MOST_POOLS).then(|| (PoolReason::TooManyPools, format!("there are {MOST_POOLS} older pools in the namespace")));
+            let (shape, wanted) = match many.map_or_else(|| shape(&tenant, object, context), Err) {
                 Ok((shape, wanted)) => (Ok(shape), Some(wanted)),
                 Err(why) => (Err(why), None),
             };
@@ -200,7 +215,7 @@ pub(super) fn see(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context:
         }
         sandboxes.push(SandboxSeen {
             name,
-            age_seconds: pod.metadata.creation_timestamp.as_ref().map_or(0, |created| now.as_second() - created.0.as_second()),
+            age_seconds: age_seconds(pod, now),
             state,
             is_outdated: pod.annotations().get(TEMPLATE) != wanted.as_ref(),
         });
@@ -244,8 +259,12 @@ fn state(pod: &Pod, context: &Context) -> State {
     }
 }
 
+pub(super) fn age_seconds(pod: &Pod, now: Timestamp) -> i64 {
+    pod.metadata.creation_timestamp.as_ref().map_or(0, |created| now.as_second() - created.0.as_second())
+}
+
 /// A node that has lost the state of its runtime starts a container once more, with the volumes of the one before.
-fn was_started_again(pod: &Pod) -> bool {
+pub(super) fn was_started_again(pod: &Pod) -> bool {
     let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
     containers.into_iter().any(|container| container.restart_count > 0)
 }

@@ -7,12 +7,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ConditionStatus, PoolCondition, PoolConditionType, SandboxPool, SandboxPoolStatus};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::plan::Plan;
 use super::see::{Memory, Pool};
 use crate::context::Context;
 use crate::error::{Error, code, within};
+use crate::names::POOL_UID;
 use crate::script_run::text::cut;
 
 /// Between two writes of a pool's status.
@@ -26,7 +27,11 @@ pub(super) async fn tell(pool: &Pool, plan: &Plan, memory: &mut Memory, context:
     }
     memory.told = Some(Instant::now());
     let api: Api<SandboxPool> = Api::namespaced(context.client.clone(), &pool.tenant);
-    let patch = json!({ "metadata": { "uid": pool.uid }, "status": status });
+    let mut patch = json!({ "metadata": { "uid": pool.uid }, "status": status });
+    // What is not there is taken away, and not left as it was.
+    if status.image.is_none() {
+        patch["status"]["image"] = Value::Null;
+    }
     match within("the status of a pool", api.patch_status(&pool.object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
         Err(error) if !matches!(code(&error), Some(404 | 409)) => Err(Error::write("the status of a pool")(error)),
         _ => Ok(()),
@@ -56,6 +61,7 @@ fn status(pool: &Pool, plan: &Plan, now: Timestamp) -> Option<SandboxPoolStatus>
         free: number(plan.free),
         starting: number(plan.starting),
         claimed: number(plan.claimed),
+        selector: Some(format!("{POOL_UID}={}", pool.uid)),
         image: pool.shape.as_ref().ok().map(|shape| shape.image.clone()),
     };
     (status != stored).then_some(status)

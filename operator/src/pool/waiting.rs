@@ -1,5 +1,7 @@
 //! Which sandbox waits, and which was given to whom. One lock makes "take the one that waits" and "remove the one that waits" exclude each other: nothing
 //! that a run was given is ever removed for the pool's sake, and nothing is given twice.
+//!
+//! Whoever holds this lock may take that of the sessions; nobody who holds that one may ask here.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +30,8 @@ pub(crate) struct Waiting {
     pub(crate) runtime: String,
     pub(crate) pool_uid: String,
     pub(crate) shape: Shape,
+    /// From then on its pod might be ended before its run is.
+    pub(crate) best_before: Instant,
 }
 
 /// The run that a sandbox was given to.
@@ -85,10 +89,19 @@ pub(crate) struct Sandboxes {
 struct Book {
     sandboxes: BTreeMap<String, (Waiting, State)>,
     by_run: HashMap<String, String>,
-    /// Namespaces of tenants in which a run has found no room in a quota, since when, and how many sandboxes are to give way.
-    short: HashMap<String, (Instant, usize)>,
+    /// Namespaces of tenants in which a quota has no room.
+    short: HashMap<String, Short>,
     /// What each pool is for, by its UID, whether or not anything waits in it.
     pools: HashMap<String, Waiting>,
+}
+
+/// A quota that had no room.
+struct Short {
+    since: Instant,
+    /// Runs for which one that waits was to go, since when: the room comes only when its pod is gone.
+    asked: HashMap<String, Instant>,
+    /// So many have not gone yet.
+    pending: usize,
 }
 
 impl Sandboxes {
@@ -105,10 +118,15 @@ impl Sandboxes {
     /// A sandbox is there that the status of a run names.
     pub(crate) fn add_held(&self, name: &str, waiting: Waiting, holder: Holder) {
         let mut book = self.lock();
-        if !book.sandboxes.contains_key(name) {
+        if !matches!(book.sandboxes.get(name), Some((_, State::Held(_)))) {
             book.by_run.insert(holder.run_uid.clone(), name.to_owned());
             book.sandboxes.insert(name.to_owned(), (waiting, State::Held(Box::new(holder))));
         }
+    }
+
+    /// Names of all that are known.
+    pub(crate) fn names(&self) -> HashSet<String> {
+        self.lock().sandboxes.keys().cloned().collect()
     }
 
     /// Whether this sandbox is known.
@@ -119,10 +137,14 @@ impl Sandboxes {
     /// Drops those whose pods are gone. Of unlisted namespaces it is not known what is there.
     pub(crate) fn forget_all_but(&self, present: &HashSet<String>, unlisted: &HashSet<String>) {
         let mut book = self.lock();
-        book.sandboxes.retain(|name, (waiting, _)| present.contains(name) || unlisted.contains(&sandbox_namespace(&waiting.tenant)));
+        // What a run has is the run's, also where the watch lags behind.
+        let is_had = |state: &State| matches!(state, State::Held(holder) if !holder.is_over);
+        book.sandboxes.retain(|name, (waiting, state)| {
+            present.contains(name) || is_had(state) || unlisted.contains(&sandbox_namespace(&waiting.tenant))
+        });
         let Book { sandboxes, by_run, .. } = &mut *book;
         by_run.retain(|_, name| sandboxes.contains_key(name));
-        book.short.retain(|_, (since, _)| since.elapsed() < SHORT_FOR);
+        book.short.retain(|_, short| short.since.elapsed() < SHORT_FOR);
     }
 
     /// What there is for this run; `is_free` tells of a sandbox whether it answers.
@@ -201,6 +223,14 @@ impl Sandboxes {
         self.news.notify_one();
     }
 
+    /// The same of all runs but these.
+    pub(crate) fn let_go_all_but(&self, present: &HashSet<String>) {
+        let gone: Vec<String> = self.lock().by_run.keys().filter(|uid| !present.contains(*uid)).cloned().collect();
+        for uid in gone {
+            self.let_go(&uid);
+        }
+    }
+
     /// Whose a sandbox is, or was: as long as it lives it is counted, and its end is told.
     pub(crate) fn holder(&self, name: &str) -> Option<Holder> {
         match &self.lock().sandboxes.get(name)?.1 {
@@ -227,26 +257,34 @@ impl Sandboxes {
     }
 
     /// A quota had no room for the pod of a run of this namespace: one that waits is to go.
-    pub(crate) fn give_way(&self, tenant: &str) {
+    pub(crate) fn give_way(&self, tenant: &str, run_uid: &str) {
         let mut book = self.lock();
         if !book.sandboxes.values().any(|(waiting, _)| waiting.tenant == tenant) {
             return;
         }
-        let (since, count) = book.short.entry(tenant.to_owned()).or_insert((Instant::now(), 0));
-        (*since, *count) = (Instant::now(), *count + 1);
+        let short = book.short_of(tenant);
+        if short.asked.get(run_uid).is_none_or(|since| since.elapsed() >= SHORT_FOR) {
+            short.asked.insert(run_uid.to_owned(), Instant::now());
+            short.pending += 1;
+        }
         drop(book);
         self.news.notify_one();
     }
 
+    /// A quota had no room for a sandbox of a pool.
+    pub(crate) fn is_short(&self, tenant: &str) {
+        self.lock().short_of(tenant);
+    }
+
     /// Whether the quota of a namespace was short just now, and how many are to give way for it that have not yet.
     pub(crate) fn short(&self, tenant: &str) -> Option<usize> {
-        self.lock().short.get(tenant).filter(|(since, _)| since.elapsed() < SHORT_FOR).map(|(_, count)| *count)
+        self.lock().short.get(tenant).filter(|short| short.since.elapsed() < SHORT_FOR).map(|short| short.pending)
     }
 
     /// So many have given way.
     pub(crate) fn gave_way(&self, tenant: &str, gone: usize) {
-        if let Some((_, count)) = self.lock().short.get_mut(tenant) {
-            *count = count.saturating_sub(gone);
+        if let Some(short) = self.lock().short.get_mut(tenant) {
+            short.pending = short.pending.saturating_sub(gone);
         }
     }
 
@@ -256,14 +294,26 @@ impl Sandboxes {
 }
 
 impl Book {
+    fn short_of(&mut self, tenant: &str) -> &mut Short {
+        let now = Instant::now();
+        let short = self.short.entry(tenant.to_owned()).or_insert_with(|| Short { since: now, asked: HashMap::new(), pending: 0 });
+        short.since = now;
+        short
+    }
+
     /// Names of those that wait for such a run.
     fn fitting<'a>(
         &'a self,
         (tenant, policy, runtime): (&'a str, &'a PolicyRef, &'a str),
         grant: &'a Grant,
     ) -> impl Iterator<Item = &'a str> {
+        let now = Instant::now();
         let fits = move |waiting: &Waiting| {
-            waiting.tenant == tenant && waiting.policy == *policy && waiting.runtime == runtime && waiting.shape.misfit(grant).is_none()
+            waiting.best_before > now
+                && waiting.tenant == tenant
+                && waiting.policy == *policy
+                && waiting.runtime == runtime
+                && waiting.shape.misfit(grant).is_none()
         };
         self.sandboxes
             .iter()
@@ -288,6 +338,7 @@ mod tests {
             runtime: RUNTIME.into(),
             pool_uid: "pool".into(),
             shape: Shape::of(&run.grant),
+            best_before: Instant::now() + Duration::from_secs(60),
         }
     }
 
@@ -379,6 +430,17 @@ mod tests {
             grant.capabilities.objects.push(key);
         };
         assert_eq!(cold(secret), Offer::Cold(ColdReason::Data));
+        let host = |grant: &mut Grant| {
+            let to = paddock_destination::Destination::parse("api.example.com").unwrap();
+            let granted = paddock_policy::GrantedDestination {
+                to,
+                rule: String::new(),
+                addresses: paddock_destination::ByName::default(),
+                https: None,
+            };
+            grant.capabilities.network.push(granted);
+        };
+        assert_eq!(cold(host), Offer::Cold(ColdReason::Network));
         let mut quicker = run.clone();
         quicker.grant.timeout_seconds -= 1;
         assert!(take(&sandboxes, &quicker));
@@ -407,10 +469,12 @@ mod tests {
     fn a_namespace_whose_quota_is_short_gives_way_if_anything_waits_in_it() {
         let run = run_of("one");
         let sandboxes = with_two(&run);
-        sandboxes.give_way("other");
+        sandboxes.give_way("other", "one");
         assert_eq!(sandboxes.short("other"), None);
-        sandboxes.give_way(&run.namespace);
-        sandboxes.give_way(&run.namespace);
+        // A run that asks once a second has one go.
+        for uid in ["one", "one", "two"] {
+            sandboxes.give_way(&run.namespace, uid);
+        }
         assert_eq!(sandboxes.short(&run.namespace), Some(2));
         sandboxes.gave_way(&run.namespace, 3);
         assert_eq!(sandboxes.short(&run.namespace), Some(0));

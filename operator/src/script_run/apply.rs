@@ -284,7 +284,7 @@ async fn create(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Result<
         Err(error) => {
             let done = not_created(error)?;
             if matches!(done, Done::NotCreated(Reason::QuotaExceeded, _)) {
-                context.sandboxes.give_way(&valid.namespace);
+                context.sandboxes.give_way(&valid.namespace, &valid.uid);
             }
             return Ok(done);
         }
@@ -595,6 +595,7 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
         }
         context.ledger.forget(&after.uid().unwrap_or_default());
         context.forget_given(&after.uid().unwrap_or_default());
+        context.sandboxes.let_go(&after.uid().unwrap_or_default());
         context.ended(after);
         context.sessions.close(&after.uid().unwrap_or_default());
         context.metrics.sessions(context.sessions.len());

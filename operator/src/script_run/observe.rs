@@ -123,7 +123,13 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         None => SandboxSeen::Incomplete,
     };
     let pod = match pod(run, context).await? {
-        None => PodSeen::Absent,
+        None => {
+            // A sandbox that it was given and that is gone before anything was stored is not waited for.
+            if run.status.as_ref().is_none_or(|status| status.pod.is_none()) {
+                context.sandboxes.let_go(&run.uid().unwrap_or_default());
+            }
+            PodSeen::Absent
+        }
         Some(stored) => {
             let mut facts = PodFacts::of(&stored);
             if facts.has_waited {

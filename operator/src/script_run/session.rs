@@ -30,6 +30,10 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// A stream that brings no answer for this long is doubted, and the log is looked at.
 const ANSWER_LIMIT: Duration = Duration::from_millis(300);
+/// A sandbox that waits is asked again after this long: a stream to a node that is gone stays open for minutes.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// So long an answer holds.
+const ANSWER_HOLDS: Duration = Duration::from_secs(7);
 /// After so many doubts the stream is given up and opened anew.
 const UNANSWERED_LIMIT: u32 = 4;
 /// A log is read to at most this many bytes: more than the 4 MiB that a runner writes.
@@ -55,7 +59,7 @@ enum For {
     /// A run.
     Run,
     /// Nobody yet: a sandbox that waits. Its log tells what it was, and not what it is, so that only an answer on the open stream counts.
-    Nobody { has_answered: bool, since: Instant },
+    Nobody { answered: Option<Instant>, since: Instant },
 }
 
 struct Shared {
@@ -95,9 +99,9 @@ impl Shared {
     fn take_line(&mut self, line: &[u8]) -> bool {
         let news = self.reader.take_line(line);
         match &mut self.of {
-            For::Nobody { has_answered, .. } if !*has_answered && matches!(Line::parse(line), Some(Line::Ready { .. })) => {
-                *has_answered = true;
-                true
+            For::Nobody { answered, .. } if matches!(Line::parse(line), Some(Line::Ready { .. })) => {
+                let is_first = answered.replace(Instant::now()).is_none();
+                news || is_first
             }
             For::Nobody { .. } | For::Run => news,
         }
@@ -105,11 +109,10 @@ impl Shared {
 
     /// A stream has just been opened, or has ended: what was said on another does not count.
     fn is_not_heard(&mut self) {
-        if let For::Nobody { has_answered, since } = &mut self.of {
-            if *has_answered {
-                *since = Instant::now();
-            }
-            *has_answered = false;
+        if let For::Nobody { answered, since } = &mut self.of
+            && answered.take().is_some()
+        {
+            *since = Instant::now();
         }
     }
 
@@ -118,8 +121,10 @@ impl Shared {
         match (&transcript.refused, self.of) {
             (Some(refused), _) => Heard::Useless(format!("{:?}: {}", refused.reason, refused.detail)),
             _ if transcript.rebooted => Heard::Useless("it was started a second time".into()),
-            (None, For::Nobody { has_answered: true, .. }) if transcript.boot.is_some() => Heard::Waits,
-            (None, For::Nobody { since, .. }) => Heard::Silent(since.elapsed()),
+            (None, For::Nobody { answered: Some(answered), .. }) if transcript.boot.is_some() && answered.elapsed() < ANSWER_HOLDS => {
+                Heard::Waits
+            }
+            (None, For::Nobody { answered, since }) => Heard::Silent(answered.unwrap_or(since).elapsed()),
             (None, For::Run) => Heard::Unheard,
         }
     }
@@ -192,7 +197,7 @@ impl Sessions {
 
     /// Begins to listen to a sandbox that is nobody's yet.
     pub(crate) fn listen_to_sandbox(&self, name: &str, listening: Listening) {
-        self.open(&sandbox(name), listening, For::Nobody { has_answered: false, since: Instant::now() });
+        self.open(&sandbox(name), listening, For::Nobody { answered: None, since: Instant::now() });
     }
 
     /// What is known of a sandbox that is nobody's yet.
@@ -226,10 +231,10 @@ impl Sessions {
         self.close(&sandbox(name));
     }
 
-    /// Ends the sessions of those sandboxes that are nobody's yet of which this holds.
-    pub(crate) fn close_sandboxes(&self, is_gone: impl Fn(&str) -> bool) {
+    /// Ends the sessions of sandboxes that are nobody's yet, but of these.
+    pub(crate) fn close_sandboxes_but(&self, known: &HashSet<String>) {
         lock(&self.open).retain(|_, session| {
-            let is_over = matches!(lock(&session.shared).of, For::Nobody { .. }) && is_gone(&session.pod);
+            let is_over = matches!(lock(&session.shared).of, For::Nobody { .. }) && !known.contains(&session.pod);
             if is_over {
                 session.task.abort();
             }
@@ -424,9 +429,17 @@ async fn listen(
     let mut buffer = vec![0; 16 * 1024];
     let mut tick = tokio::time::interval(ANSWER_LIMIT);
     tick.tick().await;
+    let mut again = tokio::time::interval(ASK_EVERY);
+    again.tick().await;
     let mut unanswered = 0;
     loop {
         tokio::select! {
+            _ = again.tick(), if matches!(lock(shared).of, For::Nobody { .. }) => {
+                unanswered = 0;
+                if write(input, &[ControlMessage::Hello {}]).await.is_err() {
+                    return;
+                }
+            }
             _ = tick.tick(), if is_waiting_for_an_answer(shared) => {
                 fill_from_log(listening, api, shared).await;
                 if !is_waiting_for_an_answer(shared) {
@@ -472,8 +485,8 @@ fn is_waiting_for_an_answer(shared: &Mutex<Shared>) -> bool {
     let shared = lock(shared);
     let transcript = shared.transcript();
     let is_over = transcript.refused.is_some() || transcript.finished || transcript.rebooted;
-    if let For::Nobody { has_answered, .. } = shared.of {
-        return !is_over && !has_answered;
+    if let For::Nobody { answered, .. } = shared.of {
+        return !is_over && answered.is_none_or(|answered| answered.elapsed() >= ASK_EVERY);
     }
     !is_over && (transcript.boot.is_none() || (shared.start_sent && !transcript.accepted))
 }
@@ -498,6 +511,45 @@ async fn fill_from_log(listening: &Listening, api: &Api<Pod>, shared: &Mutex<Sha
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a log says of a sandbox is what it was: only an answer that came on the stream that is open now, and lately, makes it free.
+    #[tokio::test]
+    async fn a_sandbox_waits_only_as_long_as_it_says_so() {
+        let sealing = paddock_protocol::SealingKey::generate();
+        let key = sealing.of_sandbox("sp-1");
+        let sealer = paddock_protocol::Sealer::new(&key.public(), &sandbox("sp-1")).unwrap();
+        let ready = Line::Ready { version: 1, boot: sealer.boot().to_owned() }.to_text().unwrap();
+        let reader = Reader::new(key.clone());
+        let of = For::Nobody { answered: None, since: Instant::now() };
+        let mut shared = Shared { reader, of, wake: Arc::new(|| ()), complete: false, start_sent: false, stop_sent: None };
+        assert!(matches!(shared.heard(), Heard::Silent(_)));
+        assert!(shared.take_line(ready.trim_end().as_bytes()));
+        assert_eq!(shared.heard(), Heard::Waits);
+        assert!(!shared.take_line(ready.trim_end().as_bytes()), "that it still waits is no news");
+        shared.is_not_heard();
+        assert!(matches!(shared.heard(), Heard::Silent(_)));
+        shared.of = For::Nobody { answered: Instant::now().checked_sub(ANSWER_HOLDS), since: Instant::now() };
+        assert!(
+            matches!(shared.heard(), Heard::Silent(silent) if silent < ANSWER_HOLDS * 2) && is_waiting_for_an_answer(&Mutex::new(shared))
+        );
+    }
+
+    #[test]
+    fn a_sandbox_that_is_started_once_more_or_refuses_is_of_no_use() {
+        let key = paddock_protocol::SealingKey::generate().of_sandbox("sp-1");
+        let boots = [(); 2].map(|()| paddock_protocol::Sealer::new(&key.public(), &sandbox("sp-1")).unwrap().boot().to_owned());
+        let [one, other] = boots.map(|boot| Line::Ready { version: 1, boot }.to_text().unwrap());
+        let refused = "pdk1 refused {\"reason\":\"notSandboxed\",\"detail\":\"no\"}".to_owned();
+        for said in [[&one, &other], [&refused, &refused]] {
+            let of = For::Nobody { answered: None, since: Instant::now() };
+            let reader = Reader::new(key.clone());
+            let mut shared = Shared { reader, of, wake: Arc::new(|| ()), complete: false, start_sent: false, stop_sent: None };
+            for line in said {
+                shared.take_line(line.trim_end().as_bytes());
+            }
+            assert!(matches!(shared.heard(), Heard::Useless(_)), "{said:?}");
+        }
+    }
 
     #[test]
     fn a_start_is_seen_within_a_part_of_its_time() {
