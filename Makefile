@@ -64,6 +64,10 @@ e2e: cluster ## Tests on the local cluster
 	$(SUITE) --nocapture chaos::
 	$(SUITE) rights::
 
+.PHONY: e2e-warm
+e2e-warm: install ## What holds of scripts, once more in sandboxes that waited in pools
+	PADDOCK_E2E_WARM=1 $(SUITE) --test-threads=3 scripts:: languages:: attacks::
+
 .PHONY: e2e-kind
 e2e-kind: packages binaries ## A part of the suite on a kind cluster with gVisor; needs Docker
 	@./hack/e2e-kind $(BINARIES)

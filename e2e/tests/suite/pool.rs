@@ -293,7 +293,7 @@ async fn who_administers_a_namespace_makes_pools_in_it() {
         assert!(matches!(refused, kube::Error::Api(answer) if answer.code == 403));
         let refused = of(editor).create(&PostParams::default(), &SandboxPool::new("own", pool.spec)).await.unwrap_err();
         assert!(matches!(refused, kube::Error::Api(answer) if answer.code == 403));
-        assert_eq!(of(admin.clone()).get_scale("shell").await.unwrap().spec.unwrap().replicas, Some(0));
+        assert_eq!(of(admin.clone()).get_scale("shell").await.unwrap().spec.unwrap().replicas.unwrap_or(0), 0);
         of(admin).patch_scale("shell", &PatchParams::default(), &patch).await.unwrap();
         filled(&tenant, "shell").await;
     })

@@ -352,7 +352,8 @@ impl Tenant {
 
     /// The pod of a run, once it exists.
     pub async fn pod_of(&self, run: &ScriptRun) -> Pod {
-        let name = format!("sr-{}", run.uid().unwrap());
+        let stored = status(&self.get(run).await).pod.map(|pod| pod.name);
+        let name = stored.unwrap_or_else(|| format!("sr-{}", run.uid().unwrap()));
         eventually("the pod of the run", || async { self.pods().get_opt(&name).await.ok().flatten().ok_or("no pod") }).await
     }
 
