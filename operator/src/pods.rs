@@ -191,7 +191,8 @@ async fn follow(api: Api<Pod>, seen: Arc<Mutex<Seen>>, wake: mpsc::UnboundedSend
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                for pod in take(&mut lock(&seen), event) {
+                let pods = take(&mut lock(&seen), event);
+                for pod in pods {
                     if is_of_a_pool(&pod) {
                         // Who drains a node, or deletes a pod, means that nothing more is to begin there.
                         if pod.metadata.deletion_timestamp.is_some() {

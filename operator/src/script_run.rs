@@ -30,6 +30,7 @@ pub(crate) mod telling;
 pub(crate) mod text;
 pub(crate) mod validate;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -106,9 +107,15 @@ fn note(event: &watcher::Event<Guarded>, context: &Context) {
         watcher::Event::Init => context.ledger.list_begins(),
         watcher::Event::InitApply(guarded) | watcher::Event::Apply(guarded) => show(guarded),
         watcher::Event::InitDone => {
-            for uid in context.ledger.list_ends() {
+            let gone = context.ledger.list_ends();
+            // One that cannot be read any more has no place in the queue, and may have a script that runs.
+            let present: HashSet<String> =
+                if gone.is_empty() { HashSet::new() } else { context.runs().iter().filter_map(|run| run.uid()).collect() };
+            for uid in gone {
                 context.egress.hide(&uid);
-                context.sandboxes.let_go(&uid);
+                if !present.contains(&uid) {
+                    context.sandboxes.let_go(&uid);
+                }
             }
         }
         watcher::Event::Delete(guarded) => {

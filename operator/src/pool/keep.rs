@@ -91,6 +91,8 @@ fn meet(pod: &Arc<Pod>, pool: &Pool, holders: &HashMap<String, Holder>, context:
     if let Some(holder) = holders.get(&name).filter(|_| context.sandboxes.holder(&name).is_none()) {
         let any = Shape { image: String::new(), memory_bytes: 0, cpu_milli: 0, scratch_bytes: 0, timeout_seconds: 0, grace_seconds: 0 };
         context.sandboxes.add_held(&name, pool.waiting(any, 0), holder.clone());
+        // It may have been taken for one that waits.
+        context.sessions.close_sandbox(&name);
         context.wake_run(&holder.tenant, holder.run.name.as_str());
         return;
     }
@@ -144,15 +146,18 @@ async fn keep(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context: &Ar
         };
     }
     let planned = plan(&seen);
+    let mut gave_way = 0;
     for name in &planned.remove {
         let Some(pod) = pods.iter().find(|pod| pod.name_any() == *name) else { continue };
         // A run may have been given it meanwhile.
         if context.sandboxes.withdraw(name) {
             context.sessions.close_sandbox(name);
-            told(remove(pod, context).await);
+            let removed = remove(pod, context).await;
+            gave_way += usize::from(removed.is_ok() && planned.gives_way.contains(name));
+            told(removed);
         }
     }
-    context.sandboxes.gave_way(&pool.tenant, planned.gives_way);
+    context.sandboxes.gave_way(&pool.tenant, gave_way);
     if let Ok(shape) = &pool.shape {
         for _ in 0..planned.create {
             match create(pool, shape, context).await {

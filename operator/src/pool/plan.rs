@@ -56,8 +56,8 @@ pub(crate) struct Plan {
     pub(crate) create: usize,
     /// By name. None of them is one that a run has.
     pub(crate) remove: Vec<String>,
-    /// So many of them go for runs that a quota had no room for.
-    pub(crate) gives_way: usize,
+    /// Those of them that go for runs which a quota had no room for.
+    pub(crate) gives_way: Vec<String>,
     pub(crate) free: usize,
     pub(crate) starting: usize,
     pub(crate) claimed: usize,
@@ -82,6 +82,7 @@ pub(crate) fn plan(seen: &PoolSeen) -> Plan {
     let gives_way = seen.give_way.min(waiting.len());
     let surplus = waiting.len().saturating_sub(wanted).max(gives_way);
     let kept = waiting.split_off(surplus);
+    let gives_way = waiting.iter().take(gives_way).map(|sandbox| sandbox.name.clone()).collect();
     remove.extend(waiting);
     // Little by little, and only when those before have been replaced: what waits is of use as long as it fits.
     let is_old = |sandbox: &&&SandboxSeen| sandbox.is_outdated || sandbox.age_seconds > seen.max_age_seconds;
@@ -185,7 +186,7 @@ mod tests {
         sandboxes[2].is_outdated = true;
         let short = PoolSeen { give_way: 1, is_short: true, ..pool(3, sandboxes) };
         let plan_of_short = plan(&short);
-        assert_eq!((plan_of_short.create, plan_of_short.remove, plan_of_short.gives_way), (0, vec!["c".to_owned()], 1));
+        assert_eq!((plan_of_short.create, plan_of_short.remove, plan_of_short.gives_way), (0, vec!["c".to_owned()], vec!["c".to_owned()]));
         let later = plan(&PoolSeen { give_way: 9, is_short: true, ..pool(3, free(&["a"])) });
         assert_eq!((later.create, later.remove, later.reason), (0, vec!["a".to_owned()], PoolReason::QuotaExceeded));
     }

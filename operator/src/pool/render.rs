@@ -7,6 +7,7 @@ use kube::api::ObjectMeta;
 use paddock_crds::script_run::quantity_of_bytes;
 use serde_json::json;
 
+use super::see::REPLACED_WITHIN_SECONDS;
 use super::shape::Shape;
 use crate::config::Settings;
 use crate::names::{MANAGED_BY, MANAGER, POOL, POOL_UID, RUN_NAMESPACE, TEMPLATE, sandbox_namespace};
@@ -62,7 +63,7 @@ fn render(owner: Owner<'_>, shape: &Shape, (name, key): (&str, &str), settings: 
         cpu_milli: shape.cpu_milli,
         scratch_bytes: shape.scratch_bytes,
         // As long as it may wait, and then as long as any run that it fits may take.
-        deadline_seconds: owner.max_age_seconds + deadline(settings, shape.timeout_seconds, shape.grace_seconds),
+        deadline_seconds: owner.max_age_seconds + REPLACED_WITHIN_SECONDS + deadline(settings, shape.timeout_seconds, shape.grace_seconds),
         grace_seconds: shape.grace_seconds,
     };
     render_sandbox(&sandbox, settings)

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use kube::runtime::reflector::ObjectRef;
-use paddock_crds::{Capabilities, PolicyKind, PolicyRef, PoolReason, ResourceAmounts, SandboxPool, ScriptRun};
+use paddock_crds::{Capabilities, ConditionType, PolicyKind, PolicyRef, PoolReason, ResourceAmounts, SandboxPool, ScriptRun};
 use paddock_policy::{Ask, Facts, Gateway, Grant, judge, judge_denied};
 
 use super::plan::{PoolSeen, SandboxSeen, State};
@@ -26,8 +26,8 @@ use crate::script_run::session::Heard;
 /// Pools of one namespace that are filled: all pools are looked after one after the other.
 const MOST_POOLS: usize = 16;
 const DEFAULT_AGE_SECONDS: i64 = 3600;
-/// One that is too old may be given to a run for so long: its pod lives on for as long as a start may take, and any run.
-const REPLACED_WITHIN_SECONDS: i64 = 30;
+/// One that is too old may be given to a run for so long, until it is replaced.
+pub(crate) const REPLACED_WITHIN_SECONDS: u32 = 300;
 /// After sandboxes of a pool have ended before they were ready, longer with each.
 const HOLD_BACK: Duration = Duration::from_secs(2);
 const LONGEST_HOLD_BACK: Duration = Duration::from_secs(120);
@@ -67,7 +67,7 @@ pub(super) struct Pool {
 impl Pool {
     /// Of a sandbox that is so old.
     pub(super) fn waiting(&self, shape: Shape, age_seconds: i64) -> Waiting {
-        let left = u64::try_from(self.max_age_seconds + REPLACED_WITHIN_SECONDS - age_seconds).unwrap_or(0);
+        let left = u64::try_from(self.max_age_seconds + i64::from(REPLACED_WITHIN_SECONDS) - age_seconds).unwrap_or(0);
         let spec = &self.object.spec;
         Waiting {
             tenant: self.tenant.clone(),
@@ -197,7 +197,7 @@ fn holder(run: &ScriptRun) -> Option<(String, Holder)> {
         policy: run.spec.policy_ref.clone(),
         tenant,
         job: None,
-        is_over: false,
+        is_over: run.status.as_ref()?.is_true(&ConditionType::Finished),
     };
     Some((pod.name.clone(), holder))
 }
@@ -250,6 +250,9 @@ fn state(pod: &Pod, context: &Context) -> State {
             _ => ended.container_reason.or(ended.pod_reason),
         };
         return State::Spent(heard.or_else(|| Some("the pod has ended".into())));
+    }
+    if context.sandboxes.is_expired(&name) {
+        return State::Spent(None);
     }
     match context.sessions.heard(&name) {
         Heard::Waits if context.sandboxes.waits(&name) => State::Free,

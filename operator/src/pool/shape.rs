@@ -42,4 +42,10 @@ impl Shape {
         let is_same = Self { timeout_seconds: self.timeout_seconds, grace_seconds: self.grace_seconds, ..asked } == *self;
         (!is_same || !has_time).then_some(ColdReason::Resources)
     }
+
+    /// How many of these take the room of one that was granted this.
+    pub(crate) fn times_in(&self, grant: &Grant) -> usize {
+        let times = grant.memory_bytes.div_ceil(self.memory_bytes.max(1)).max(grant.cpu_milli.div_ceil(self.cpu_milli.max(1)));
+        usize::try_from(times).unwrap_or(usize::MAX).max(1)
+    }
 }

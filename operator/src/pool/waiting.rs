@@ -1,7 +1,7 @@
 //! Which sandbox waits, and which was given to whom. One lock makes "take the one that waits" and "remove the one that waits" exclude each other: nothing
 //! that a run was given is ever removed for the pool's sake, and nothing is given twice.
 //!
-//! Whoever holds this lock may take that of the sessions; nobody who holds that one may ask here.
+//! Whoever holds this lock may take that of the sessions; nobody who holds that one may ask here. Whoever holds that of the pods may.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -119,7 +119,9 @@ impl Sandboxes {
     pub(crate) fn add_held(&self, name: &str, waiting: Waiting, holder: Holder) {
         let mut book = self.lock();
         if !matches!(book.sandboxes.get(name), Some((_, State::Held(_)))) {
-            book.by_run.insert(holder.run_uid.clone(), name.to_owned());
+            if !holder.is_over {
+                book.by_run.insert(holder.run_uid.clone(), name.to_owned());
+            }
             book.sandboxes.insert(name.to_owned(), (waiting, State::Held(Box::new(holder))));
         }
     }
@@ -144,7 +146,10 @@ impl Sandboxes {
         });
         let Book { sandboxes, by_run, .. } = &mut *book;
         by_run.retain(|_, name| sandboxes.contains_key(name));
-        book.short.retain(|_, short| short.since.elapsed() < SHORT_FOR);
+        book.short.retain(|_, short| {
+            short.asked.retain(|_, since| since.elapsed() < SHORT_FOR);
+            short.since.elapsed() < SHORT_FOR
+        });
     }
 
     /// What there is for this run; `is_free` tells of a sandbox whether it answers.
@@ -168,8 +173,11 @@ impl Sandboxes {
     /// Gives a sandbox to a run. `claim` has the stream of a sandbox be the run's, if it still answers.
     pub(crate) fn take(&self, run: &ValidRun, runtime: &str, reference: RunRef, claim: impl Fn(&str) -> bool) -> bool {
         let mut book = self.lock();
-        if book.by_run.contains_key(&run.uid) {
-            return true;
+        if let Some(name) = book.by_run.get(&run.uid) {
+            // What it has got is for the job that was decided on then, and for no other.
+            let is_of_it =
+                |state: &State| matches!(state, State::Held(holder) if holder.job.as_ref().is_some_and(|job| job.digest == run.digest));
+            return book.sandboxes.get(name).is_some_and(|(_, state)| is_of_it(state));
         }
         let asked = (run.namespace.as_str(), &run.policy, runtime);
         let Some(name) = book.fitting(asked, &run.grant).find(|name| claim(name)).map(str::to_owned) else { return false };
@@ -239,6 +247,11 @@ impl Sandboxes {
         }
     }
 
+    /// Whether it is too old to be given to anybody.
+    pub(crate) fn is_expired(&self, name: &str) -> bool {
+        self.lock().sandboxes.get(name).is_some_and(|(waiting, _)| waiting.best_before <= Instant::now())
+    }
+
     /// Whether it waits, and for nobody yet.
     pub(crate) fn waits(&self, name: &str) -> bool {
         matches!(self.lock().sandboxes.get(name), Some((_, State::Waits)))
@@ -257,15 +270,15 @@ impl Sandboxes {
     }
 
     /// A quota had no room for the pod of a run of this namespace: one that waits is to go.
-    pub(crate) fn give_way(&self, tenant: &str, run_uid: &str) {
+    /// Of a larger run as many as it is larger: it needs all of their room at once.
+    pub(crate) fn give_way(&self, tenant: &str, run_uid: &str, grant: &Grant) {
         let mut book = self.lock();
-        if !book.sandboxes.values().any(|(waiting, _)| waiting.tenant == tenant) {
-            return;
-        }
+        let of_tenant = book.sandboxes.values().filter(|(waiting, state)| waiting.tenant == tenant && matches!(state, State::Waits));
+        let Some(needed) = of_tenant.map(|(waiting, _)| waiting.shape.times_in(grant)).max() else { return };
         let short = book.short_of(tenant);
         if short.asked.get(run_uid).is_none_or(|since| since.elapsed() >= SHORT_FOR) {
             short.asked.insert(run_uid.to_owned(), Instant::now());
-            short.pending += 1;
+            short.pending += needed;
         }
         drop(book);
         self.news.notify_one();
@@ -370,6 +383,8 @@ mod tests {
         assert!(take(&sandboxes, &one) && take(&sandboxes, &one) && take(&sandboxes, &two));
         assert!(!take(&sandboxes, &three));
         assert_eq!(offer(&sandboxes, &three), Offer::Cold(ColdReason::NoneFree));
+        // Decided anew since the write that was to store it failed: what is stored then must not start what was decided before.
+        assert!(!take(&sandboxes, &ValidRun { digest: "other".into(), ..one.clone() }));
         let (name, job) = sandboxes.of_run("one").unwrap();
         assert_eq!(job.unwrap().files.as_deref(), Some(&one.files));
         assert!(!sandboxes.withdraw(&name));
@@ -469,14 +484,18 @@ mod tests {
     fn a_namespace_whose_quota_is_short_gives_way_if_anything_waits_in_it() {
         let run = run_of("one");
         let sandboxes = with_two(&run);
-        sandboxes.give_way("other", "one");
+        sandboxes.give_way("other", "one", &run.grant);
         assert_eq!(sandboxes.short("other"), None);
         // A run that asks once a second has one go.
         for uid in ["one", "one", "two"] {
-            sandboxes.give_way(&run.namespace, uid);
+            sandboxes.give_way(&run.namespace, uid, &run.grant);
         }
         assert_eq!(sandboxes.short(&run.namespace), Some(2));
-        sandboxes.gave_way(&run.namespace, 3);
+        let mut larger = run.grant.clone();
+        larger.memory_bytes = larger.memory_bytes * 2 + 1;
+        sandboxes.give_way(&run.namespace, "large", &larger);
+        assert_eq!(sandboxes.short(&run.namespace), Some(5));
+        sandboxes.gave_way(&run.namespace, 6);
         assert_eq!(sandboxes.short(&run.namespace), Some(0));
     }
 }

@@ -142,8 +142,10 @@ fn given(run: &ScriptRun, seen: &Seen, context: &Context) -> Option<Done> {
     let (name, _) = context.sandboxes.of_run(&uid)?;
     let Cached::Present(pod) = context.pods.get(&sandbox_namespace(&run.namespace()?), &name) else { return None };
     let facts = PodFacts::of(&pod);
-    let boot = context.sessions.look(&uid, &facts.uid).transcript.boot.clone()?;
-    (!facts.deleting && facts.ended().is_none()).then(|| Done::Given(Box::new(facts), boot))
+    let transcript = context.sessions.look(&uid, &facts.uid).transcript;
+    let is_of_use = !facts.deleting && facts.ended().is_none() && transcript.refused.is_none() && !transcript.rebooted;
+    let boot = transcript.boot.clone().filter(|_| is_of_use)?;
+    Some(Done::Given(Box::new(facts), boot))
 }
 
 /// The pod that a run has or would have.
@@ -284,7 +286,7 @@ async fn create(run: &ScriptRun, valid: &ValidRun, context: &Context) -> Result<
         Err(error) => {
             let done = not_created(error)?;
             if matches!(done, Done::NotCreated(Reason::QuotaExceeded, _)) {
-                context.sandboxes.give_way(&valid.namespace, &valid.uid);
+                context.sandboxes.give_way(&valid.namespace, &valid.uid, &valid.grant);
             }
             return Ok(done);
         }

@@ -275,8 +275,8 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Err
     match context.pods.get(&sandbox, key) {
         Cached::Present(pod) => return Ok(Some(pod)),
         Cached::Absent => return Ok(None),
-        // A run that never took a slot never had a pod.
-        Cached::Ask if !status.is_true(&ConditionType::Admitted) => return Ok(None),
+        // A run that never took a slot never had a pod, but one that waited, if the write that was to store both did not.
+        Cached::Ask if !status.is_true(&ConditionType::Admitted) && !is_waiting_name(&name) => return Ok(None),
         Cached::Ask => {}
     }
     context.pods.watch(&sandbox);

@@ -15,6 +15,7 @@ use paddock_protocol::{ControlMessage, Line, Lines, Reader, RunKey, Transcript, 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 use super::step::{Stop, StreamSeen};
 use crate::error::{Error, within};
@@ -428,14 +429,18 @@ async fn listen(
     let mut lines = Lines::default();
     let mut buffer = vec![0; 16 * 1024];
     let mut tick = tokio::time::interval(ANSWER_LIMIT);
+    // Ticks that nobody waited for are no doubts.
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick.tick().await;
     let mut again = tokio::time::interval(ASK_EVERY);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     again.tick().await;
     let mut unanswered = 0;
     loop {
         tokio::select! {
             _ = again.tick(), if matches!(lock(shared).of, For::Nobody { .. }) => {
                 unanswered = 0;
+                tick.reset();
                 if write(input, &[ControlMessage::Hello {}]).await.is_err() {
                     return;
                 }
@@ -472,6 +477,7 @@ async fn listen(
                     if write(input, &messages).await.is_err() {
                         return;
                     }
+                    tick.reset();
                     let _ = written.send(());
                 }
                 None => return,

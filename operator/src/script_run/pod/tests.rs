@@ -35,7 +35,7 @@ fn every_pod_is_confined() {
         assert_eq!(spec.enable_service_links, Some(false));
         assert_eq!(spec.restart_policy.as_deref(), Some("Never"));
         let waits = pod.metadata.name.as_deref() == Some("sp-1");
-        assert_eq!(spec.active_deadline_seconds, Some(60 + 10 + 5 + 5 + if waits { i64::from(MAX_AGE) } else { 0 }));
+        assert_eq!(spec.active_deadline_seconds, Some(60 + 10 + 5 + 5 + if waits { i64::from(MAX_AGE) + 300 } else { 0 }));
         assert_eq!(spec.termination_grace_period_seconds, Some(10));
         assert_eq!(spec.dns_policy.as_deref(), Some("None"));
         for host in [spec.host_network, spec.host_pid, spec.host_ipc, spec.share_process_namespace] {
