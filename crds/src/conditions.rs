@@ -215,7 +215,7 @@ open_enum! {
         GatewayUnreachable,
         /// Finished: the sandbox holds a service account token.
         UnexpectedToken,
-        /// Finished: what is mounted in the sandbox is not the job that was admitted.
+        /// Finished: what is mounted in the sandbox, or came to it, is not the job that was admitted.
         JobMismatch,
         /// Finished: the pod is gone, or the node lost the sandbox or started it a second time: what became of the script is not known.
         Lost,

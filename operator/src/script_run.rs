@@ -21,6 +21,7 @@ pub(crate) mod pod;
 pub(crate) mod pod_facts;
 pub(crate) mod queue;
 pub(crate) mod result;
+mod sandbox;
 pub(crate) mod session;
 pub(crate) mod status;
 pub(crate) mod step;

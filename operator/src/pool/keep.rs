@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::plan::plan;
 use super::render::render_waiting;
-use super::see::{Memory, Pool, age_seconds, holders, pods, pools, see, was_started_again};
+use super::see::{Memory, Pool, age_seconds, holders, pods, pools, sandboxes, see, was_started_again};
 use super::shape::Shape;
 use super::tell::tell;
 use super::waiting::Holder;
@@ -58,7 +58,8 @@ async fn look(context: &Arc<Context>, memory: &mut HashMap<String, Memory>) {
     let present: HashSet<String> = pods.iter().map(|pod| pod.name_any()).collect();
     context.sandboxes.forget_all_but(&present, &unlisted);
     context.sessions.close_sandboxes_but(&context.sandboxes.names());
-    let holders = holders(context);
+    // Of all runs nothing is asked where there is no sandbox of any pool.
+    let holders = if pods.is_empty() { HashMap::new() } else { holders(context) };
     let own: HashMap<&str, &Pool> = pools.iter().map(|pool| (pool.uid.as_str(), pool)).collect();
     for pod in &pods {
         match pod.labels().get(POOL_UID).and_then(|uid| own.get(uid.as_str())) {
@@ -138,7 +139,9 @@ async fn remove_stray(pod: &Pod, holders: &HashMap<String, Holder>, context: &Co
 
 async fn keep(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context: &Arc<Context>) {
     let now = context.now();
-    let mut seen = see(pool, pods, memory, context, now);
+    let sandboxes = sandboxes(pool, pods, context, now);
+    memory.note(&sandboxes);
+    let mut seen = see(pool, sandboxes, memory, context);
     if let Some(wanted) = &pool.wanted {
         seen.refused = match prepare(wanted, context).await {
             Ok(why) => why.map(|why| (PoolReason::NoSandboxNamespace, why)),

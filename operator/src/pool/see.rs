@@ -45,6 +45,18 @@ pub(super) struct Memory {
 }
 
 impl Memory {
+    /// Counts those that ended before they were ready, each once; one that waits shows that all is well.
+    pub(super) fn note(&mut self, sandboxes: &[SandboxSeen]) {
+        for sandbox in sandboxes {
+            match &sandbox.state {
+                State::Free => self.failures = 0,
+                State::Spent(Some(why)) if self.counted.insert(sandbox.name.clone()) => self.fail(why.clone()),
+                _ => {}
+            }
+        }
+        self.counted.retain(|name| sandboxes.iter().any(|sandbox| sandbox.name == *name));
+    }
+
     pub(super) fn fail(&mut self, why: String) {
         self.failures = (self.failures + 1).min(8);
         let pause = (HOLD_BACK * 2_u32.pow(self.failures - 1)).min(LONGEST_HOLD_BACK);
@@ -202,25 +214,20 @@ fn holder(run: &ScriptRun) -> Option<(String, Holder)> {
     Some((pod.name.clone(), holder))
 }
 
-pub(super) fn see(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context: &Context, now: Timestamp) -> PoolSeen {
+/// What the sandboxes of a pool do.
+pub(super) fn sandboxes(pool: &Pool, pods: &[&Arc<Pod>], context: &Context, now: Timestamp) -> Vec<SandboxSeen> {
     let wanted = pool.shape.as_ref().ok().map(|shape| pool.template(shape, context));
-    let mut sandboxes = Vec::new();
-    for pod in pods {
-        let name = pod.name_any();
-        let state = state(pod, context);
-        match &state {
-            State::Free => memory.failures = 0,
-            State::Spent(Some(why)) if memory.counted.insert(name.clone()) => memory.fail(why.clone()),
-            _ => {}
-        }
-        sandboxes.push(SandboxSeen {
-            name,
-            age_seconds: age_seconds(pod, now),
-            state,
-            is_outdated: pod.annotations().get(TEMPLATE) != wanted.as_ref(),
-        });
-    }
-    memory.counted.retain(|name| sandboxes.iter().any(|sandbox| sandbox.name == *name));
+    let seen = |pod: &&Arc<Pod>| SandboxSeen {
+        name: pod.name_any(),
+        age_seconds: age_seconds(pod, now),
+        state: state(pod, context),
+        is_outdated: pod.annotations().get(TEMPLATE) != wanted.as_ref(),
+    };
+    pods.iter().map(seen).collect()
+}
+
+/// All that counts of a pool with these sandboxes.
+pub(super) fn see(pool: &Pool, sandboxes: Vec<SandboxSeen>, memory: &Memory, context: &Context) -> PoolSeen {
     let short = context.sandboxes.short(&pool.tenant);
     PoolSeen {
         replicas: usize::try_from(pool.object.spec.replicas).unwrap_or(0),

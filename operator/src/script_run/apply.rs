@@ -10,7 +10,7 @@ use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Precon
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ConditionType, Phase, PolicyRef, Reason, RunResult, ScriptRun, ScriptRunStatus, StoredResult};
-use paddock_protocol::{ControlMessage, RunKey, pieces};
+use paddock_protocol::{ControlMessage, pieces};
 use serde_json::json;
 
 use super::guarded::drop_body;
@@ -21,16 +21,14 @@ use super::queue::{Admission, Full};
 use super::result::with_stored;
 use super::session::{Listening, PodAge};
 use super::status::{is_cut_short, least, smaller};
-use super::step::{SandboxSeen, Seen, Step, Stop};
+use super::step::{Seen, Step, Stop};
 use super::validate::ValidRun;
-use super::{Guarded, RunRef, Watched, copies, events, observe, telling};
+use super::{Guarded, Watched, copies, events, observe, sandbox, telling};
 use crate::context::{Context, entry};
 use crate::egress::granted::permissions;
 use crate::error::{Error, code, response, within};
 use crate::metrics::Clock;
-use crate::names::{FINALIZER, is_waiting_name, pod_name, sandbox_namespace};
-use crate::pods::Cached;
-use crate::pool::waiting::Offer;
+use crate::names::{FINALIZER, sandbox_namespace};
 use crate::sandbox_namespace;
 
 /// What became of a step.
@@ -64,11 +62,11 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
         Step::AddFinalizer => add_finalizer(run, context).await,
         Step::PrepareSandbox => prepare(run, seen, context).await,
         Step::Admit => Ok(match reserve(run, seen, context) {
-            Done::Queued(Admission::Admit) => given(run, seen, context).unwrap_or(Done::Queued(Admission::Admit)),
+            Done::Queued(Admission::Admit) => sandbox::given(run, seen, context).unwrap_or(Done::Queued(Admission::Admit)),
             done => done,
         }),
         Step::AwaitApproval { .. } => Ok(await_approvals(run, seen, context)),
-        Step::TakeSandbox if take(run, seen, context) => Ok(Done::Yes),
+        Step::TakeSandbox if sandbox::take(run, seen, context) => Ok(Done::Yes),
         Step::CreatePod | Step::TakeSandbox => match valid(seen) {
             Some(valid) => create(run, valid, context).await,
             None => Ok(Done::Wait(Duration::from_secs(1))),
@@ -122,47 +120,7 @@ fn token(run: &ScriptRun, context: &Context) -> Option<String> {
     Some(context.results.sealing_key.token_of_run(&run.uid().unwrap_or_default()))
 }
 
-/// Takes a sandbox that waits and still answers.
-fn take(run: &ScriptRun, seen: &Seen, context: &Context) -> bool {
-    let Some(valid) = valid(seen) else { return false };
-    let reference = RunRef::new(&valid.name).within(&valid.namespace);
-    let claim = |name: &str| {
-        let key = context.results.sealing_key.of_sandbox(name);
-        context.sessions.claim(name, &valid.uid, key, context.waker(run))
-    };
-    context.sandboxes.take(valid, &run.spec.script.runtime, reference, claim)
-}
-
-/// A sandbox that waits, for a run that has just got a slot: both are stored by one write.
-fn given(run: &ScriptRun, seen: &Seen, context: &Context) -> Option<Done> {
-    if seen.offer != Offer::Free || seen.sandbox != SandboxSeen::Ready || !take(run, seen, context) {
-        return None;
-    }
-    let uid = run.uid()?;
-    let (name, _) = context.sandboxes.of_run(&uid)?;
-    let Cached::Present(pod) = context.pods.get(&sandbox_namespace(&run.namespace()?), &name) else { return None };
-    let facts = PodFacts::of(&pod);
-    let transcript = context.sessions.look(&uid, &facts.uid).transcript;
-    let is_of_use = !facts.deleting && facts.ended().is_none() && transcript.refused.is_none() && !transcript.rebooted;
-    let boot = transcript.boot.clone().filter(|_| is_of_use)?;
-    Some(Done::Given(Box::new(facts), boot))
-}
-
-/// The pod that a run has or would have.
-pub(crate) fn name_of_pod(run: &ScriptRun, context: &Context) -> String {
-    let uid = run.uid().unwrap_or_default();
-    let stored = run.status.as_ref().and_then(|status| status.pod.as_ref()).map(|pod| pod.name.clone());
-    stored.or_else(|| context.sandboxes.of_run(&uid).map(|(name, _)| name)).unwrap_or_else(|| pod_name(&uid))
-}
-
-/// Opens what the runner of a run says.
-pub(crate) fn key_of(run: &ScriptRun, context: &Context) -> RunKey {
-    let (uid, name) = (run.uid().unwrap_or_default(), name_of_pod(run, context));
-    let key = &context.results.sealing_key;
-    if is_waiting_name(&name) { key.of_sandbox(&name).bound_to(&uid) } else { key.of_run(&uid) }
-}
-
-fn valid(seen: &Seen) -> Option<&ValidRun> {
+pub(super) fn valid(seen: &Seen) -> Option<&ValidRun> {
     seen.decision.as_ref().and_then(|decision| decision.as_ref().ok()).map(AsRef::as_ref)
 }
 
@@ -172,7 +130,7 @@ fn runs(run: &ScriptRun, context: &Context) -> Api<Guarded> {
 
 fn pods(run: &ScriptRun, context: &Context) -> (Api<Pod>, String, String) {
     let namespace = sandbox_namespace(&run.namespace().unwrap_or_default());
-    (Api::namespaced(context.client.clone(), &namespace), namespace, name_of_pod(run, context))
+    (Api::namespaced(context.client.clone(), &namespace), namespace, sandbox::name_of_pod(run, context))
 }
 
 /// A conflict is no error of infrastructure: the pass is taken again on what is stored now.
@@ -393,7 +351,7 @@ fn listening(run: &ScriptRun, pod_uid: &str, age: PodAge, context: &Context) -> 
         namespace,
         pod,
         pod_uid: pod_uid.to_owned(),
-        key: key_of(run, context),
+        key: sandbox::key_of(run, context),
         boot: run.status.as_ref().and_then(|status| status.pod.as_ref()?.boot.clone()),
         age,
         wake: context.waker(run),

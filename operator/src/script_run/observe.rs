@@ -22,7 +22,7 @@ use super::pod_facts::{PodFacts, PodSeen};
 use super::session::Heard;
 use super::step::{SandboxSeen, Seen};
 use super::validate::{InputSeen, PoliciesSeen, Refused, SourceSeen, ValidRun, requester, validate};
-use super::{Body, Watched, apply, copies, given};
+use super::{Body, Watched, copies, given, sandbox};
 use crate::approvals::{self, Approvals};
 use crate::context::{Context, entry};
 use crate::diagnosis;
@@ -249,7 +249,7 @@ fn take_summary(run: &ScriptRun, facts: &PodFacts, transcript: &mut Transcript, 
     let boot = run.status.as_ref().and_then(|status| status.pod.as_ref()?.boot.as_deref());
     if transcript.report.is_none()
         && let (Some(message), Some(boot)) = (message, boot)
-        && let Some(opener) = Opener::new(&apply::key_of(run, context), boot)
+        && let Some(opener) = Opener::new(&sandbox::key_of(run, context), boot)
         && let Some(summary) = opener.open_summary(message)
     {
         tracing::info!("the log told no end of the script; the termination message did");
@@ -270,7 +270,7 @@ async fn pod(run: &ScriptRun, context: &Context) -> Result<Option<Arc<Pod>>, Err
     let uid = run.uid().unwrap_or_default();
     let sandbox = sandbox_namespace(&run.namespace().unwrap_or_default());
     let status = run.status.clone().unwrap_or_default();
-    let name = apply::name_of_pod(run, context);
+    let name = sandbox::name_of_pod(run, context);
     let key = if is_waiting_name(&name) { &name } else { &uid };
     match context.pods.get(&sandbox, key) {
         Cached::Present(pod) => return Ok(Some(pod)),

@@ -44,7 +44,7 @@ pub(crate) struct Seen {
     pub(crate) network: Option<Used>,
     /// More of its connections were refused than the policies put up with.
     pub(crate) is_refused_too_often: bool,
-    /// What there is for it in pools: looked at only until it has a pod.
+    /// What there is for it in pools: looked at only until the script has started.
     pub(crate) offer: Offer,
     /// How far the egress gateway knows what the run is granted.
     pub(crate) bound: Bound,
