@@ -390,7 +390,7 @@ async fn who_revokes_an_approval_stops_what_waits_and_what_runs() {
         let anna = approver(&tenant, "anna", &[]).await;
         let runs = tenant.create(limited("echo begin; sleep 60; echo end")).await;
         let of_runs = approve(&anna, &tenant, &awaiting(&tenant, &runs).await.digest).await;
-        tenant.until(&runs, "it runs", |status| status.is_true(&ConditionType::Started)).await;
+        tenant.spoken(&runs).await;
         let waits = tenant.create(limited("echo later")).await;
         let of_waits = approve(&anna, &tenant, &awaiting(&tenant, &waits).await.digest).await;
         tenant.until(&waits, "it waits", |status| status.phase == Some(Phase::Queued)).await;

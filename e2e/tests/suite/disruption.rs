@@ -100,14 +100,14 @@ async fn a_killed_operator_loses_nothing_and_runs_nothing_twice() {
         let run = tenant.run(Script::shell("echo once")).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
         // And with a stop under way.
-        let run = tenant.create(Script::shell("trap 'sleep 2; echo bye; exit 0' TERM; while :; do sleep 0.1; done")).await;
-        tenant.until(&run, "Started", |status| status.is_true(&ConditionType::Started)).await;
+        let run = tenant.create(Script::shell("trap 'sleep 2; echo bye; exit 0' TERM; echo hello; while :; do sleep 0.1; done")).await;
+        tenant.spoken(&run).await;
         tenant.patch(&run, json!({ "spec": { "cancel": true } })).await;
         tenant.until(&run, "stopping", |status| status.stopping.is_some()).await;
         kill_operator(&tenant.client).await;
         let run = tenant.finished(&run).await;
         assert_end(&run, &Phase::Cancelled, &Reason::Cancelled);
-        assert_eq!(stdout(&run), "bye\n");
+        assert_eq!(stdout(&run), "hello\nbye\n");
     })
     .await;
 }

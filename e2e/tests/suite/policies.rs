@@ -252,8 +252,8 @@ async fn a_killed_policy_ends_what_runs_without_grace() {
     tenant("kill", |tenant| async move {
         tenant.policy(json!({ "maxGracePeriodSeconds": 100 })).await;
         let stubborn =
-            || limited("trap '' TERM; echo begin; while :; do date +%s%3N; sleep 0.02; done").with(json!({ "gracePeriodSeconds": 5 }));
-        let run = running(&tenant, stubborn()).await;
+            limited("trap '' TERM; echo begin; while :; do date +%s%3N; sleep 0.02; done").with(json!({ "gracePeriodSeconds": 5 }));
+        let run = tenant.spoken(&tenant.create(stubborn).await).await;
         let begin = jiff::Timestamp::now();
         tenant.policy_with(json!({ "suspend": "Kill" })).await;
         let run = tenant.finished(&run).await;
@@ -282,7 +282,7 @@ async fn what_is_denied_is_refused_and_ends_where_it_runs_or_waits() {
     tenant("deny", |tenant| async move {
         tenant.policy(json!({ "maxConcurrent": 1 })).await;
         let bad = || limited("echo bad; sleep 60; echo end");
-        let runs = running(&tenant, bad()).await;
+        let runs = tenant.spoken(&tenant.create(bad()).await).await;
         let waits = tenant.create(bad()).await;
         tenant.until(&waits, "it waits", |status| status.phase == Some(Phase::Queued)).await;
         let hash = status(&runs).script_hash.unwrap();

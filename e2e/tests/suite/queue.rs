@@ -128,7 +128,7 @@ async fn runs_of_a_policy_that_is_killed_are_asked_to_stop_within_half_a_second(
         let mut all = Vec::new();
         for round in 0..3 {
             let runs = join_all((0..4).map(|_| tenant.create(script()))).await;
-            join_all(runs.iter().map(|run| tenant.until(run, "it runs", |status| status.is_true(&ConditionType::Started)))).await;
+            join_all(runs.iter().map(|run| tenant.spoken(run))).await;
             let begin = jiff::Timestamp::now();
             tenant.policy_with(json!({ "suspend": "Kill" })).await;
             for run in join_all(runs.iter().map(|run| tenant.finished(run))).await {

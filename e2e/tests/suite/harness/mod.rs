@@ -22,6 +22,7 @@ use paddock_crds::{
 };
 use paddock_e2e::cluster::component;
 use paddock_e2e::cluster::layout::Layout;
+use paddock_protocol::Line;
 use serde_json::{Value, json};
 
 /// Longest time that anything in these tests may take.
@@ -234,6 +235,19 @@ impl Tenant {
             if holds { Ok(run) } else { Err(run.status) }
         })
         .await
+    }
+
+    /// Waits until the script of a run has put something out: `Started` says that it may run, and its interpreter comes later.
+    pub async fn spoken(&self, run: &ScriptRun) -> ScriptRun {
+        let pod = self.pod_of(run).await.name_any();
+        // What the runner seals first is that it has the job and that the interpreter runs.
+        let is_output = |line: &str| matches!(Line::parse(line.as_bytes()), Some(Line::Sealed { sequence, .. }) if sequence >= 2);
+        eventually("it has put something out", || async {
+            let log = self.pods().logs(&pod, &LogParams::default()).await.map_err(|error| error.to_string())?;
+            if log.lines().any(is_output) { Ok(()) } else { Err(log) }
+        })
+        .await;
+        self.get(run).await
     }
 
     /// Changes a run by a merge patch.
