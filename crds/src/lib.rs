@@ -28,7 +28,7 @@ pub use risk::{Risk, RiskLevel, RiskPart, RiskReason};
 pub use sandbox_policy::{
     ApprovalDemand, Binding, CapabilityRules, ClusterSandboxPolicy, ClusterSandboxPolicySpec, DeniedSubject, Deny, Detector, Effect,
     InputRules, LargeResult, Limits, MaskRule, MaskRules, NetworkGrant, NetworkProtocol, ObjectGrant, OutputRules, PolicyRule, PolicyRules,
-    ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SecretHeader, SecretKeyRef, SubjectKind, Suspend,
+    PreStart, ResourceAmounts, Runtime, SandboxPolicy, SandboxPolicySpec, ScriptSchema, SecretHeader, SecretKeyRef, SubjectKind, Suspend,
 };
 pub use sandbox_pool::{PoolCondition, PoolConditionType, PoolReason, SandboxPool, SandboxPoolSpec, SandboxPoolStatus};
 pub use script_approval::{ApprovalDecision, ScriptApproval, ScriptApprovalSpec};

@@ -546,6 +546,21 @@ pub struct Runtime {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 8), regex(pattern = "^[a-z0-9]+$"))]
     pub extension: Option<String>,
+    /// Whether its interpreter begins with a sandbox that waits in a pool, and waits there for its script. Where policies say different things, or one
+    /// `Never`, it begins with the script, as where none says anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_start: Option<PreStart>,
+}
+
+/// Which interpreter begins before its script.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PreStart {
+    /// It is CPython, 3.11 or later.
+    Python,
+    /// It is Node.js, and its scripts are ECMAScript modules.
+    Node,
+    /// None does.
+    Never,
 }
 
 /// Defaults and maxima. The built-in values, which a policy that allows says where it is silent: 128Mi of memory, 500m of CPU, 16Mi of scratch,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use paddock_crds::{Effect, Reason, Runtime};
+use paddock_crds::{Effect, PreStart, Reason, Runtime};
 
 use crate::capabilities::No;
 use crate::decide::{Policy, RuntimeGrant, named};
@@ -50,10 +50,19 @@ pub(crate) fn runtime(policies: &[&Policy], name: &str) -> Result<(RuntimeGrant,
     match (image, command) {
         (Some((policy, [image])), Some((_, command))) if !command.is_empty() => {
             let extension = extension.and_then(|(_, extension)| extension.first()).cloned();
-            Ok((RuntimeGrant { image: image.clone(), command: command.to_vec(), extension }, named(policy, &field)))
+            let pre_start = pre_start(policies, name);
+            Ok((RuntimeGrant { image: image.clone(), command: command.to_vec(), extension, pre_start }, named(policy, &field)))
         }
         _ => Err(("runtimes".into(), Reason::PolicyInvalid, format!("no policy says which image and command the runtime {name} is"))),
     }
+}
+
+/// What all say that say anything.
+fn pre_start(policies: &[&Policy], name: &str) -> Option<PreStart> {
+    let runtimes = policies.iter().filter_map(|policy| policy.rules.runtimes.as_ref()?.iter().find(|runtime| runtime.name == name));
+    let mut told = runtimes.filter_map(|runtime| runtime.pre_start);
+    let first = told.next().filter(|first| *first != PreStart::Never)?;
+    told.all(|other| other == first).then_some(first)
 }
 
 /// Every way in which the policies do not agree on a runtime.

@@ -8,9 +8,11 @@ mod filter;
 mod gate;
 mod incoming;
 mod install;
+mod interpreter;
 mod job;
 mod look;
 mod place;
+mod pre_start;
 mod proxy;
 mod report;
 mod result_file;
@@ -25,14 +27,20 @@ use start::JobSource;
 
 /// Exit code of a runner that did not run its job: no script's own, since its lines tell them apart.
 const NOT_RUN: u8 = 120;
-const USAGE: &str =
-    "usage: paddock-runner run JOB_FOLDER | wait JOB_FOLDER SANDBOX PUBLIC_KEY | install TARGET_FOLDER | look [PLACE...] | --version";
+const USAGE: &str = "usage: paddock-runner run JOB_FOLDER | wait JOB_FOLDER SANDBOX PUBLIC_KEY [INTERPRETER] | install TARGET_FOLDER | look [PLACE...] | --version";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["run", folder] => run(&JobSource::Mounted(Path::new(folder))),
-        ["wait", folder, name, key] => run(&JobSource::ToCome { folder: Path::new(folder), name, key }),
+        ["wait", folder, name, key] => run(&JobSource::ToCome { folder: Path::new(folder), name, key, pre_start: None }),
+        ["wait", folder, name, key, interpreter] => match serde_json::from_str(interpreter) {
+            Ok(pre_start) => run(&JobSource::ToCome { folder: Path::new(folder), name, key, pre_start: Some(pre_start) }),
+            Err(error) => {
+                eprintln!("paddock-runner: {interpreter} is no interpreter: {error}");
+                ExitCode::from(2)
+            }
+        },
         ["install", folder] => match install::install(Path::new(folder)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signalfd::SignalFd;
-use paddock_protocol::{ControlMessage, Interfaces, RefusedReason, Sealer, sandbox};
+use paddock_protocol::{ControlMessage, Interfaces, PreStart, RefusedReason, Sealer, sandbox};
 
 use crate::control::Control;
 use crate::incoming::{self, Incoming};
 use crate::job::{self, LoadedJob};
+use crate::pre_start::Waiting;
 use crate::report::{Refusal, Reporter};
 use crate::supervise::{StdinOnce, WORKSPACE, readable, took_stop_signal, until};
 use crate::{gate, place, system};
@@ -28,6 +29,8 @@ pub(crate) enum JobSource<'a> {
         name: &'a str,
         /// Public key of the sandbox: what the runner says is sealed to it.
         key: &'a str,
+        /// The interpreter that waits with it, if one does.
+        pre_start: Option<PreStart>,
     },
 }
 
@@ -40,18 +43,24 @@ pub(crate) struct Begun {
     pub(crate) gateway: Option<SocketAddr>,
     /// What else the operator will say.
     pub(crate) control: Control,
+    /// The interpreter, if there is one already.
+    pub(crate) waiting: Option<Waiting>,
 }
 
 /// Says that this runner is ready, and holds the script until it is to start.
 pub(crate) fn begin<W: Write>(source: &JobSource<'_>, signals: &SignalFd, reporter: &mut Reporter<W>) -> Result<Begun, Refusal> {
     match source {
         JobSource::Mounted(folder) => begin_mounted(folder, signals, reporter),
-        JobSource::ToCome { folder, name, key } => begin_to_come(folder, (name, key), signals, reporter),
+        JobSource::ToCome { folder, name, key, pre_start } => begin_to_come(folder, (name, key), pre_start.as_ref(), signals, reporter),
     }
 }
 
 fn mismatch(detail: impl Into<String>) -> Refusal {
     Refusal::new(RefusedReason::JobMismatch, detail)
+}
+
+fn spawn_failed(detail: impl Into<String>) -> Refusal {
+    Refusal::new(RefusedReason::SpawnFailed, detail)
 }
 
 fn begin_mounted<W: Write>(folder: &Path, signals: &SignalFd, reporter: &mut Reporter<W>) -> Result<Begun, Refusal> {
@@ -63,17 +72,19 @@ fn begin_mounted<W: Write>(folder: &Path, signals: &SignalFd, reporter: &mut Rep
     reporter.begin(sealer.ok_or_else(|| mismatch("the job has no key to seal to"))?);
     let deadline = begin + Duration::from_secs(u64::from(job.job.start_budget_seconds));
     let mut control = Control::default();
-    let start = wait(Some(deadline), &mut control, signals, reporter, None)?;
+    let mut others = Others { incoming: None, waiting: None };
+    let start = wait(Some(deadline), &mut control, signals, reporter, &mut others)?;
     if start.digest != job.digest {
         return Err(mismatch("the mounted job is not the admitted one"));
     }
-    Ok(Begun { job, token: start.token, gateway, control })
+    Ok(Begun { job, token: start.token, gateway, control, waiting: None })
 }
 
 /// Nobody knows yet for whom, so that there is nothing around it which only some may have, and no end to its waiting but that of its pod.
 fn begin_to_come<W: Write>(
     folder: &Path,
     (name, key): (&str, &str),
+    pre_start: Option<&PreStart>,
     signals: &SignalFd,
     reporter: &mut Reporter<W>,
 ) -> Result<Begun, Refusal> {
@@ -82,9 +93,13 @@ fn begin_to_come<W: Write>(
     for used in [folder, Path::new(WORKSPACE)] {
         incoming::is_new(used).map_err(|error| mismatch(format!("the sandbox was used before: {error}")))?;
     }
+    // Before it is ready: whoever gives it a job is not to wait for what began late.
+    let waiting = pre_start.map(|made| Waiting::start(made.clone(), folder, signals)).transpose();
+    let waiting = waiting.map_err(|error| spawn_failed(format!("the interpreter does not wait for a script: {error}")))?;
     reporter.begin(Sealer::new(key, &sandbox(name)).ok_or_else(|| mismatch("the sandbox has no key to seal to"))?);
     let (mut control, mut incoming) = (Control::default(), Incoming::default());
-    let start = wait(None, &mut control, signals, reporter, Some(&mut incoming))?;
+    let mut others = Others { incoming: Some(&mut incoming), waiting: waiting.as_ref() };
+    let start = wait(None, &mut control, signals, reporter, &mut others)?;
     // So that a refusal can be read too.
     if let Some(job) = incoming.job() {
         reporter.bind(&job.run);
@@ -97,7 +112,15 @@ fn begin_to_come<W: Write>(
     if job.job.interfaces != Interfaces::LoopbackOnly || job.job.egress.is_some() {
         return Err(mismatch("the job needs a network, and the sandbox that waited has none"));
     }
-    Ok(Begun { job, token: None, gateway: None, control })
+    Ok(Begun { job, token: None, gateway: None, control, waiting })
+}
+
+/// What a sandbox has beside its runner while it waits.
+struct Others<'a> {
+    /// Where a job comes to, if it is not there.
+    incoming: Option<&'a mut Incoming>,
+    /// The interpreter, if there is one already.
+    waiting: Option<&'a Waiting>,
 }
 
 struct Start {
@@ -111,7 +134,7 @@ fn wait<W: Write>(
     control: &mut Control,
     signals: &SignalFd,
     reporter: &mut Reporter<W>,
-    mut incoming: Option<&mut Incoming>,
+    others: &mut Others<'_>,
 ) -> Result<Start, Refusal> {
     let stdin = io::stdin();
     loop {
@@ -127,11 +150,14 @@ fn wait<W: Write>(
         if readable(&polled, 0) && took_stop_signal(signals) {
             return Err(Refusal::new(RefusedReason::Stopped, "TERM before the start"));
         }
+        if others.waiting.is_some_and(Waiting::has_ended) {
+            return Err(spawn_failed("the interpreter that waited for a script has ended"));
+        }
         if !readable(&polled, 1) {
             continue;
         }
         for message in control.read(StdinOnce) {
-            match (message, &mut incoming) {
+            match (message, &mut others.incoming) {
                 // Whoever has got a piece of a job is not free for another, whoever asks.
                 (ControlMessage::Hello {}, Some(incoming)) if incoming.is_touched() => {}
                 (ControlMessage::Hello {}, _) => reporter.ready(),

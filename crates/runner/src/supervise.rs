@@ -3,9 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,28 +14,17 @@ use paddock_protocol::{Cause, ControlMessage, Egress, Output, Payload, RefusedRe
 
 use crate::capture::Capture;
 use crate::control::Control;
-use crate::filter;
+use crate::interpreter::{Interpreter, RESULT};
 use crate::job::LoadedJob;
 use crate::proxy::{Gateway, Proxy};
 use crate::report::{Refusal, Reporter};
 use crate::result_file;
 use crate::start::{self, Begun, JobSource};
-use crate::system::{self, Bounds, Ended};
+use crate::system::{self, Ended};
 
 pub(crate) const WORKSPACE: &str = "/workspace";
-const RESULT: &str = "/workspace/.paddock-result.json";
 /// Where the kubelet looks for a termination message.
 const TERMINATION_LOG: &str = "/dev/termination-log";
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Open files of one process of the script.
-const OPEN_FILES: u64 = 1024;
-/// Processes of the script, where the kernel counts them.
-const PROCESSES: u64 = 256;
-/// Where clients look for a proxy.
-const PROXY_VARIABLES: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
-/// What is within the sandbox is no matter of the proxy, and Node.js looks for one only if it is told to.
-const BESIDE_THE_PROXY: [(&str, &str); 3] =
-    [("NO_PROXY", "localhost,127.0.0.1,::1"), ("no_proxy", "localhost,127.0.0.1,::1"), ("NODE_USE_ENV_PROXY", "1")];
 /// Bytes. TLS and what is carried at once need less than half of it.
 const PROXY_STACK: usize = 256 << 10;
 /// How long killed processes may take to be gone.
@@ -48,15 +35,16 @@ pub(crate) fn run<W: Write>(source: &JobSource<'_>, reporter: &mut Reporter<W>) 
     let broken = |what: &str, error: &dyn std::fmt::Display| Refusal::new(RefusedReason::SpawnFailed, format!("{what}: {error}"));
     system::make_non_dumpable().map_err(|error| broken("cannot become non-dumpable", &error))?;
     let signals = system::signals().map_err(|error| broken("cannot take signals", &error))?;
-    let Begun { job, token, gateway, control } = start::begin(source, &signals, reporter)?;
+    let Begun { job, token, gateway, control, waiting } = start::begin(source, &signals, reporter)?;
     reporter.say(&Payload::Accepted {});
 
     // Without a token there is nothing that the gateway would grant.
     let gateway = job.job.egress.as_ref().zip(gateway);
     let proxy = gateway.zip(token).map(|((egress, address), token)| begin_proxy(egress, address, token)).transpose();
     let proxy = proxy.map_err(|error| broken("cannot start the proxy", &error))?;
-    let mut supervision =
-        Supervision::start(&job, proxy.as_deref(), control, signals).map_err(|error| broken("cannot start the interpreter", &error))?;
+    let interpreter = waiting.map_or_else(|| Interpreter::start(&job, proxy.as_deref()), |waiting| waiting.run(&job));
+    let supervision = interpreter.and_then(|interpreter| Supervision::of(interpreter, &job, control, signals));
+    let mut supervision = supervision.map_err(|error| broken("cannot start the interpreter", &error))?;
     reporter.say(&Payload::Started {});
     let ended = supervision.follow(reporter);
     supervision.end_everything();
@@ -107,38 +95,16 @@ struct Supervision {
 }
 
 impl Supervision {
-    fn start(job: &LoadedJob, proxy: Option<&str>, control: Control, signals: SignalFd) -> io::Result<Self> {
-        let stdin = match &job.input {
-            Some(path) => Stdio::from(File::open(path)?),
-            None => Stdio::null(),
-        };
-        let mut command = Command::new(&job.job.command[0]);
-        command.args(&job.job.command[1..]).arg(&job.script).args(&job.job.args);
-        command.env_clear().env("PATH", PATH).env("HOME", WORKSPACE).env("TMPDIR", WORKSPACE).env("LANG", "C.UTF-8");
-        command.env("PADDOCK_RESULT", RESULT).env("PADDOCK_RUN", &job.job.run);
-        if let Some(path) = &job.input {
-            command.env("PADDOCK_INPUT", path);
-        }
-        if let Some(url) = proxy {
-            command.envs(PROXY_VARIABLES.map(|name| (name, url))).envs(BESIDE_THE_PROXY);
-        }
-        command.current_dir(WORKSPACE).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let bounds = Bounds { file_bytes: job.job.file_bytes, open_files: OPEN_FILES, processes: PROCESSES };
-        system::confine(&mut command, bounds, filter::programs().map_err(io::Error::other)?);
-        let mut child = command.spawn()?;
+    fn of(interpreter: Interpreter, job: &LoadedJob, control: Control, signals: SignalFd) -> io::Result<Self> {
         let keep = job.job.stream_bytes as usize;
-        let pipe = |stream, end: Option<OwnedFd>| -> io::Result<Pipe> {
-            let file = end.map(File::from);
-            if let Some(file) = &file {
-                system::set_nonblocking(file)?;
-            }
-            Ok(Pipe { stream, file, capture: Capture::new(keep) })
+        let pipe = |stream, file: File| -> io::Result<Pipe> {
+            system::set_nonblocking(&file)?;
+            Ok(Pipe { stream, file: Some(file), capture: Capture::new(keep) })
         };
-        let pipes =
-            [pipe(Stream::Stdout, child.stdout.take().map(OwnedFd::from))?, pipe(Stream::Stderr, child.stderr.take().map(OwnedFd::from))?];
+        let pipes = [pipe(Stream::Stdout, interpreter.stdout)?, pipe(Stream::Stderr, interpreter.stderr)?];
         let started = Instant::now();
         Ok(Self {
-            leader: Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?),
+            leader: interpreter.leader,
             signals,
             control,
             pipes,

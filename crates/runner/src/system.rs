@@ -14,7 +14,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 use nix::sys::time::TimeValLike as _;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpid, setsid};
 use seccompiler::BpfProgram;
 
@@ -103,6 +103,12 @@ pub(crate) fn reap() -> Option<(Pid, Ended)> {
         Ok(WaitStatus::Signaled(pid, signal, _)) => Some((pid, Ended { code: None, signal: Some(signal as i32) })),
         _ => None,
     }
+}
+
+/// Whether a child has ended. Its status stays to be taken.
+pub(crate) fn has_ended(child: Pid) -> bool {
+    let seen = waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT);
+    !matches!(seen, Ok(WaitStatus::StillAlive))
 }
 
 /// How a process ended.

@@ -90,7 +90,15 @@ async fn prepare(wanted: &Wanted, context: &Context) -> Result<Option<String>, E
 fn meet(pod: &Arc<Pod>, pool: &Pool, holders: &HashMap<String, Holder>, context: &Arc<Context>) {
     let name = pod.name_any();
     if let Some(holder) = holders.get(&name).filter(|_| context.sandboxes.holder(&name).is_none()) {
-        let any = Shape { image: String::new(), memory_bytes: 0, cpu_milli: 0, scratch_bytes: 0, timeout_seconds: 0, grace_seconds: 0 };
+        let any = Shape {
+            image: String::new(),
+            pre_start: None,
+            memory_bytes: 0,
+            cpu_milli: 0,
+            scratch_bytes: 0,
+            timeout_seconds: 0,
+            grace_seconds: 0,
+        };
         context.sandboxes.add_held(&name, pool.waiting(any, 0), holder.clone());
         // It may have been taken for one that waits.
         context.sessions.close_sandbox(&name);

@@ -51,11 +51,12 @@ fn render(owner: Owner<'_>, shape: &Shape, (name, key): (&str, &str), settings: 
         annotations: Some(BTreeMap::from([(POOL.to_owned(), owner.pool.to_owned())])),
         ..ObjectMeta::default()
     };
+    let interpreter = shape.pre_start.as_ref().and_then(|interpreter| serde_json::to_string(interpreter).ok());
     let sandbox = Sandbox {
         metadata,
         runtime_class: &settings.runtime_class,
         image: &shape.image,
-        arguments: vec!["wait".into(), JOB.into(), name.to_owned(), key.to_owned()],
+        arguments: ["wait", JOB, name, key].map(str::to_owned).into_iter().chain(interpreter).collect(),
         job: json!({ "name": "job", "emptyDir": { "medium": "Memory", "sizeLimit": quantity_of_bytes(JOB_BYTES).0 } }),
         is_job_mounted: false,
         given: Vec::new(),

@@ -2,11 +2,24 @@
 
 use paddock_crds::ColdReason;
 use paddock_policy::Grant;
+use paddock_protocol::{Language, PreStart};
+
+fn pre_start(grant: &Grant) -> Option<PreStart> {
+    let language = match grant.runtime.pre_start? {
+        paddock_crds::PreStart::Python => Language::Python,
+        paddock_crds::PreStart::Node => Language::Node,
+        paddock_crds::PreStart::Never => return None,
+    };
+    let (command, extension) = (grant.runtime.command.clone(), grant.runtime.extension.clone());
+    Some(PreStart { language, command, extension, file_bytes: grant.scratch_bytes })
+}
 
 /// What is fixed when a sandbox begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) image: String,
+    /// The interpreter that waits with it, if one does.
+    pub(crate) pre_start: Option<PreStart>,
     pub(crate) memory_bytes: u64,
     pub(crate) cpu_milli: u64,
     pub(crate) scratch_bytes: u64,
@@ -21,6 +34,7 @@ impl Shape {
     pub(crate) fn of(grant: &Grant) -> Self {
         Self {
             image: grant.runtime.image.clone(),
+            pre_start: pre_start(grant),
             memory_bytes: grant.memory_bytes,
             cpu_milli: grant.cpu_milli,
             scratch_bytes: grant.scratch_bytes,

@@ -98,6 +98,7 @@ pub(crate) fn policies() -> PoliciesSeen {
         image: Some("registry.example/python:3".into()),
         command: Some(vec!["/usr/bin/python3".into()]),
         extension: None,
+        pre_start: None,
     };
     let rules = PolicyRules {
         runtimes: Some(vec![runtime]),

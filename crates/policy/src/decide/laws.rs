@@ -55,6 +55,7 @@ fn runtimes() -> impl Strategy<Value = Option<Vec<Runtime>>> {
         image: image.map(Into::into),
         command: image.map(|_| vec![command.to_owned()]),
         extension: extension.map(Into::into),
+        pre_start: None,
     };
     maybe(offered.prop_map(move |(names, what)| names.into_iter().map(|name| runtime(name, what)).collect()))
 }
@@ -85,6 +86,7 @@ fn base() -> Policy {
         image: Some("one".into()),
         command: Some(vec!["/bin/x".into()]),
         extension: None,
+        pre_start: None,
     });
     let max = ResourceAmounts { memory: Some(Raw("2Gi".into())), cpu: Some(Raw("4".into())), scratch: Some(Raw("1Gi".into())) };
     let limits = Limits { max: Some(max), max_timeout_seconds: Some(90), max_grace_period_seconds: Some(15), ..Limits::default() };

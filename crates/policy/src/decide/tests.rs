@@ -4,7 +4,8 @@ use rstest::rstest;
 use super::*;
 
 fn runtime(name: &str, image: Option<&str>) -> Runtime {
-    Runtime { name: name.into(), image: image.map(Into::into), command: image.map(|_| vec!["/usr/bin/python3".into()]), extension: None }
+    let command = image.map(|_| vec!["/usr/bin/python3".into()]);
+    Runtime { name: name.into(), image: image.map(Into::into), command, extension: None, pre_start: None }
 }
 
 fn policy(kind: PolicyKind, name: &str, runtimes: Vec<Runtime>, limits: Limits) -> Policy {
@@ -59,7 +60,31 @@ fn built_in_values_hold_where_no_policy_says_anything() {
     let grant = decide(&[cluster(Limits::default()), tenant(Limits::default())], &ask()).result.unwrap();
     assert_eq!((grant.memory_bytes, grant.cpu_milli, grant.scratch_bytes), (128 << 20, 500, 16 << 20));
     assert_eq!((grant.timeout_seconds, grant.grace_seconds, grant.queue.concurrent, grant.queue.queued), (30, 5, 10, 100));
-    assert_eq!(grant.runtime, RuntimeGrant { image: "img".into(), command: vec!["/usr/bin/python3".into()], extension: None });
+    let command = vec!["/usr/bin/python3".into()];
+    assert_eq!(grant.runtime, RuntimeGrant { image: "img".into(), command, extension: None, pre_start: None });
+}
+
+#[test]
+fn an_interpreter_begins_before_its_script_where_all_agree_that_say_anything() {
+    use PreStart::{Never, Node, Python};
+    let said = |cluster_says, tenant_says| {
+        let with = |image, pre_start| vec![Runtime { pre_start, ..runtime("python", image) }];
+        let above = policy(PolicyKind::ClusterSandboxPolicy, "above", with(Some("img"), cluster_says), Limits::default());
+        let below = policy(PolicyKind::SandboxPolicy, "limited", with(None, tenant_says), Limits::default());
+        decide(&[above, below], &ask()).result.unwrap().runtime.pre_start
+    };
+    for (above, below, expected) in [
+        (None, None, None),
+        (Some(Python), None, Some(Python)),
+        (None, Some(Python), Some(Python)),
+        (Some(Python), Some(Python), Some(Python)),
+        (Some(Python), Some(Node), None),
+        (Some(Python), Some(Never), None),
+        (Some(Never), Some(Python), None),
+        (None, Some(Never), None),
+    ] {
+        assert_eq!(said(above, below), expected, "{above:?} {below:?}");
+    }
 }
 
 #[test]
