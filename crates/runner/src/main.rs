@@ -71,7 +71,7 @@ fn run(source: &JobSource<'_>) -> ExitCode {
     match supervise::run(source, &mut reporter) {
         Ok(code) => ExitCode::from(code),
         Err(refusal) => {
-            reporter.refuse(refusal);
+            reporter.refuse(refusal, Path::new(supervise::TERMINATION_LOG));
             ExitCode::from(NOT_RUN)
         }
     }

@@ -47,6 +47,8 @@ impl Waiting {
         fcntl(&waits_at, FcntlArg::F_SETFD(FdFlag::empty()))?;
         let mut command = interpreter::command(&made.command, made.file_bytes)?;
         command.env(WAITS_AT, waits_at.as_raw_fd().to_string());
+        // What it is told later stands where it stands in the environment of one that is told at once.
+        command.env("PADDOCK_RUN", "").env("PADDOCK_INPUT", "");
         match made.language {
             Language::Python => command.args(["-c", PYTHON]),
             // A module in a URL, so that workers, which load it again, find it whatever became of the files.

@@ -72,23 +72,25 @@ impl<W: Write> Reporter<W> {
         }
     }
 
-    pub(crate) fn refuse(&mut self, refusal: Refusal) {
+    /// Who reads nothing yet finds in the termination log why.
+    pub(crate) fn refuse(&mut self, refusal: Refusal, termination_log: &Path) {
         let refused = Refused { reason: refusal.reason, detail: refusal.detail };
         if self.sealer.is_some() {
             self.say(&Payload::Refused(refused));
             self.say(&Payload::Finished {});
         } else {
-            self.write(&Line::Refused(refused));
+            let line = Line::Refused(refused);
+            self.write(&line);
+            keep(&line.to_text().unwrap_or_default(), termination_log);
         }
     }
 
-    /// The last: nothing can be said after it. What the script has made of the termination log does not matter, as long as it is a file.
+    /// The last: nothing can be said after it.
     pub(crate) fn finish(&mut self, summary: &Summary, termination_log: &Path) {
         self.say(&Payload::Result(summary.report.clone()));
         self.say(&Payload::Finished {});
         let message = self.sealer.take().and_then(|sealer| sealer.seal_summary(summary)).unwrap_or_default();
-        let file = OpenOptions::new().write(true).truncate(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(termination_log);
-        let _ = file.and_then(|mut file| file.write_all(message.as_bytes()));
+        keep(&message, termination_log);
     }
 
     fn write(&mut self, line: &Line) {
@@ -96,4 +98,10 @@ impl<W: Write> Reporter<W> {
             let _ = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
         }
     }
+}
+
+/// What a script has made of the termination log does not matter, as long as it is a file.
+fn keep(message: &str, termination_log: &Path) {
+    let file = OpenOptions::new().write(true).truncate(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(termination_log);
+    let _ = file.and_then(|mut file| file.write_all(message.as_bytes()));
 }

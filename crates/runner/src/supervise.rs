@@ -24,7 +24,7 @@ use crate::system::{self, Ended};
 
 pub(crate) const WORKSPACE: &str = "/workspace";
 /// Where the kubelet looks for a termination message.
-const TERMINATION_LOG: &str = "/dev/termination-log";
+pub(crate) const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Bytes. TLS and what is carried at once need less than half of it.
 const PROXY_STACK: usize = 256 << 10;
 /// How long killed processes may take to be gone.

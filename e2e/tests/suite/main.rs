@@ -25,6 +25,7 @@ mod failures;
 mod gateway_secrets;
 mod gitops;
 mod images;
+mod interpreters;
 mod languages;
 mod leftovers;
 mod lifecycle;

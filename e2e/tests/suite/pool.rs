@@ -25,7 +25,7 @@ pub async fn make_pool(tenant: &Tenant, runtime: &str, replicas: i32, spec: Valu
 }
 
 /// Waits until a pool says so.
-async fn pool_is(tenant: &Tenant, name: &str, what: &str, holds: impl Fn(&SandboxPool) -> bool) -> SandboxPool {
+pub async fn pool_is(tenant: &Tenant, name: &str, what: &str, holds: impl Fn(&SandboxPool) -> bool) -> SandboxPool {
     eventually(what, || async {
         let pool = pools(tenant).get(name).await.unwrap();
         if pool.status.is_some() && holds(&pool) { Ok(pool) } else { Err(pool.status) }
@@ -33,7 +33,7 @@ async fn pool_is(tenant: &Tenant, name: &str, what: &str, holds: impl Fn(&Sandbo
     .await
 }
 
-fn reason(pool: &SandboxPool) -> Option<(ConditionStatus, PoolReason)> {
+pub fn reason(pool: &SandboxPool) -> Option<(ConditionStatus, PoolReason)> {
     let status = pool.status.as_ref()?;
     status.conditions.first().map(|condition| (condition.status, condition.reason.clone()))
 }

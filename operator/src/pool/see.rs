@@ -10,6 +10,7 @@ use kube::ResourceExt as _;
 use kube::runtime::reflector::ObjectRef;
 use paddock_crds::{Capabilities, ConditionType, PolicyKind, PolicyRef, PoolReason, ResourceAmounts, SandboxPool, ScriptRun};
 use paddock_policy::{Ask, Facts, Gateway, Grant, judge, judge_denied};
+use paddock_protocol::Line;
 
 use super::plan::{PoolSeen, SandboxSeen, State};
 use super::render::{Owner, template};
@@ -21,7 +22,7 @@ use crate::sandbox_namespace::Wanted;
 use crate::script_run::RunRef;
 use crate::script_run::observe::policies_of;
 use crate::script_run::pod_facts::{PodFacts, PodLife};
-use crate::script_run::session::Heard;
+use crate::script_run::session::{Heard, useless};
 
 /// Pools of one namespace that are filled: all pools are looked after one after the other.
 const MOST_POOLS: usize = 16;
@@ -254,7 +255,8 @@ fn state(pod: &Pod, context: &Context) -> State {
     if let PodLife::Ended(ended) = PodFacts::of(pod).life {
         let heard = match context.sessions.heard(&name) {
             Heard::Useless(why) => Some(why),
-            _ => ended.container_reason.or(ended.pod_reason),
+            // Nobody has written there but the runner: there was no script.
+            _ => refused_in(ended.termination_message.as_deref()).or(ended.container_reason).or(ended.pod_reason),
         };
         return State::Spent(heard.or_else(|| Some("the pod has ended".into())));
     }
@@ -266,6 +268,14 @@ fn state(pod: &Pod, context: &Context) -> State {
         Heard::Waits | Heard::Unheard => State::Spent(None),
         Heard::Useless(why) => State::Spent(Some(why)),
         Heard::Silent(since) => State::Starting { heard_for: i64::try_from(since.as_secs()).unwrap_or(i64::MAX) },
+    }
+}
+
+/// What a runner said that could not begin, to nobody.
+fn refused_in(termination_message: Option<&str>) -> Option<String> {
+    match Line::parse(termination_message?.trim_end().as_bytes())? {
+        Line::Refused(refused) => Some(useless(&refused)),
+        _ => None,
     }
 }
 

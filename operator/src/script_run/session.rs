@@ -11,7 +11,7 @@ use futures::AsyncBufReadExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{AttachParams, LogParams};
 use kube::{Api, Client};
-use paddock_protocol::{ControlMessage, Line, Lines, Reader, RunKey, Transcript, sandbox};
+use paddock_protocol::{ControlMessage, Line, Lines, Reader, Refused, RunKey, Transcript, sandbox};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -76,6 +76,12 @@ struct Shared {
 /// Wakes whoever a session is for.
 pub(crate) type Waker = Arc<dyn Fn() + Send + Sync>;
 
+/// What a runner says that is of no use to anybody, fit to be shown.
+pub(crate) fn useless(refused: &Refused) -> String {
+    let detail: String = refused.detail.chars().take(256).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    format!("{:?}: {detail}", refused.reason)
+}
+
 /// What is known of a sandbox that is nobody's yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
@@ -120,7 +126,7 @@ impl Shared {
     fn heard(&self) -> Heard {
         let transcript = self.transcript();
         match (&transcript.refused, self.of) {
-            (Some(refused), _) => Heard::Useless(format!("{:?}: {}", refused.reason, refused.detail)),
+            (Some(refused), _) => Heard::Useless(useless(refused)),
             _ if transcript.rebooted => Heard::Useless("it was started a second time".into()),
             (None, For::Nobody { answered: Some(answered), .. }) if transcript.boot.is_some() && answered.elapsed() < ANSWER_HOLDS => {
                 Heard::Waits

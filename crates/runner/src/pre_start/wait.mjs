@@ -11,8 +11,10 @@ if (isMainThread) {
   if (told === "") process.reallyExit(1);
   const [, run, given, ...args] = told.split("\0");
   process.env.PADDOCK_RUN = run;
-  if (given) {
-    process.env.PADDOCK_INPUT = given;
+  process.env.PADDOCK_INPUT = given;
+  if (given === "") {
+    delete process.env.PADDOCK_INPUT;
+  } else {
     fs.closeSync(0);
     if (fs.openSync(given, "r") !== 0) process.reallyExit(1);
   }

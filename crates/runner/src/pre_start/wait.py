@@ -14,8 +14,10 @@ def wait():
         os._exit(1)
     script, run, given, *arguments = os.fsdecode(told).split("\0")
     os.environ["PADDOCK_RUN"] = run
-    if given:
-        os.environ["PADDOCK_INPUT"] = given
+    os.environ["PADDOCK_INPUT"] = given
+    if not given:
+        del os.environ["PADDOCK_INPUT"]
+    else:
         opened = os.open(given, os.O_RDONLY)
         os.dup2(opened, 0)
         os.close(opened)
@@ -23,6 +25,8 @@ def wait():
     sys.orig_argv[-2:] = sys.argv
     if not sys.flags.safe_path:
         sys.path[0] = os.path.dirname(script)
+    # It was asked for whether it is an archive.
+    sys.path_importer_cache[script] = None
     main = globals()
     del main["wait"]
     main.update(__file__=script, __cached__=None, __loader__=SourceFileLoader("__main__", script))
