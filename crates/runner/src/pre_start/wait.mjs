@@ -1,7 +1,7 @@
 // Waits until there is a script, and then leaves nothing of itself. Workers of the script load it too.
+import fs from "node:fs";
 import { isMainThread } from "node:worker_threads";
 if (isMainThread) {
-  const fs = process.getBuiltinModule("node:fs");
   const descriptor = Number(process.env.PADDOCK_WAITS_AT);
   delete process.env.PADDOCK_WAITS_AT;
   delete process.env.NODE_OPTIONS;
