@@ -61,7 +61,7 @@ e2e: cluster ## Tests on the local cluster
 	$(SUITE) --test-threads=5 $(SUITES:%=%::)
 	@./hack/previous
 	for suite in $(DISTURBING); do echo "suite $$suite"; $(SUITE) --test-threads=4 $$suite::; done
-	$(SUITE) --nocapture chaos::
+	CHAOS_RUNS=120 $(SUITE) --nocapture chaos::
 	$(SUITE) rights::
 
 .PHONY: e2e-warm

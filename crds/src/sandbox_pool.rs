@@ -31,7 +31,7 @@ pub const MOST_REPLICAS: i32 = 500;
     doc = "Sandboxes that have begun before there is a run for them. Each is given to one run of this namespace and is gone with it.",
     scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
     printcolumn(name = "Runtime", type_ = "string", json_path = ".spec.runtime"),
-    printcolumn(name = "Wanted", type_ = "integer", json_path = ".spec.replicas"),
+    printcolumn(name = "Wanted", type_ = "integer", json_path = ".status.wanted"),
     printcolumn(name = "Free", type_ = "integer", json_path = ".status.free"),
     printcolumn(name = "Starting", type_ = "integer", json_path = ".status.starting"),
     printcolumn(name = "Claimed", type_ = "integer", json_path = ".status.claimed"),
@@ -44,6 +44,9 @@ pub const MOST_REPLICAS: i32 = 500;
 #[x_kube(
     validation = Rule::new("self.policyRef == oldSelf.policyRef && self.runtime == oldSelf.runtime")
         .message("policyRef and runtime are immutable: a pool for others is another pool"),
+    validation = Rule::new("has(self.replicas) ? !has(self.min) && !has(self.max) : has(self.min) && has(self.max)")
+        .message("a pool has replicas, or min and max"),
+    validation = Rule::new("!has(self.min) || !has(self.max) || self.min <= self.max").message("min is at most max"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxPoolSpec {
@@ -54,8 +57,18 @@ pub struct SandboxPoolSpec {
     #[schemars(length(min = 1, max = 63))]
     pub runtime: String,
     /// Sandboxes that wait, or begin to. Those that runs have are beside them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 500))]
-    pub replicas: i32,
+    pub replicas: Option<i32>,
+    /// In place of `replicas`: at least so many, and up to `max` as runs arrive. As many wait as runs arrived at most, in the last five minutes, while a
+    /// sandbox begins, and a quarter more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 500))]
+    pub min: Option<i32>,
+    /// See `min`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 500))]
+    pub max: Option<i32>,
     /// A sandbox that has waited for so many seconds is replaced; by default 3600.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 60, max = 86_400))]
@@ -73,6 +86,9 @@ pub struct SandboxPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<PoolCondition>,
+    /// Sandboxes that are to wait: `spec.replicas`, or what follows from the runs that have arrived.
+    #[serde(default)]
+    pub wanted: i32,
     /// Sandboxes that wait or begin to.
     #[serde(default)]
     pub replicas: i32,

@@ -3,6 +3,7 @@
 //! [`plan`] decides and is pure; [`waiting`] remembers which sandbox waits and which was given to whom, and is the one place where a run and whoever removes
 //! sandboxes meet; [`see`] reads, [`keep`] makes and removes, [`tell`] tells.
 
+mod demand;
 mod keep;
 mod plan;
 pub(crate) mod render;

@@ -1,5 +1,6 @@
-//! Two hundred runs or more of one tenant, and those of another one that deletes half of its own, while what runs them is killed or frozen at
-//! random. `CHAOS_SEED` repeats a sequence of kills; the moment of each is the machine's.
+//! Runs of one tenant, and those of another one that deletes half of its own, in sandboxes of their own and in such that waited, while what runs
+//! them is killed or frozen at random. `CHAOS_RUNS` says how many there are at least; `CHAOS_SEED` repeats a sequence of kills, the moment of each is
+//! the machine's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,18 +12,21 @@ use crate::harness::disturb::{begin, ctr, end, kill_operator, leader, process_of
 use crate::harness::{
     OPERATOR_NAMESPACE, Script, Tenant, admin, eventually, eventually_within, kubectl, layout, operators, status, stdout, tenant,
 };
+use crate::pool::{WARM, delete_pool, make_pool, path, pod_uid};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use nix::sys::signal::{Signal, kill};
 use paddock_crds::{ConditionType, Phase, ScriptRun};
-use paddock_protocol::{Lines, Reader, SealingKey};
+use paddock_protocol::{Lines, Reader, RunKey, SealingKey};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-/// At least; a machine that is done with them sooner gets more, until the last of the kills.
+/// At least, where `CHAOS_RUNS` says nothing; a machine that is done with them sooner gets more, until the last of the kills.
 const RUNS: u64 = 200;
+/// Sandboxes that wait for each of the two tenants. They live in the room that its runs have.
+const WAITING: [i32; 2] = [4, 2];
 const KILLS: usize = 8;
 /// What the SandboxPolicy of the runs allows.
 const LIMIT: usize = 10;
@@ -201,10 +205,15 @@ async fn watch_the_limits(tenants: [Tenant; 2], stop: Arc<AtomicBool>) -> Most {
     most
 }
 
+/// Pods of a tenant's runs that have not ended. What waits and is being removed counts in no quota once its grace is over, though a node whose runtime was
+/// killed may keep it.
 async fn living_pods(tenant: &Tenant) -> Option<usize> {
     let list = tenant.pods().list(&ListParams::default()).await.ok()?;
+    let runs = tenant.runs().list(&ListParams::default()).await.ok()?;
+    let given: BTreeSet<String> = runs.iter().filter_map(|run| Some(run.status.clone()?.pod?.name)).collect();
     let lives = |pod: &&Pod| !matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
-    Some(list.items.iter().filter(lives).count())
+    let living: Vec<String> = list.items.iter().filter(lives).map(|pod| pod.name_any()).collect();
+    Some(living.iter().filter(|name| name.starts_with("sr-") || given.contains(*name)).count())
 }
 
 fn is_active(run: &ScriptRun) -> bool {
@@ -258,13 +267,7 @@ async fn told(kept: &Path, runs: &[ScriptRun]) -> BTreeMap<String, Told> {
     let key = SealingKey::from_bytes(&secret.data.unwrap()["key"].0).unwrap();
     let mut of_runs = BTreeMap::<String, Told>::new();
     for log in entries(kept) {
-        let uid = runs.iter().map(|run| run.uid().unwrap()).find(|uid| log.to_string_lossy().contains(uid.as_str())).unwrap();
-        let mut reader = Reader::new(key.of_run(&uid));
-        for line in std::fs::read(&log).unwrap().split(|byte| *byte == b'\n') {
-            // As the container runtime writes it: time, stream, a tag, and the line.
-            let content = line.splitn(4, |byte| *byte == b' ').nth(3).unwrap_or_default();
-            Lines::default().push(&[content, b"\n"].concat(), |line| _ = reader.take_line(line));
-        }
+        let Some((uid, reader)) = reader_of(&log, runs, &key) else { continue };
         let (transcript, of_run) = (reader.transcript(), of_runs.entry(uid).or_default());
         let is_whole = transcript.boot.is_some() && transcript.finished && !reader.has_gap() && transcript.noise == 0;
         of_run.started += u32::from(transcript.started);
@@ -273,10 +276,43 @@ async fn told(kept: &Path, runs: &[ScriptRun]) -> BTreeMap<String, Told> {
     of_runs
 }
 
+/// The run that had this sandbox, and what its runner said. A sandbox may have had none.
+fn reader_of(log: &Path, runs: &[ScriptRun], key: &SealingKey) -> Option<(String, Reader)> {
+    let file = log.file_name()?.to_string_lossy().into_owned();
+    let pod = file.split('_').nth(1)?;
+    let text = std::fs::read(log).unwrap();
+    let read = |key: RunKey| {
+        let mut reader = Reader::new(key);
+        for line in text.split(|byte| *byte == b'\n') {
+            // As the container runtime writes it: time, stream, a tag, and the line.
+            let content = line.splitn(4, |byte| *byte == b' ').nth(3).unwrap_or_default();
+            Lines::default().push(&[content, b"\n"].concat(), |line| _ = reader.take_line(line));
+        }
+        reader
+    };
+    if let Some(uid) = pod.strip_prefix("sr-") {
+        return Some((uid.to_owned(), read(key.of_run(uid))));
+    }
+    // What a run has had that was deleted, no status tells any more; what was said to it opens for it alone.
+    let known = runs.iter().find(|run| run.status.as_ref().and_then(|status| status.pod.as_ref()).is_some_and(|other| other.name == pod));
+    let mut runs = runs.iter().filter(|run| known.is_none_or(|known| known.uid() == run.uid())).map(|run| run.uid().unwrap());
+    runs.find_map(|uid| {
+        let reader = read(key.of_sandbox(pod).bound_to(&uid));
+        (known.is_some() || reader.transcript().accepted).then_some((uid, reader))
+    })
+}
+
 async fn create(tenant: &Tenant, number: u64) -> ScriptRun {
     let pause = number % 7;
-    let text = format!("echo run {number}\nsleep 0.$(({pause} * 12))\necho $(({number} * 7919)) > $PADDOCK_RESULT\necho end\n");
-    let script = Script::shell(&text).with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" }, "timeoutSeconds": 120 }));
+    // What another run has left anywhere that a script can look would be put out.
+    let text = format!(
+        "echo run {number}\n\
+         ls /workspace /dev/shm | grep planted; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep 'plante[d]='\n\
+         echo {number} > /workspace/planted; echo {number} > /dev/shm/planted\n\
+         env planted={number} sleep 0.$(({pause} * 12))\n\
+         echo $(({number} * 7919)) > $PADDOCK_RESULT\necho end\n"
+    );
+    let script = Script::shell(&text).with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } }));
     let mut run = ScriptRun::new(&format!("run-{number}"), serde_json::from_value(script.0).unwrap());
     run.metadata.namespace = Some(tenant.name.clone());
     eventually("the run is created", || async {
@@ -390,6 +426,7 @@ impl World {
 
 /// Creates runs until the last of the kills, and waits until they are over. Says with them how many were active at once.
 async fn all_runs(tenant: &Tenant, world: &World) -> (Vec<ScriptRun>, usize) {
+    let at_least = std::env::var("CHAOS_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(RUNS);
     let created = AtomicU64::new(0);
     let most = AtomicUsize::new(0);
     let runs = eventually_within(PATIENCE, "all runs are over", || async {
@@ -399,8 +436,8 @@ async fn all_runs(tenant: &Tenant, world: &World) -> (Vec<ScriptRun>, usize) {
             runs.iter().filter(|run| !is_over(run)).map(|run| format!("{}: {:?}", run.name_any(), status(run).phase)).collect();
         let before = created.load(Ordering::Relaxed);
         let is_last = world.killer.is_finished();
-        let more = if before < RUNS {
-            RUNS - before
+        let more = if before < at_least {
+            at_least - before
         } else if !is_last && open.len() < 3 * LIMIT {
             LIMIT as u64
         } else {
@@ -453,6 +490,10 @@ async fn kill_what_runs_them(tenant: &Tenant, other: &Tenant, seed: u64) {
     std::fs::create_dir_all(&kept).unwrap();
     tenant.policy(json!({ "maxConcurrent": LIMIT, "maxQueued": 1000 })).await;
     other.policy(json!({ "maxConcurrent": LIMIT_OF_OTHER })).await;
+    let by_policy = json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } });
+    for (tenant, replicas) in [tenant, other].into_iter().zip(WAITING) {
+        make_pool(tenant, "shell", replicas, by_policy.clone()).await;
+    }
     // A node whose runtime is killed again and again takes longer than usual to make a sandbox.
     with_arguments(&tenant.client, &["--start-budget-seconds=900", &format!("--max-concurrent={LIMIT_OF_CLUSTER}")]).await;
     scale(&tenant.client, 2).await;
@@ -478,8 +519,12 @@ async fn kill_what_runs_them(tenant: &Tenant, other: &Tenant, seed: u64) {
 
     assert_all_succeeded(&runs);
     assert_all_succeeded(&left);
+    let given: Vec<String> = runs.iter().chain(&left).filter(|run| path(run) == WARM).map(pod_uid).collect();
+    eprintln!("{} of {} runs were given a sandbox that waited", given.len(), runs.len() + left.len());
+    assert!(given.len() >= 10 && given.len() + 10 <= runs.len() + left.len(), "both ways are taken");
+    assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), given.len(), "a sandbox was given twice");
     assert_eq!(left.len() + gone, of_other, "lost");
-    let all: Vec<ScriptRun> = runs.iter().chain(&created).cloned().collect();
+    let all: Vec<ScriptRun> = runs.iter().chain(&left).chain(&created).cloned().collect();
     let of_runs = told(&kept, &all).await;
     let of = |run: &ScriptRun| of_runs.get(&run.uid().unwrap()).copied().unwrap_or_default();
     let succeeded = || runs.iter().chain(&left).map(|run| (run.name_any(), of(run)));
@@ -502,6 +547,7 @@ async fn kill_what_runs_them(tenant: &Tenant, other: &Tenant, seed: u64) {
 
 /// Pods and jobs are gone, and so are the runs once they are deleted: no finalizer holds any.
 async fn leaves_nothing(tenant: &Tenant) {
+    delete_pool(tenant, "shell").await;
     let jobs: Api<ConfigMap> = Api::namespaced(tenant.client.clone(), &tenant.sandbox());
     eventually("no pod and no job is left", || async {
         let pods = tenant.pods().list(&ListParams::default()).await.map_err(|error| error.to_string())?.items.len();

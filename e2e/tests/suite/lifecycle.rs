@@ -99,6 +99,11 @@ fn lasting(seconds: u32) -> Script {
     Script::shell(&format!("echo begin; sleep {seconds}; echo end")).with(json!({ "timeoutSeconds": 200 }))
 }
 
+/// One that holds its slot until it is asked to end.
+fn until_asked() -> Script {
+    Script::shell("trap 'echo end; exit' TERM; echo begin; while :; do sleep 0.2; done").with(json!({ "timeoutSeconds": 200 }))
+}
+
 async fn running(tenant: &Tenant, script: Script) -> ScriptRun {
     let run = tenant.create(script).await;
     tenant.until(&run, "Started", |status| status.is_true(&ConditionType::Started)).await
@@ -107,8 +112,20 @@ async fn running(tenant: &Tenant, script: Script) -> ScriptRun {
 async fn assert_ran_once(tenant: &Tenant, run: &ScriptRun) {
     let run = tenant.finished(run).await;
     assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
-    assert_eq!(stdout(&run), "begin\nend\n");
-    let starts = status(&run).audit.iter().filter(|event| event.type_ == "dev.paddock.run.started.v1").count();
+    assert_was_started_once(&run);
+}
+
+/// Whoever leads now has it in hand.
+async fn assert_ends_when_asked(tenant: &Tenant, run: &ScriptRun) {
+    let run = tenant.patch(run, json!({ "spec": { "cancel": true } })).await;
+    let run = tenant.finished(&run).await;
+    assert_end(&run, &Phase::Cancelled, &Reason::Cancelled);
+    assert_was_started_once(&run);
+}
+
+fn assert_was_started_once(run: &ScriptRun) {
+    assert_eq!(stdout(run), "begin\nend\n");
+    let starts = status(run).audit.iter().filter(|event| event.type_ == "dev.paddock.run.started.v1").count();
     assert_eq!(starts, 1, "{:?}", run.status);
 }
 
@@ -271,22 +288,23 @@ async fn an_upgrade_and_a_rollback_lose_nothing_and_run_nothing_twice() {
         .await;
         tenant.policy(json!({ "maxConcurrent": 2, "maxTimeoutSeconds": 300 })).await;
         let limited = |script: Script| script.with(json!({ "policyRef": { "kind": "SandboxPolicy", "name": "limited" } }));
-        let in_flight = running(&tenant, limited(lasting(60))).await;
-        let other = running(&tenant, limited(lasting(60))).await;
+        let in_flight = running(&tenant, limited(until_asked())).await;
+        let other = running(&tenant, limited(until_asked())).await;
         let waiting = tenant.create(limited(lasting(1))).await;
         tenant.until(&waiting, "Queued", |status| status.phase == Some(Phase::Queued)).await;
 
         Release::current().install();
         assert_eq!(crd_version(&client).await.as_deref(), Some(env!("CARGO_PKG_VERSION")));
         still_run(&tenant, [&in_flight, &other]).await;
-        for run in [&in_flight, &other, &waiting] {
-            assert_ran_once(&tenant, run).await;
+        for run in [&in_flight, &other] {
+            assert_ends_when_asked(&tenant, run).await;
         }
+        assert_ran_once(&tenant, &waiting).await;
         let bash = tenant.run(Script::shell("echo ${BASH_VERSION%%.*}").with(json!({ "script": { "runtime": "bash" } }))).await;
         assert_end(&bash, &Phase::Succeeded, &Reason::Succeeded);
 
-        let in_flight = running(&tenant, limited(lasting(60))).await;
-        let other = running(&tenant, limited(lasting(60))).await;
+        let in_flight = running(&tenant, limited(until_asked())).await;
+        let other = running(&tenant, limited(until_asked())).await;
         let waiting = tenant.create(limited(lasting(1))).await;
         tenant.until(&waiting, "Queued", |status| status.phase == Some(Phase::Queued)).await;
         // The operator of that release tells nothing of a policy: Helm's own `--wait` would wait for it to say what it has seen.
@@ -295,9 +313,10 @@ async fn an_upgrade_and_a_rollback_lose_nothing_and_run_nothing_twice() {
         still_run(&tenant, [&in_flight, &other]).await;
         assert_eq!(crd_version(&client).await.as_deref(), Some(env!("CARGO_PKG_VERSION")), "a rollback leaves the CRDs");
         let future = of_a_newer_version(&tenant).await;
-        for run in [&in_flight, &other, &waiting] {
-            assert_ran_once(&tenant, run).await;
+        for run in [&in_flight, &other] {
+            assert_ends_when_asked(&tenant, run).await;
         }
+        assert_ran_once(&tenant, &waiting).await;
         assert_eq!(tenant.get(&future).await.status, future.status, "the older operator leaves it alone");
         tenant.runs().delete(&future.name_any(), &DeleteParams::default()).await.unwrap();
     })

@@ -24,6 +24,10 @@ pub async fn make_pool(tenant: &Tenant, runtime: &str, replicas: i32, spec: Valu
     pools(tenant).create(&PostParams::default(), &serde_json::from_value(pool).unwrap()).await.unwrap()
 }
 
+pub async fn delete_pool(tenant: &Tenant, name: &str) {
+    pools(tenant).delete(name, &DeleteParams::default()).await.unwrap();
+}
+
 /// Waits until a pool says so.
 pub async fn pool_is(tenant: &Tenant, name: &str, what: &str, holds: impl Fn(&SandboxPool) -> bool) -> SandboxPool {
     eventually(what, || async {
@@ -40,8 +44,10 @@ pub fn reason(pool: &SandboxPool) -> Option<(ConditionStatus, PoolReason)> {
 
 pub async fn filled(tenant: &Tenant, name: &str) -> SandboxPool {
     pool_is(tenant, name, "the pool is filled", |pool| {
-        let free = pool.status.as_ref().map(|status| status.free);
-        free == Some(pool.spec.replicas) && reason(pool) == Some((ConditionStatus::True, PoolReason::Filled))
+        let is_full = pool.status.as_ref().is_some_and(|status| status.free == status.wanted);
+        is_full
+            && pool.spec.replicas.is_none_or(|wanted| pool.status.as_ref().is_some_and(|status| status.free == wanted))
+            && reason(pool) == Some((ConditionStatus::True, PoolReason::Filled))
     })
     .await
 }
@@ -94,7 +100,7 @@ async fn a_run_is_given_a_sandbox_that_waits_and_another_follows() {
         })
         .await;
         assert_eq!(after.intersection(&waiting).count(), 1, "{after:?} {waiting:?}");
-        pools(&tenant).delete("python", &DeleteParams::default()).await.unwrap();
+        delete_pool(&tenant, "python").await;
         eventually("those that wait go with their pool", || async {
             let left = sandboxes(&tenant).await;
             if left.is_empty() { Ok(()) } else { Err(left) }
@@ -272,7 +278,7 @@ async fn a_pool_is_scaled_by_its_subresource() {
         let patch = Patch::Merge(json!({ "spec": { "replicas": 1 } }));
         pools(&tenant).patch_scale("shell", &PatchParams::default(), &patch).await.unwrap();
         let pool = filled(&tenant, "shell").await;
-        assert_eq!(pool.spec.replicas, 1);
+        assert_eq!(pool.spec.replicas, Some(1));
         let scale = pools(&tenant).get_scale("shell").await.unwrap();
         let status = scale.status.unwrap();
         assert_eq!((status.replicas, status.selector), (1, Some(format!("paddock.dev/pool-uid={}", pool.uid().unwrap()))));
@@ -281,6 +287,50 @@ async fn a_pool_is_scaled_by_its_subresource() {
 }
 
 /// The room that a pool takes is that of the namespace: who administers it decides, who works in it sees.
+#[tokio::test]
+async fn a_pool_grows_with_what_is_asked_of_it() {
+    tenant("follows", |tenant| async move {
+        let pool = |spec: Value| {
+            let mut pool = json!({
+                "apiVersion": "paddock.dev/v1alpha1", "kind": "SandboxPool", "metadata": { "name": "shell" },
+                "spec": { "policyRef": { "kind": "ClusterSandboxPolicy", "name": "baseline" }, "runtime": "shell" },
+            });
+            pool["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+            serde_json::from_value::<SandboxPool>(pool).unwrap()
+        };
+        let create = |spec: Value| {
+            let (pool, api) = (pool(spec), pools(&tenant));
+            async move { api.create(&PostParams::default(), &pool).await.map_err(|error| error.to_string()) }
+        };
+        for (spec, expected) in [
+            (json!({}), "replicas, or min and max"),
+            (json!({ "min": 1 }), "replicas, or min and max"),
+            (json!({ "replicas": 1, "min": 1, "max": 2 }), "replicas, or min and max"),
+            (json!({ "min": 3, "max": 2 }), "min is at most max"),
+        ] {
+            let refused = create(spec).await.unwrap_err();
+            assert!(refused.contains(expected), "{refused}");
+        }
+        create(json!({ "min": 1, "max": 4 })).await.unwrap();
+        filled(&tenant, "shell").await;
+        assert_eq!(sandboxes(&tenant).await.len(), 1);
+        let runs = futures::future::join_all((0..3).map(|_| tenant.run(Script::shell("true")))).await;
+        assert_eq!(runs.iter().filter(|run| path(run) == WARM).count(), 1);
+        let grown = pool_is(&tenant, "shell", "three at once, and a quarter more", |pool| {
+            pool.status.as_ref().is_some_and(|status| (status.wanted, status.free) == (4, 4))
+        })
+        .await;
+        assert_eq!(reason(&grown), Some((ConditionStatus::True, PoolReason::Filled)));
+        let runs = futures::future::join_all((0..4).map(|_| tenant.run(Script::shell("true")))).await;
+        assert!(runs.iter().all(|run| path(run) == WARM), "{:?}", runs.iter().map(path).collect::<Vec<_>>());
+        // Whoever scales it says replicas, and it has none.
+        let scaled =
+            pools(&tenant).patch_scale("shell", &PatchParams::default(), &Patch::Merge(json!({ "spec": { "replicas": 2 } }))).await;
+        assert!(scaled.unwrap_err().to_string().contains("replicas, or min and max"));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn who_administers_a_namespace_makes_pools_in_it() {
     tenant("whose", |tenant| async move {

@@ -149,7 +149,8 @@ async fn keep(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context: &Ar
     let now = context.now();
     let sandboxes = sandboxes(pool, pods, context, now);
     memory.note(&sandboxes);
-    let mut seen = see(pool, sandboxes, memory, context);
+    let arrivals = context.sandboxes.arrivals(&pool.uid);
+    let mut seen = see(pool, sandboxes, &arrivals, memory, context);
     if let Some(wanted) = &pool.wanted {
         seen.refused = match prepare(wanted, context).await {
             Ok(why) => why.map(|why| (PoolReason::NoSandboxNamespace, why)),
@@ -188,7 +189,7 @@ async fn keep(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context: &Ar
             }
         }
     }
-    told(tell(pool, &planned, memory, context, now).await);
+    told(tell(pool, seen.replicas, &planned, memory, context, now).await);
 }
 
 /// Trouble with one pool does not keep the others from being looked after.

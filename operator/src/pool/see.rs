@@ -1,6 +1,6 @@
 //! What there is of pools: what is wanted, what is granted, which sandboxes there are and what they do. It reads caches and memory, and changes nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use paddock_crds::{Capabilities, ConditionType, PolicyKind, PolicyRef, PoolReaso
 use paddock_policy::{Ask, Facts, Gateway, Grant, judge, judge_denied};
 use paddock_protocol::Line;
 
+use super::demand::{FIRST_REFILL, REMEMBERED, wanted};
 use super::plan::{PoolSeen, SandboxSeen, State};
 use super::render::{Owner, template};
 use super::shape::Shape;
@@ -31,10 +32,11 @@ const DEFAULT_AGE_SECONDS: i64 = 3600;
 pub(crate) const REPLACED_WITHIN_SECONDS: u32 = 300;
 /// After sandboxes of a pool have ended before they were ready, longer with each.
 const HOLD_BACK: Duration = Duration::from_secs(2);
+/// By so many it is known how long the next one takes.
+const REFILLS: usize = 8;
 const LONGEST_HOLD_BACK: Duration = Duration::from_secs(120);
 
 /// What is remembered of a pool between two looks.
-#[derive(Default)]
 pub(super) struct Memory {
     /// Sandboxes in a row that ended before they were ready.
     pub(super) failures: u32,
@@ -43,19 +45,47 @@ pub(super) struct Memory {
     /// Until when nothing is begun, and why.
     pub(super) held_back: Option<(Instant, String)>,
     pub(super) told: Option<Instant>,
+    /// Since when this process looks after it.
+    since: Instant,
+    /// Those that begin.
+    starting: HashSet<String>,
+    /// How long the last of its sandboxes took to begin, in seconds.
+    refills: VecDeque<i64>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        let (failures, counted, held_back, told) = (0, HashSet::new(), None, None);
+        let (starting, refills) = (HashSet::new(), VecDeque::new());
+        Self { failures, counted, held_back, told, since: Instant::now(), starting, refills }
+    }
 }
 
 impl Memory {
-    /// Counts those that ended before they were ready, each once; one that waits shows that all is well.
+    /// How long a sandbox takes to begin: the longest of the last few.
+    fn refill(&self) -> Duration {
+        self.refills.iter().max().map_or(FIRST_REFILL, |seconds| Duration::from_secs(u64::try_from(*seconds).unwrap_or(0).clamp(1, 60)))
+    }
+
+    /// Counts those that ended before they were ready, each once; one that waits shows that all is well, and how long it took to begin.
     pub(super) fn note(&mut self, sandboxes: &[SandboxSeen]) {
         for sandbox in sandboxes {
             match &sandbox.state {
-                State::Free => self.failures = 0,
+                State::Free => {
+                    self.failures = 0;
+                    if self.starting.remove(&sandbox.name) {
+                        self.refills.push_back(sandbox.age_seconds);
+                    }
+                }
+                State::Starting { .. } => _ = self.starting.insert(sandbox.name.clone()),
                 State::Spent(Some(why)) if self.counted.insert(sandbox.name.clone()) => self.fail(why.clone()),
                 _ => {}
             }
         }
-        self.counted.retain(|name| sandboxes.iter().any(|sandbox| sandbox.name == *name));
+        self.refills.drain(..self.refills.len().saturating_sub(REFILLS));
+        for names in [&mut self.counted, &mut self.starting] {
+            names.retain(|name| sandboxes.iter().any(|sandbox| sandbox.name == *name));
+        }
     }
 
     pub(super) fn fail(&mut self, why: String) {
@@ -90,6 +120,21 @@ impl Pool {
             shape,
             best_before: Instant::now() + Duration::from_secs(left),
         }
+    }
+
+    /// Sandboxes that are to wait.
+    fn replicas(&self, arrivals: &[Duration], memory: &Memory) -> usize {
+        let number = |field: Option<i32>| usize::try_from(field.unwrap_or(0)).unwrap_or(0);
+        let spec = &self.object.spec;
+        if spec.replicas.is_some() {
+            return number(spec.replicas);
+        }
+        let bounds = (number(spec.min), number(spec.max));
+        let wanted = wanted(arrivals, memory.refill(), bounds);
+        // Who has just begun to lead has not seen what arrived before.
+        let before =
+            self.object.status.as_ref().filter(|_| memory.since.elapsed() < REMEMBERED).map_or(0, |status| number(Some(status.wanted)));
+        wanted.max(before.min(bounds.1))
     }
 
     pub(super) fn owner<'a>(&'a self, name: &'a str) -> Owner<'a> {
@@ -228,10 +273,10 @@ pub(super) fn sandboxes(pool: &Pool, pods: &[&Arc<Pod>], context: &Context, now:
 }
 
 /// All that counts of a pool with these sandboxes.
-pub(super) fn see(pool: &Pool, sandboxes: Vec<SandboxSeen>, memory: &Memory, context: &Context) -> PoolSeen {
+pub(super) fn see(pool: &Pool, sandboxes: Vec<SandboxSeen>, arrivals: &[Duration], memory: &Memory, context: &Context) -> PoolSeen {
     let short = context.sandboxes.short(&pool.tenant);
     PoolSeen {
-        replicas: usize::try_from(pool.object.spec.replicas).unwrap_or(0),
+        replicas: pool.replicas(arrivals, memory),
         max_age_seconds: pool.max_age_seconds,
         refused: pool.shape.as_ref().err().cloned(),
         sandboxes,

@@ -20,8 +20,15 @@ use crate::script_run::text::cut;
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
 /// Writes the status, if it tells what the stored one does not.
-pub(super) async fn tell(pool: &Pool, plan: &Plan, memory: &mut Memory, context: &Context, now: Timestamp) -> Result<(), Error> {
-    let Some(status) = status(pool, plan, now) else { return Ok(()) };
+pub(super) async fn tell(
+    pool: &Pool,
+    wanted: usize,
+    plan: &Plan,
+    memory: &mut Memory,
+    context: &Context,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let Some(status) = status(pool, wanted, plan, now) else { return Ok(()) };
     if memory.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
         return Ok(());
     }
@@ -39,7 +46,7 @@ pub(super) async fn tell(pool: &Pool, plan: &Plan, memory: &mut Memory, context:
 }
 
 /// `None`: nothing is to be told that is not stored.
-fn status(pool: &Pool, plan: &Plan, now: Timestamp) -> Option<SandboxPoolStatus> {
+fn status(pool: &Pool, wanted: usize, plan: &Plan, now: Timestamp) -> Option<SandboxPoolStatus> {
     let stored = pool.object.status.clone().unwrap_or_default();
     let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
     let is_ready = if plan.is_ready { ConditionStatus::True } else { ConditionStatus::False };
@@ -57,6 +64,7 @@ fn status(pool: &Pool, plan: &Plan, now: Timestamp) -> Option<SandboxPoolStatus>
     let status = SandboxPoolStatus {
         observed_generation: pool.object.metadata.generation,
         conditions: vec![condition],
+        wanted: number(wanted),
         replicas: number(plan.free + plan.starting),
         free: number(plan.free),
         starting: number(plan.starting),

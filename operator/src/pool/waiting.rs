@@ -3,7 +3,7 @@
 //!
 //! Whoever holds this lock may take that of the sessions; nobody who holds that one may ask here. Whoever holds that of the pods may.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use paddock_policy::Grant;
 use paddock_protocol::JobFiles;
 use tokio::sync::Notify;
 
+use super::demand::REMEMBERED;
 use super::shape::Shape;
 use crate::names::sandbox_namespace;
 use crate::script_run::RunRef;
@@ -19,6 +20,9 @@ use crate::script_run::validate::ValidRun;
 
 /// So long after a run has found no room in a quota, no pool of its namespace is filled.
 const SHORT_FOR: Duration = Duration::from_secs(10);
+
+/// Of one pool: more than so many within the time that counts say no more than these.
+const MOST_ARRIVALS: usize = 10_000;
 
 /// What a sandbox of a pool is, and for whom.
 #[derive(Clone, Debug)]
@@ -41,7 +45,7 @@ pub(crate) struct Holder {
     pub(crate) run_uid: String,
     pub(crate) policy: PolicyRef,
     pub(crate) tenant: String,
-    /// What was admitted, until the sandbox has it. After a restart nobody has it any more.
+    /// What was admitted, until the sandbox has it. After a restart it has to be decided on once more.
     pub(crate) job: Option<HeldJob>,
     /// The run is over, or will not use it: nobody will.
     pub(crate) is_over: bool,
@@ -55,6 +59,12 @@ pub(crate) struct HeldJob {
     pub(crate) files_digest: String,
     /// Dropped as soon as the sandbox has them.
     pub(crate) files: Option<Arc<JobFiles>>,
+}
+
+impl HeldJob {
+    pub(crate) fn of(run: &ValidRun) -> Self {
+        Self { digest: run.digest.clone(), files_digest: run.files_digest.clone(), files: Some(Arc::new(run.files.clone())) }
+    }
 }
 
 #[derive(Debug)]
@@ -89,8 +99,12 @@ pub(crate) struct Sandboxes {
 struct Book {
     sandboxes: BTreeMap<String, (Waiting, State)>,
     by_run: HashMap<String, String>,
+    /// Jobs of runs that another leader gave a sandbox, and that may not have got there.
+    again: HashMap<String, HeldJob>,
     /// Namespaces of tenants in which a quota has no room.
     short: HashMap<String, Short>,
+    /// When runs came for which a pool is, by its UID: those that were given a sandbox of it and those for which there was none.
+    arrivals: HashMap<String, VecDeque<Instant>>,
     /// What each pool is for, by its UID, whether or not anything waits in it.
     pools: HashMap<String, Waiting>,
 }
@@ -104,10 +118,46 @@ struct Short {
     pending: usize,
 }
 
+impl Book {
+    fn held(&self, run_uid: &str) -> Option<(&str, &Holder)> {
+        let name = self.by_run.get(run_uid)?;
+        match &self.sandboxes.get(name)?.1 {
+            State::Held(holder) => Some((name, holder)),
+            State::Waits | State::Withdrawn => None,
+        }
+    }
+}
+
 impl Sandboxes {
     /// What pools offer now. Of others nothing is given any more.
     pub(crate) fn pools_are(&self, pools: impl IntoIterator<Item = Waiting>) {
-        self.lock().pools = pools.into_iter().map(|pool| (pool.pool_uid.clone(), pool)).collect();
+        let mut book = self.lock();
+        book.pools = pools.into_iter().map(|pool| (pool.pool_uid.clone(), pool)).collect();
+        let Book { pools, arrivals, .. } = &mut *book;
+        arrivals.retain(|uid, _| pools.contains_key(uid));
+    }
+
+    /// A run has started for which a pool is, and that has wanted a sandbox for so long.
+    pub(crate) fn came(&self, (tenant, policy, runtime): (&str, &PolicyRef, &str), ago: Duration) {
+        let mut book = self.lock();
+        let Book { pools, arrivals, .. } = &mut *book;
+        for (uid, _) in pools.iter().filter(|(_, pool)| pool.tenant == tenant && pool.policy == *policy && pool.runtime == runtime) {
+            let came = arrivals.entry(uid.clone()).or_default();
+            let now = Instant::now();
+            came.push_back(now.checked_sub(ago).unwrap_or(now));
+            came.make_contiguous().sort_unstable();
+            if came.len() > MOST_ARRIVALS {
+                came.pop_front();
+            }
+        }
+    }
+
+    /// For how long those runs have been there that came to a pool, the oldest first.
+    pub(crate) fn arrivals(&self, pool_uid: &str) -> Vec<Duration> {
+        let mut book = self.lock();
+        let Some(came) = book.arrivals.get_mut(pool_uid) else { return Vec::new() };
+        came.retain(|came| came.elapsed() < REMEMBERED);
+        came.iter().map(Instant::elapsed).collect()
     }
 
     /// A sandbox of a pool is there, and is nobody's.
@@ -181,13 +231,12 @@ impl Sandboxes {
         }
         let asked = (run.namespace.as_str(), &run.policy, runtime);
         let Some(name) = book.fitting(asked, &run.grant).find(|name| claim(name)).map(str::to_owned) else { return false };
-        let job = HeldJob { digest: run.digest.clone(), files_digest: run.files_digest.clone(), files: Some(Arc::new(run.files.clone())) };
         let holder = Holder {
             run: reference,
             run_uid: run.uid.clone(),
             policy: run.policy.clone(),
             tenant: run.namespace.clone(),
-            job: Some(job),
+            job: Some(HeldJob::of(run)),
             is_over: false,
         };
         if let Some((_, state)) = book.sandboxes.get_mut(&name) {
@@ -199,19 +248,29 @@ impl Sandboxes {
         true
     }
 
-    /// The sandbox that a run was given, and the job that it is to get.
-    pub(crate) fn of_run(&self, run_uid: &str) -> Option<(String, Option<HeldJob>)> {
+    /// The sandbox that a run was given.
+    pub(crate) fn of_run(&self, run_uid: &str) -> Option<String> {
+        self.lock().held(run_uid).map(|(name, _)| name.to_owned())
+    }
+
+    /// The job that its sandbox is to get.
+    pub(crate) fn job_of(&self, run_uid: &str) -> Option<HeldJob> {
         let book = self.lock();
-        let name = book.by_run.get(run_uid)?;
-        match &book.sandboxes.get(name)?.1 {
-            State::Held(holder) => Some((name.clone(), holder.job.clone())),
-            State::Waits | State::Withdrawn => None,
-        }
+        let held = book.held(run_uid).and_then(|(_, holder)| holder.job.as_ref());
+        held.or_else(|| book.again.get(run_uid)).cloned()
+    }
+
+    /// A job that another leader may not have delivered. Its run has its sandbox by what is stored, whether or not that is known here yet.
+    pub(crate) fn bring_again(&self, run_uid: &str, job: HeldJob) {
+        self.lock().again.insert(run_uid.to_owned(), job);
     }
 
     /// The sandbox has its job: nothing of it stays here.
     pub(crate) fn delivered(&self, run_uid: &str) {
         let mut book = self.lock();
+        if let Some(job) = book.again.get_mut(run_uid) {
+            job.files = None;
+        }
         let Some(name) = book.by_run.get(run_uid).cloned() else { return };
         if let Some((_, State::Held(holder))) = book.sandboxes.get_mut(&name)
             && let Some(job) = &mut holder.job
@@ -223,6 +282,7 @@ impl Sandboxes {
     /// The run is over, or will not use its sandbox: nobody will.
     pub(crate) fn let_go(&self, run_uid: &str) {
         let mut book = self.lock();
+        book.again.remove(run_uid);
         let Some(name) = book.by_run.remove(run_uid) else { return };
         if let Some((_, State::Held(holder))) = book.sandboxes.get_mut(&name) {
             holder.is_over = true;
@@ -233,7 +293,10 @@ impl Sandboxes {
 
     /// The same of all runs but these.
     pub(crate) fn let_go_all_but(&self, present: &HashSet<String>) {
-        let gone: Vec<String> = self.lock().by_run.keys().filter(|uid| !present.contains(*uid)).cloned().collect();
+        let gone: Vec<String> = {
+            let book = self.lock();
+            book.by_run.keys().chain(book.again.keys()).filter(|uid| !present.contains(*uid)).cloned().collect()
+        };
         for uid in gone {
             self.let_go(&uid);
         }
@@ -385,11 +448,11 @@ mod tests {
         assert_eq!(offer(&sandboxes, &three), Offer::Cold(ColdReason::NoneFree));
         // Decided anew since the write that was to store it failed: what is stored then must not start what was decided before.
         assert!(!take(&sandboxes, &ValidRun { digest: "other".into(), ..one.clone() }));
-        let (name, job) = sandboxes.of_run("one").unwrap();
-        assert_eq!(job.unwrap().files.as_deref(), Some(&one.files));
+        let name = sandboxes.of_run("one").unwrap();
+        assert_eq!(sandboxes.job_of("one").unwrap().files.as_deref(), Some(&one.files));
         assert!(!sandboxes.withdraw(&name));
         sandboxes.delivered("one");
-        assert_eq!(sandboxes.of_run("one").unwrap().1.unwrap().files, None);
+        assert_eq!(sandboxes.job_of("one").unwrap().files, None);
         sandboxes.let_go("one");
         assert!(sandboxes.withdraw(&name) && sandboxes.of_run("one").is_none());
         // It is spent, whoever asks.
@@ -405,7 +468,7 @@ mod tests {
         assert!(!sandboxes.take(&run, RUNTIME, RunRef::new(&run.name), |name| name == "sp-1"));
         assert_eq!(sandboxes.offer((&run.namespace, &run.policy, RUNTIME), &run.grant, |_| false), Offer::Cold(ColdReason::NoneFree));
         assert!(take(&sandboxes, &run));
-        assert_eq!(sandboxes.of_run("one").unwrap().0, "sp-2");
+        assert_eq!(sandboxes.of_run("one").unwrap(), "sp-2");
     }
 
     #[test]
@@ -477,7 +540,13 @@ mod tests {
         sandboxes.add_held("sp-1", a_waiting(&run), holder);
         sandboxes.add("sp-1", a_waiting(&run));
         assert!(!take(&sandboxes, &run_of("two")) && !sandboxes.withdraw("sp-1"));
-        assert!(sandboxes.of_run("one").unwrap().1.is_none());
+        assert!(sandboxes.job_of("one").is_none());
+        sandboxes.bring_again("one", HeldJob::of(&run));
+        assert_eq!(sandboxes.job_of("one").unwrap().files.as_deref(), Some(&run.files));
+        sandboxes.delivered("one");
+        assert!(sandboxes.job_of("one").unwrap().files.is_none());
+        sandboxes.let_go_all_but(&HashSet::new());
+        assert!(sandboxes.job_of("one").is_none() && sandboxes.of_run("one").is_none());
     }
 
     #[test]

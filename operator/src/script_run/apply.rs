@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ConditionType, Phase, PolicyRef, Reason, RunResult, ScriptRun, ScriptRunStatus, StoredResult};
+use paddock_crds::{ColdReason, ConditionType, Phase, PolicyRef, Reason, RunPath, RunResult, ScriptRun, ScriptRunStatus, StoredResult};
 use paddock_protocol::{ControlMessage, pieces};
 use serde_json::json;
 
@@ -79,7 +79,7 @@ pub(crate) async fn apply(run: &ScriptRun, seen: &Seen, step: &Step, context: &A
             Ok(Done::Yes)
         }
         Step::SendStart { boot, digest } => {
-            let held = context.sandboxes.of_run(&uid).and_then(|(_, job)| job?.files);
+            let held = context.sandboxes.job_of(&uid).and_then(|job| job.files);
             let mut messages = held.map(|files| pieces(&files)).unwrap_or_default();
             messages.push(ControlMessage::Start { digest: digest.clone(), boot: boot.clone(), token: token(run, context) });
             let sent = context.sessions.say(&uid, messages, SAY_PATIENCE).await;
@@ -525,6 +525,17 @@ async fn put_status(watched: &Watched, status: ScriptRunStatus, context: &Contex
     answer.map_err(on_write("the status"))?.0.map_err(|unreadable| Error::Unreadable { why: unreadable.why })
 }
 
+/// Pools go by how many runs wanted a sandbox of theirs, and since when.
+fn note_arrival(run: &ScriptRun, status: &ScriptRunStatus, context: &Context) {
+    if !matches!((&status.path, &status.cold_because), (Some(RunPath::Warm), _) | (_, Some(ColdReason::NoneFree))) {
+        return;
+    }
+    let admitted = status.clocks.as_ref().and_then(|clocks| clocks.admitted.clone());
+    let ago = admitted.and_then(|MicroTime(admitted)| Duration::try_from(context.now().duration_since(admitted)).ok());
+    let tenant = run.namespace().unwrap_or_default();
+    context.sandboxes.came((&tenant, &run.spec.policy_ref, &run.spec.script.runtime), ago.unwrap_or_default());
+}
+
 /// Metrics, Events and slots follow what is stored, never what is only intended.
 fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
     let had = |type_: &ConditionType| before.status.as_ref().is_some_and(|status| status.is_true(type_));
@@ -539,6 +550,7 @@ fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
     }
     if new(&ConditionType::Started) {
         tracing::info!("started");
+        note_arrival(after, status, context);
         spawn_event(after, Step::RecordStart { boot: String::new() }, context);
     }
     if new(&ConditionType::Finished) {

@@ -41,7 +41,7 @@ const OBJECTS_KIB: u32 = 1024;
 
 /// The run with its body, if a decision has to be made on it. `None` if it is gone.
 pub(crate) async fn whole(watched: Watched, context: &Context) -> Result<Option<Watched>, Error> {
-    if !has_to_be_fetched(&watched) {
+    if !has_to_be_fetched(&watched, context) {
         return Ok(Some(watched));
     }
     let path = format!("{}/{}", ScriptRun::url_path(&(), watched.run.namespace().as_deref()), watched.run.name_any());
@@ -56,13 +56,18 @@ pub(crate) async fn whole(watched: Watched, context: &Context) -> Result<Option<
 }
 
 /// Whether a decision has to be made on a body that is not here.
-pub(crate) fn has_to_be_fetched(watched: &Watched) -> bool {
-    matches!(watched.body, Body::Left { .. }) && !is_decided(&watched.run)
+fn has_to_be_fetched(watched: &Watched, context: &Context) -> bool {
+    matches!(watched.body, Body::Left { .. }) && !is_settled(&watched.run, context)
+}
+
+/// Whether a pass needs nothing of what the run asks for.
+fn is_settled(run: &ScriptRun, context: &Context) -> bool {
+    is_decided(run) && !sandbox::lacks_its_job(run, context)
 }
 
 /// How much may have to be in memory for a decision, in KiB of JSON: of a body that is not here, and of objects that the run names.
-pub(crate) fn large_kib(watched: &Watched) -> u32 {
-    if is_decided(&watched.run) {
+pub(crate) fn large_kib(watched: &Watched, context: &Context) -> u32 {
+    if is_settled(&watched.run, context) {
         return 0;
     }
     let spec = &watched.run.spec;
@@ -93,7 +98,8 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let now = context.now();
     let mut policies = policies(run, context);
     let output = output(run, &policies, context).await?;
-    let decision = if is_decided(run) {
+    let lacks_its_job = sandbox::lacks_its_job(run, context);
+    let decision = if is_decided(run) && !lacks_its_job {
         None
     } else {
         let source = match watched.body {
@@ -117,6 +123,14 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed, &checked, now);
         Some(decision.map(Box::new).map_err(Box::new).and_then(|valid| enforced(valid, context)))
     };
+    let decision = match decision {
+        Some(Ok(valid)) if lacks_its_job => {
+            sandbox::bring_again(run, &valid, context);
+            None
+        }
+        Some(Err(_)) if lacks_its_job => None,
+        decision => decision,
+    };
     let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());
     let sandbox = match valid.and_then(|valid| wanted(run, valid, context)) {
         Some(wanted) => sandbox_namespace::look(&wanted, context),
@@ -134,7 +148,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
             let mut facts = PodFacts::of(&stored);
             if facts.has_waited {
                 // It was compared when it was made; what it is to run came later.
-                let job = context.sandboxes.of_run(&run.uid().unwrap_or_default()).and_then(|(_, job)| job);
+                let job = context.sandboxes.job_of(&run.uid().unwrap_or_default());
                 facts.files_digest = job.as_ref().map(|job| job.files_digest.clone());
                 facts.job_digest = job.map(|job| job.digest);
             } else {

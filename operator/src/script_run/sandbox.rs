@@ -1,17 +1,18 @@
 //! Which sandbox a run has: the pod that is made for it, or one of a pool that it was given.
 
 use kube::ResourceExt as _;
-use paddock_crds::ScriptRun;
+use paddock_crds::{ConditionType, ScriptRun};
 use paddock_protocol::RunKey;
 
 use super::RunRef;
 use super::apply::{Done, valid};
 use super::pod_facts::PodFacts;
 use super::step::{SandboxSeen, Seen};
+use super::validate::ValidRun;
 use crate::context::Context;
 use crate::names::{is_waiting_name, pod_name, sandbox_namespace};
 use crate::pods::Cached;
-use crate::pool::waiting::Offer;
+use crate::pool::waiting::{HeldJob, Offer};
 
 /// Takes a sandbox that waits and still answers.
 pub(super) fn take(run: &ScriptRun, seen: &Seen, context: &Context) -> bool {
@@ -30,7 +31,7 @@ pub(super) fn given(run: &ScriptRun, seen: &Seen, context: &Context) -> Option<D
         return None;
     }
     let uid = run.uid()?;
-    let (name, _) = context.sandboxes.of_run(&uid)?;
+    let name = context.sandboxes.of_run(&uid)?;
     let Cached::Present(pod) = context.pods.get(&sandbox_namespace(&run.namespace()?), &name) else { return None };
     let facts = PodFacts::of(&pod);
     let transcript = context.sessions.look(&uid, &facts.uid).transcript;
@@ -39,11 +40,35 @@ pub(super) fn given(run: &ScriptRun, seen: &Seen, context: &Context) -> Option<D
     Some(Done::Given(Box::new(facts), boot))
 }
 
+/// Whether the sandbox that a run was given may not have got its job, and nobody here has it: it was another leader that gave it.
+pub(super) fn lacks_its_job(run: &ScriptRun, context: &Context) -> bool {
+    let (Some(status), Some(uid)) = (&run.status, run.uid()) else { return false };
+    let Some(pod) = status.pod.as_ref().filter(|pod| is_waiting_name(&pod.name)) else { return false };
+    let may_start = status.is_true(&ConditionType::Started)
+        && !status.is_true(&ConditionType::ResultReady)
+        && !status.is_true(&ConditionType::Finished)
+        && status.stopping.is_none()
+        && run.metadata.deletion_timestamp.is_none();
+    let has_answered = || {
+        let transcript = context.sessions.look(&uid, &pod.uid).transcript;
+        transcript.accepted || transcript.refused.is_some()
+    };
+    may_start && context.sandboxes.job_of(&uid).is_none() && !has_answered()
+}
+
+/// Has the job sent again that was decided on when the run was given its sandbox. A runner takes one job, and the sandbox is that run's alone, so that
+/// nothing is run twice. Where something has changed since, so that it would be another job, there is none.
+pub(super) fn bring_again(run: &ScriptRun, decided: &ValidRun, context: &Context) {
+    if run.status.as_ref().is_some_and(|status| status.job_digest.as_ref() == Some(&decided.digest)) {
+        context.sandboxes.bring_again(&decided.uid, HeldJob::of(decided));
+    }
+}
+
 /// The pod that a run has or would have.
 pub(super) fn name_of_pod(run: &ScriptRun, context: &Context) -> String {
     let uid = run.uid().unwrap_or_default();
     let stored = run.status.as_ref().and_then(|status| status.pod.as_ref()).map(|pod| pod.name.clone());
-    stored.or_else(|| context.sandboxes.of_run(&uid).map(|(name, _)| name)).unwrap_or_else(|| pod_name(&uid))
+    stored.or_else(|| context.sandboxes.of_run(&uid)).unwrap_or_else(|| pod_name(&uid))
 }
 
 /// Opens what the runner of a run says.
@@ -51,4 +76,56 @@ pub(super) fn key_of(run: &ScriptRun, context: &Context) -> RunKey {
     let (uid, name) = (run.uid().unwrap_or_default(), name_of_pod(run, context));
     let key = &context.results.sealing_key;
     if is_waiting_name(&name) { key.of_sandbox(&name).bound_to(&uid) } else { key.of_run(&uid) }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+    use paddock_crds::{Reason, Stopping};
+
+    use super::*;
+    use crate::fake_api::context;
+    use crate::script_run::fixtures::{started, valid};
+
+    /// As another leader has stored it that was gone before the sandbox had said anything.
+    fn given_by_another() -> ScriptRun {
+        let mut run = started(1);
+        let status = run.status.as_mut().unwrap();
+        status.pod.as_mut().unwrap().name = "sp-1".into();
+        status.job_digest = Some(valid(&started(1)).digest);
+        run
+    }
+
+    #[tokio::test]
+    async fn a_job_that_another_leader_may_not_have_sent_is_sent_again_and_no_other() {
+        let (context, fake) = context(vec![], &[]);
+        let run = given_by_another();
+        let decided = valid(&run);
+        assert!(lacks_its_job(&run, &context) && !lacks_its_job(&started(1), &context));
+        bring_again(&run, &ValidRun { digest: "of another script".into(), ..decided.clone() }, &context);
+        assert!(lacks_its_job(&run, &context));
+        bring_again(&run, &decided, &context);
+        assert!(!lacks_its_job(&run, &context));
+        assert_eq!(context.sandboxes.job_of(&decided.uid).unwrap().files.as_deref(), Some(&decided.files));
+        fake.finished().await;
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_being_ended_or_has_a_result_gets_no_job() {
+        let (context, fake) = context(vec![], &[]);
+        let mut deleted = given_by_another();
+        deleted.metadata.deletion_timestamp = Some(Time(context.now()));
+        assert!(!lacks_its_job(&deleted, &context));
+        let mut stopping = given_by_another();
+        stopping.status.as_mut().unwrap().stopping = Some(Stopping { reason: Reason::Cancelled, since: MicroTime(context.now()) });
+        assert!(!lacks_its_job(&stopping, &context));
+        let mut over = given_by_another();
+        for condition in &mut over.status.as_mut().unwrap().conditions {
+            if condition.type_ == ConditionType::Started {
+                condition.type_ = ConditionType::ResultReady;
+            }
+        }
+        assert!(!lacks_its_job(&over, &context));
+        fake.finished().await;
+    }
 }

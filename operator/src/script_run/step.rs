@@ -498,7 +498,7 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
         return Step::Listen;
     }
     let is_to_be_sent = !seen.stream.transcript.accepted && !seen.stream.start_sent;
-    // Of a job that went to a sandbox which waited nothing is left after a restart: a start without one tells whether it has got there.
+    // Where another leader gave it a sandbox that waited, and its job would be another one by now, a start without one tells whether it has got there.
     let files_digest = pod.files_digest.clone().or_else(|| pod.has_waited.then(String::new));
     match (status.pod.as_ref().and_then(|pod| pod.boot.clone()), files_digest) {
         (Some(boot), Some(digest)) if is_to_be_sent => Step::SendStart { boot, digest },
