@@ -546,18 +546,18 @@ pub struct Runtime {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 8), regex(pattern = "^[a-z0-9]+$"))]
     pub extension: Option<String>,
-    /// Whether its interpreter begins with a sandbox that waits in a pool, and waits there for its script. Where policies say different things, or one
-    /// `Never`, it begins with the script, as where none says anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pre_start: Option<PreStart>,
 }
 
-/// Which interpreter begins before its script.
+/// Whether the interpreter begins with a sandbox that waits in a SandboxPool, and waits there for its script, and which it is: `Python` is CPython, 3.11 or
+/// later, `Node` is Node.js, 20.6 or later, with ECMAScript modules as scripts. Where policies say different things, or one `Never`, it begins with the
+/// script, as where none says anything.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PreStart {
-    /// It is CPython, 3.11 or later.
+    /// It is CPython.
     Python,
-    /// It is Node.js, and its scripts are ECMAScript modules.
+    /// It is Node.js.
     Node,
     /// None does.
     Never,

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conditions::ConditionStatus;
 use crate::open_enum::open_enum;
+use crate::sandbox_policy::PreStart;
 use crate::schema::list_map;
 use crate::script_run::PolicyRef;
 
@@ -45,8 +46,8 @@ pub const MOST_REPLICAS: i32 = 500;
     validation = Rule::new("self.policyRef == oldSelf.policyRef && self.runtime == oldSelf.runtime")
         .message("policyRef and runtime are immutable: a pool for others is another pool"),
     validation = Rule::new("has(self.replicas) ? !has(self.min) && !has(self.max) : has(self.min) && has(self.max)")
-        .message("a pool has replicas, or min and max"),
-    validation = Rule::new("!has(self.min) || !has(self.max) || self.min <= self.max").message("min is at most max"),
+        .message("a pool has either replicas, or both min and max; one with min and max is not scaled by hand or by an autoscaler"),
+    validation = Rule::new("!has(self.min) || !has(self.max) || self.min <= self.max").message("min must not be greater than max"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SandboxPoolSpec {
@@ -109,6 +110,9 @@ pub struct SandboxPoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub image: Option<String>,
+    /// The interpreter that waits with each, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pre_start: Option<PreStart>,
 }
 
 open_enum! {

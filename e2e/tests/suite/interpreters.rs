@@ -125,6 +125,15 @@ async fn compare(tenant: &Tenant, runtime: &str, texts: &[&str]) {
     }
 }
 
+/// Without this both would be the same also where no interpreter waits.
+async fn asks_how_it_was_started(tenant: &Tenant, runtime: &str, text: &str, expected: [&str; 2]) {
+    let pool = filled(tenant, runtime).await;
+    assert!(pool.status.unwrap().pre_start.is_some());
+    let script = || Script::python(text).with(json!({ "script": { "runtime": runtime } }));
+    let (waited, began) = tokio::join!(tenant.run(script()), tenant.run(script().with(json!({ "resources": { "memory": "130Mi" } }))));
+    assert_eq!([stdout(&waited).trim_end(), stdout(&began).trim_end()], expected, "{} {}", stderr(&waited), stderr(&began));
+}
+
 #[tokio::test]
 async fn a_python_that_waited_is_as_one_that_began_with_its_script() {
     tenant("python-waits", |tenant| async move {
@@ -136,6 +145,8 @@ async fn a_python_that_waited_is_as_one_that_began_with_its_script() {
         assert_eq!([path(&one), path(&other)], [WARM, WARM]);
         let words = |run: &ScriptRun| stdout(run).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert!(words(&one).iter().zip(words(&other)).all(|(one, other)| *one != other), "{} {}", stdout(&one), stdout(&other));
+        asks_how_it_was_started(&tenant, "python", "print('PADDOCK_WAITS_AT' in open('/proc/self/environ').read())", ["True", "False"])
+            .await;
         // The one thing that is left of its waiting is below the script's own frame.
         filled(&tenant, "python").await;
         let stack = "import traceback\nprint([frame.filename for frame in traceback.extract_stack()])";
@@ -148,6 +159,8 @@ async fn a_python_that_waited_is_as_one_that_began_with_its_script() {
 async fn a_node_that_waited_is_as_one_that_began_with_its_script() {
     tenant("node-waits", |tenant| async move {
         compare(&tenant, "javascript", &NODE).await;
+        let looks = "import fs from 'node:fs'; console.log(fs.readFileSync('/proc/self/environ', 'utf8').includes('PADDOCK_WAITS_AT'))";
+        asks_how_it_was_started(&tenant, "javascript", looks, ["true", "false"]).await;
         let typed = "const words: string[] = process.argv.slice(2);\nconsole.log(words satisfies string[], import.meta.url);\nthrow new Error('typed');";
         compare(&tenant, "typescript", &[typed]).await;
     })

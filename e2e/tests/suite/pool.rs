@@ -286,7 +286,6 @@ async fn a_pool_is_scaled_by_its_subresource() {
     .await;
 }
 
-/// The room that a pool takes is that of the namespace: who administers it decides, who works in it sees.
 #[tokio::test]
 async fn a_pool_grows_with_what_is_asked_of_it() {
     tenant("follows", |tenant| async move {
@@ -303,15 +302,15 @@ async fn a_pool_grows_with_what_is_asked_of_it() {
             async move { api.create(&PostParams::default(), &pool).await.map_err(|error| error.to_string()) }
         };
         for (spec, expected) in [
-            (json!({}), "replicas, or min and max"),
-            (json!({ "min": 1 }), "replicas, or min and max"),
-            (json!({ "replicas": 1, "min": 1, "max": 2 }), "replicas, or min and max"),
-            (json!({ "min": 3, "max": 2 }), "min is at most max"),
+            (json!({}), "either replicas, or both min and max"),
+            (json!({ "min": 1 }), "either replicas, or both min and max"),
+            (json!({ "replicas": 1, "min": 1, "max": 2 }), "either replicas, or both min and max"),
+            (json!({ "min": 3, "max": 2 }), "min must not be greater than max"),
         ] {
             let refused = create(spec).await.unwrap_err();
             assert!(refused.contains(expected), "{refused}");
         }
-        create(json!({ "min": 1, "max": 4 })).await.unwrap();
+        create(json!({ "min": 1, "max": 8 })).await.unwrap();
         filled(&tenant, "shell").await;
         assert_eq!(sandboxes(&tenant).await.len(), 1);
         let runs = futures::future::join_all((0..3).map(|_| tenant.run(Script::shell("true")))).await;
@@ -326,11 +325,12 @@ async fn a_pool_grows_with_what_is_asked_of_it() {
         // Whoever scales it says replicas, and it has none.
         let scaled =
             pools(&tenant).patch_scale("shell", &PatchParams::default(), &Patch::Merge(json!({ "spec": { "replicas": 2 } }))).await;
-        assert!(scaled.unwrap_err().to_string().contains("replicas, or min and max"));
+        assert!(scaled.unwrap_err().to_string().contains("either replicas, or both min and max"));
     })
     .await;
 }
 
+/// The room that a pool takes is that of the namespace: who administers it decides, who works in it sees.
 #[tokio::test]
 async fn who_administers_a_namespace_makes_pools_in_it() {
     tenant("whose", |tenant| async move {

@@ -86,7 +86,7 @@ mod tests {
         for (name, text, least_warm_percent) in [
             ("one at a time", include_str!("demand/one-at-a-time.txt"), 95),
             ("many tests at once", include_str!("demand/many-tests.txt"), 80),
-            ("batches of ten", include_str!("demand/batches.txt"), 60),
+            ("batches of six", include_str!("demand/batches.txt"), 60),
         ] {
             let arrivals = recorded(text);
             let played = play(&arrivals, (1, 50));
@@ -94,6 +94,7 @@ mod tests {
             assert_eq!(played.warm + played.cold, arrivals.len());
             assert!(played.warm * 100 >= least_warm_percent * arrivals.len(), "{name}: {} of {}", played.warm, arrivals.len());
             assert!(played.most_wanted <= 50 && played.wanted_at_the_end == 1, "{name}");
+            assert!(played.warm > play(&arrivals, (1, 1)).warm || name == "one at a time", "{name}");
         }
     }
 

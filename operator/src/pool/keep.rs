@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, PostParams, Preconditions};
@@ -148,7 +148,7 @@ async fn remove_stray(pod: &Pod, holders: &HashMap<String, Holder>, context: &Co
 async fn keep(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context: &Arc<Context>) {
     let now = context.now();
     let sandboxes = sandboxes(pool, pods, context, now);
-    memory.note(&sandboxes);
+    memory.note(&sandboxes, Instant::now());
     let arrivals = context.sandboxes.arrivals(&pool.uid);
     let mut seen = see(pool, sandboxes, &arrivals, memory, context);
     if let Some(wanted) = &pool.wanted {
@@ -173,7 +173,7 @@ async fn keep(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context: &Ar
     if let Ok(shape) = &pool.shape {
         for _ in 0..planned.create {
             match create(pool, shape, context).await {
-                Ok(Created::Yes) => {}
+                Ok(Created::Yes(name)) => memory.made(name, Instant::now()),
                 Ok(Created::NoRoom) => {
                     context.sandboxes.is_short(&pool.tenant);
                     break;
@@ -201,7 +201,8 @@ fn told(result: Result<(), Error>) {
 
 /// What became of a sandbox that was to begin.
 enum Created {
-    Yes,
+    /// Its name.
+    Yes(String),
     /// A quota has no room for it.
     NoRoom,
     /// The cluster does not take it, or not as it is.
@@ -234,7 +235,7 @@ async fn create(pool: &Pool, shape: &Shape, context: &Arc<Context>) -> Result<Cr
     }
     context.pods.created(&namespace, &name, &pod);
     welcome(&pod, pool, shape, PodAge::New, context);
-    Ok(Created::Yes)
+    Ok(Created::Yes(name))
 }
 
 async fn remove(pod: &Pod, context: &Context) -> Result<(), Error> {

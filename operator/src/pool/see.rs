@@ -34,6 +34,7 @@ pub(crate) const REPLACED_WITHIN_SECONDS: u32 = 300;
 const HOLD_BACK: Duration = Duration::from_secs(2);
 /// By so many it is known how long the next one takes.
 const REFILLS: usize = 8;
+const LONGEST_REFILL: Duration = Duration::from_secs(60);
 const LONGEST_HOLD_BACK: Duration = Duration::from_secs(120);
 
 /// What is remembered of a pool between two looks.
@@ -47,45 +48,48 @@ pub(super) struct Memory {
     pub(super) told: Option<Instant>,
     /// Since when this process looks after it.
     since: Instant,
-    /// Those that begin.
-    starting: HashSet<String>,
-    /// How long the last of its sandboxes took to begin, in seconds.
-    refills: VecDeque<i64>,
+    /// Those that this process has made and that have not waited yet, since when.
+    made: HashMap<String, Instant>,
+    /// How long the last of these took to begin.
+    refills: VecDeque<Duration>,
 }
 
 impl Default for Memory {
     fn default() -> Self {
         let (failures, counted, held_back, told) = (0, HashSet::new(), None, None);
-        let (starting, refills) = (HashSet::new(), VecDeque::new());
-        Self { failures, counted, held_back, told, since: Instant::now(), starting, refills }
+        let (made, refills) = (HashMap::new(), VecDeque::new());
+        Self { failures, counted, held_back, told, since: Instant::now(), made, refills }
     }
 }
 
 impl Memory {
     /// How long a sandbox takes to begin: the longest of the last few.
     fn refill(&self) -> Duration {
-        self.refills.iter().max().map_or(FIRST_REFILL, |seconds| Duration::from_secs(u64::try_from(*seconds).unwrap_or(0).clamp(1, 60)))
+        self.refills.iter().max().map_or(FIRST_REFILL, |longest| *longest)
     }
 
-    /// Counts those that ended before they were ready, each once; one that waits shows that all is well, and how long it took to begin.
-    pub(super) fn note(&mut self, sandboxes: &[SandboxSeen]) {
+    /// A sandbox was made.
+    pub(super) fn made(&mut self, name: String, now: Instant) {
+        self.made.insert(name, now);
+    }
+
+    /// Counts those that ended before they were ready, each once; one that waits shows that all is well. How long one takes to begin is told by those that
+    /// this process has made: others may have waited for long before it heard of them.
+    pub(super) fn note(&mut self, sandboxes: &[SandboxSeen], now: Instant) {
         for sandbox in sandboxes {
             match &sandbox.state {
                 State::Free => {
                     self.failures = 0;
-                    if self.starting.remove(&sandbox.name) {
-                        self.refills.push_back(sandbox.age_seconds);
-                    }
+                    self.refills.extend(self.made.remove(&sandbox.name).map(|made| now.duration_since(made)));
                 }
-                State::Starting { .. } => _ = self.starting.insert(sandbox.name.clone()),
                 State::Spent(Some(why)) if self.counted.insert(sandbox.name.clone()) => self.fail(why.clone()),
                 _ => {}
             }
         }
         self.refills.drain(..self.refills.len().saturating_sub(REFILLS));
-        for names in [&mut self.counted, &mut self.starting] {
-            names.retain(|name| sandboxes.iter().any(|sandbox| sandbox.name == *name));
-        }
+        self.counted.retain(|name| sandboxes.iter().any(|sandbox| sandbox.name == *name));
+        // Slower than this is not slow, but in vain.
+        self.made.retain(|_, made| now.duration_since(*made) < LONGEST_REFILL);
     }
 
     pub(super) fn fail(&mut self, why: String) {
@@ -120,21 +124,6 @@ impl Pool {
             shape,
             best_before: Instant::now() + Duration::from_secs(left),
         }
-    }
-
-    /// Sandboxes that are to wait.
-    fn replicas(&self, arrivals: &[Duration], memory: &Memory) -> usize {
-        let number = |field: Option<i32>| usize::try_from(field.unwrap_or(0)).unwrap_or(0);
-        let spec = &self.object.spec;
-        if spec.replicas.is_some() {
-            return number(spec.replicas);
-        }
-        let bounds = (number(spec.min), number(spec.max));
-        let wanted = wanted(arrivals, memory.refill(), bounds);
-        // Who has just begun to lead has not seen what arrived before.
-        let before =
-            self.object.status.as_ref().filter(|_| memory.since.elapsed() < REMEMBERED).map_or(0, |status| number(Some(status.wanted)));
-        wanted.max(before.min(bounds.1))
     }
 
     pub(super) fn owner<'a>(&'a self, name: &'a str) -> Owner<'a> {
@@ -272,11 +261,23 @@ pub(super) fn sandboxes(pool: &Pool, pods: &[&Arc<Pod>], context: &Context, now:
     pods.iter().map(seen).collect()
 }
 
+/// Sandboxes that are to wait, where runs have arrived so long ago, one takes so long to begin, and this process has looked after the pool for so long.
+fn replicas(pool: &SandboxPool, arrivals: &[Duration], refill: Duration, looked_after: Duration) -> usize {
+    let number = |field: Option<i32>| usize::try_from(field.unwrap_or(0)).unwrap_or(0);
+    if pool.spec.replicas.is_some() {
+        return number(pool.spec.replicas);
+    }
+    let bounds = (number(pool.spec.min), number(pool.spec.max));
+    // Who has just begun to lead has not seen what arrived before.
+    let before = pool.status.as_ref().filter(|_| looked_after < REMEMBERED).map_or(0, |status| number(Some(status.wanted)));
+    wanted(arrivals, refill, bounds).max(before.min(bounds.1))
+}
+
 /// All that counts of a pool with these sandboxes.
 pub(super) fn see(pool: &Pool, sandboxes: Vec<SandboxSeen>, arrivals: &[Duration], memory: &Memory, context: &Context) -> PoolSeen {
     let short = context.sandboxes.short(&pool.tenant);
     PoolSeen {
-        replicas: pool.replicas(arrivals, memory),
+        replicas: replicas(&pool.object, arrivals, memory.refill(), memory.since.elapsed()),
         max_age_seconds: pool.max_age_seconds,
         refused: pool.shape.as_ref().err().cloned(),
         sandboxes,
@@ -332,4 +333,54 @@ pub(super) fn age_seconds(pod: &Pod, now: Timestamp) -> i64 {
 pub(super) fn was_started_again(pod: &Pod) -> bool {
     let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
     containers.into_iter().any(|container| container.restart_count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_crds::{SandboxPoolSpec, SandboxPoolStatus};
+
+    use super::*;
+
+    fn sandbox(name: &str, age_seconds: i64, state: State) -> SandboxSeen {
+        SandboxSeen { name: name.into(), age_seconds, state, is_outdated: false }
+    }
+
+    #[test]
+    fn how_long_a_sandbox_takes_is_told_by_those_that_were_made_here() {
+        let (mut memory, begin) = (Memory::default(), Instant::now());
+        let after = |milliseconds| begin + Duration::from_millis(milliseconds);
+        for name in ["own", "late", "never"] {
+            memory.made(name.into(), begin);
+        }
+        let adopted = |state| sandbox("adopted", 3000, state);
+        memory.note(&[adopted(State::Starting { heard_for: 1 }), sandbox("own", 0, State::Starting { heard_for: 0 })], after(500));
+        assert_eq!(memory.refill(), FIRST_REFILL);
+        memory.note(&[adopted(State::Free), sandbox("own", 1, State::Free)], after(1500));
+        assert_eq!(memory.refill(), Duration::from_millis(1500));
+        // Its stream was broken for a while.
+        memory.note(&[sandbox("own", 50, State::Starting { heard_for: 1 })], after(50_000));
+        memory.note(&[sandbox("own", 51, State::Free)], after(51_000));
+        assert_eq!(memory.refill(), Duration::from_millis(1500));
+        memory.note(&[sandbox("late", 59, State::Free)], after(59_000));
+        assert_eq!(memory.refill(), Duration::from_secs(59));
+        memory.note(&[], after(62_000));
+        assert!(memory.made.is_empty());
+    }
+
+    #[test]
+    fn who_has_just_begun_to_lead_keeps_to_what_was_wanted() {
+        let pool = |replicas, min, max, wanted| {
+            let policy_ref = PolicyRef { kind: PolicyKind::ClusterSandboxPolicy, name: "baseline".into() };
+            let spec = SandboxPoolSpec { policy_ref, runtime: "shell".into(), replicas, min, max, max_age_seconds: None };
+            let status = SandboxPoolStatus { wanted, ..SandboxPoolStatus::default() };
+            SandboxPool { status: Some(status), ..SandboxPool::new("shell", spec) }
+        };
+        let (soon, later) = (Duration::from_secs(10), REMEMBERED);
+        let follows = pool(None, Some(1), Some(20), 12);
+        assert_eq!(replicas(&follows, &[], FIRST_REFILL, soon), 12);
+        assert_eq!(replicas(&follows, &[], FIRST_REFILL, later), 1);
+        assert_eq!(replicas(&follows, &[soon; 15], FIRST_REFILL, soon), 19);
+        assert_eq!(replicas(&pool(None, Some(0), Some(4), 12), &[], FIRST_REFILL, soon), 4);
+        assert_eq!(replicas(&pool(Some(3), None, None, 12), &[soon; 15], FIRST_REFILL, soon), 3);
+    }
 }

@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
-use paddock_crds::{ConditionStatus, PoolCondition, PoolConditionType, SandboxPool, SandboxPoolStatus};
+use paddock_crds::{ConditionStatus, PoolCondition, PoolConditionType, PreStart, SandboxPool, SandboxPoolStatus};
+use paddock_protocol::Language;
 use serde_json::{Value, json};
 
 use super::plan::Plan;
@@ -36,8 +37,9 @@ pub(super) async fn tell(
     let api: Api<SandboxPool> = Api::namespaced(context.client.clone(), &pool.tenant);
     let mut patch = json!({ "metadata": { "uid": pool.uid }, "status": status });
     // What is not there is taken away, and not left as it was.
-    if status.image.is_none() {
-        patch["status"]["image"] = Value::Null;
+    let is_there = [("image", status.image.is_some()), ("preStart", status.pre_start.is_some())];
+    for (field, _) in is_there.into_iter().filter(|(_, is_there)| !is_there) {
+        patch["status"][field] = Value::Null;
     }
     match within("the status of a pool", api.patch_status(&pool.object.name_any(), &PatchParams::default(), &Patch::Merge(&patch))).await? {
         Err(error) if !matches!(code(&error), Some(404 | 409)) => Err(Error::write("the status of a pool")(error)),
@@ -61,6 +63,7 @@ fn status(pool: &Pool, wanted: usize, plan: &Plan, now: Timestamp) -> Option<San
         observed_generation: pool.object.metadata.generation,
         last_transition_time: since,
     };
+    let shape = pool.shape.as_ref().ok();
     let status = SandboxPoolStatus {
         observed_generation: pool.object.metadata.generation,
         conditions: vec![condition],
@@ -70,7 +73,11 @@ fn status(pool: &Pool, wanted: usize, plan: &Plan, now: Timestamp) -> Option<San
         starting: number(plan.starting),
         claimed: number(plan.claimed),
         selector: Some(format!("{POOL_UID}={}", pool.uid)),
-        image: pool.shape.as_ref().ok().map(|shape| shape.image.clone()),
+        image: shape.map(|shape| shape.image.clone()),
+        pre_start: shape.and_then(|shape| shape.pre_start.as_ref()).map(|made| match made.language {
+            Language::Python => PreStart::Python,
+            Language::Node => PreStart::Node,
+        }),
     };
     (status != stored).then_some(status)
 }

@@ -259,6 +259,9 @@ fn whatever_could_matter_changes_the_digest() {
     {
         assert!(all.insert(of(&grant(), args, script, input)), "{args:?} {script} {input:?}");
     }
+    let mut sooner = grant();
+    sooner.runtime.pre_start = Some(paddock_crds::PreStart::Python);
+    assert!(all.contains(&of(&sooner, &[], "s", None)));
     let mut queue = grant();
     (queue.queue.concurrent, queue.queue.queued) = (1, 2);
     assert!(all.contains(&of(&queue, &[], "s", None)), "how many others run does not matter");

@@ -1,7 +1,9 @@
 //! Laws that hold for every set of policies.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use paddock_crds::{CapabilityRules, Deny, Limits, NetworkGrant, NetworkProtocol, ObjectGrant, Runtime, SecretHeader, SecretKeyRef};
+use paddock_crds::{
+    CapabilityRules, Deny, Limits, NetworkGrant, NetworkProtocol, ObjectGrant, PreStart, Runtime, SecretHeader, SecretKeyRef,
+};
 use proptest::option::of as maybe;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -48,14 +50,20 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 fn runtimes() -> impl Strategy<Value = Option<Vec<Runtime>>> {
-    let what = (maybe(select(vec!["one", "one", "other"])), select(vec!["/bin/x", "/bin/x", "/bin/y"]), maybe(select(vec!["mts", "js"])));
+    let pre_start = maybe(select(vec![PreStart::Python, PreStart::Node, PreStart::Never]));
+    let what = (
+        maybe(select(vec!["one", "one", "other"])),
+        select(vec!["/bin/x", "/bin/x", "/bin/y"]),
+        maybe(select(vec!["mts", "js"])),
+        pre_start,
+    );
     let offered = (subsequence(RUNTIMES.to_vec(), 0..=3), what);
-    let runtime = |name: &str, (image, command, extension): (Option<&str>, &str, Option<&str>)| Runtime {
+    let runtime = |name: &str, (image, command, extension, pre_start): (Option<&str>, &str, Option<&str>, Option<PreStart>)| Runtime {
         name: name.into(),
         image: image.map(Into::into),
         command: image.map(|_| vec![command.to_owned()]),
         extension: extension.map(Into::into),
-        pre_start: None,
+        pre_start,
     };
     maybe(offered.prop_map(move |(names, what)| names.into_iter().map(|name| runtime(name, what)).collect()))
 }
