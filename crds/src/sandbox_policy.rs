@@ -551,8 +551,8 @@ pub struct Runtime {
 }
 
 /// Whether the interpreter begins with a sandbox that waits in a SandboxPool, and waits there for its script, and which it is: `Python` is CPython, 3.11 or
-/// later, `Node` is Node.js, 20.6 or later, with ECMAScript modules as scripts. Where policies say different things, or one `Never`, it begins with the
-/// script, as where none says anything.
+/// later, `Node` is Node.js, 20.6 or later, with ECMAScript modules as scripts. A ClusterSandboxPolicy has to say it. Where policies say different things,
+/// or one `Never`, it begins with the script, as where none says anything.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PreStart {
     /// It is CPython.

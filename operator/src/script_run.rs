@@ -158,7 +158,7 @@ async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Actio
 async fn pass(watched: &Watched, context: &Arc<Context>) -> Result<Action, Error> {
     let watched = context.freshest(watched);
     let namespace = watched.run.namespace().unwrap_or_default();
-    let _room = match observe::large_kib(&watched, context) {
+    let _room = match observe::large_kib(&watched) {
         0 => None,
         kib => Some(context.large.take(&namespace, kib).await?),
     };

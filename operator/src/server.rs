@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use futures::TryStreamExt as _;
 use futures::channel::mpsc;
+use futures::stream::FuturesUnordered;
+use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, Store};
@@ -123,7 +124,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     }
     let (stop, stopped) = watch::channel(false);
     let mut controllers = tokio::spawn(script_run::run(context.clone(), config.concurrency, woken, until(stopped)));
-    let beside = begin_beside(&context, config, changes, pool_changes);
+    let mut beside = begin_beside(&context, config, changes, pool_changes);
 
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
@@ -131,6 +132,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         error = leadership.keep(leads) => Err(error),
         served = &mut webhook => Err(why_it_ended("the webhook", served)),
         _ = &mut controllers => Err(anyhow::anyhow!("the controllers ended")),
+        error = until_one_panics(&mut beside) => Err(error),
         served = &mut health => Err(why_it_ended("the health server", served)),
     };
     readiness.set(false);
@@ -164,6 +166,17 @@ fn begin_beside(
         tokio::spawn(wake_on_change(context.clone(), changes)),
         tokio::spawn(keep_certificate(config, context.client.clone())),
     ]
+}
+
+/// Without one of them this process would look sound and leave work undone; another replica takes over.
+async fn until_one_panics(tasks: &mut [JoinHandle<()>]) -> anyhow::Error {
+    let mut left: FuturesUnordered<_> = tasks.iter_mut().collect();
+    while let Some(ended) = left.next().await {
+        if let Err(error) = ended {
+            return anyhow::anyhow!("what goes on beside the runs has ended: {error}");
+        }
+    }
+    std::future::pending().await
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use paddock_crds::{Effect, PreStart, Reason, Runtime};
+use paddock_crds::{Effect, PolicyKind, PreStart, Reason, Runtime};
 
 use crate::capabilities::No;
 use crate::decide::{Policy, RuntimeGrant, named};
@@ -57,12 +57,15 @@ pub(crate) fn runtime(policies: &[&Policy], name: &str) -> Result<(RuntimeGrant,
     }
 }
 
-/// What all say that say anything.
+/// What all say that say anything, if a ClusterSandboxPolicy is among them: what runs before there is a run, no tenant decides alone.
 fn pre_start(policies: &[&Policy], name: &str) -> Option<PreStart> {
-    let runtimes = policies.iter().filter_map(|policy| policy.rules.runtimes.as_ref()?.iter().find(|runtime| runtime.name == name));
-    let mut told = runtimes.filter_map(|runtime| runtime.pre_start);
-    let first = told.next().filter(|first| *first != PreStart::Never)?;
-    told.all(|other| other == first).then_some(first)
+    let told = |policy: &&Policy| {
+        let runtime = policy.rules.runtimes.as_ref()?.iter().find(|runtime| runtime.name == name)?;
+        Some((policy.taken.kind, runtime.pre_start?))
+    };
+    let told: Vec<_> = policies.iter().filter_map(told).collect();
+    let (_, first) = *told.iter().find(|(kind, _)| *kind == PolicyKind::ClusterSandboxPolicy)?;
+    (first != PreStart::Never && told.iter().all(|(_, other)| *other == first)).then_some(first)
 }
 
 /// Every way in which the policies do not agree on a runtime.

@@ -24,8 +24,10 @@ const PYTHON: &str = include_str!("pre_start/wait.py");
 const NODE: &str = include_str!("pre_start/wait.mjs");
 /// The number of the descriptor.
 const WAITS_AT: &str = "PADDOCK_WAITS_AT";
-/// Until it waits, and until it has taken what it is told.
+/// Until it waits.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Until it has taken what it is told: nobody is heard meanwhile.
+const TAKES_WITHIN: Duration = Duration::from_secs(5);
 /// Of what it says that it does not start with.
 const TOLD: usize = 150;
 
@@ -102,7 +104,7 @@ impl Waiting {
         system::has_ended(self.interpreter.leader)
     }
 
-    /// Tells it what to run. What was settled when it was started cannot be changed.
+    /// Tells it what to run. What was settled when it was started cannot be changed. Where it does not take it, it is gone and has run nothing.
     pub(crate) fn run(self, job: &LoadedJob) -> io::Result<Interpreter> {
         let Self { made, script, interpreter, tell } = self;
         let asked = (&job.job.command, &job.job.extension, job.job.file_bytes, &job.script);
@@ -115,8 +117,13 @@ impl Waiting {
         if words.iter().any(|word| word.contains('\0')) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an argument has a zero byte"));
         }
-        write_within(PATIENCE, &tell, words.join("\0").as_bytes())?;
-        Ok(interpreter)
+        let words = words.join("\0");
+        let told = write_within(TAKES_WITHIN, &tell, format!("{}\0{words}", words.len()).as_bytes());
+        if told.is_err() {
+            // Before it reads that nothing follows. It has not begun: it was not told everything.
+            system::kill_all(interpreter.leader);
+        }
+        told.map(|()| interpreter)
     }
 }
 

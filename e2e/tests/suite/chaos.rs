@@ -212,7 +212,7 @@ async fn living_pods(tenant: &Tenant) -> Option<usize> {
     let runs = tenant.runs().list(&ListParams::default()).await.ok()?;
     let given: BTreeSet<String> = runs.iter().filter_map(|run| Some(run.status.clone()?.pod?.name)).collect();
     let lives = |pod: &&Pod| !matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
-    let living: Vec<String> = list.items.iter().filter(lives).map(|pod| pod.name_any()).collect();
+    let living: Vec<String> = list.items.iter().filter(lives).map(kube::ResourceExt::name_any).collect();
     Some(living.iter().filter(|name| name.starts_with("sr-") || given.contains(*name)).count())
 }
 

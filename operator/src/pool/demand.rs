@@ -18,7 +18,7 @@ pub(crate) fn wanted(ages: &[Duration], refill: Duration, (least, most): (usize,
 /// How many arrived from the first of these on until so long after it.
 fn within(ages: &[Duration], time: Duration) -> usize {
     let Some(first) = ages.first() else { return 0 };
-    ages.partition_point(|age| *first - *age <= time)
+    ages.partition_point(|age| first.saturating_sub(*age) <= time)
 }
 
 #[cfg(test)]
@@ -59,12 +59,8 @@ mod tests {
                     played.cold += 1;
                 }
             }
-            let remembered = REMEMBERED.as_millis() as u64;
-            let ages: Vec<Duration> = arrivals
-                .iter()
-                .filter(|arrival| **arrival <= now && now - **arrival < remembered)
-                .map(|arrival| Duration::from_millis(now - arrival))
-                .collect();
+            let age = |arrival: &u64| now.checked_sub(*arrival).map(Duration::from_millis).filter(|age| *age < REMEMBERED);
+            let ages: Vec<Duration> = arrivals.iter().filter_map(age).collect();
             let wanted = wanted(&ages, Duration::from_millis(REFILL), bounds);
             free = free.min(wanted);
             while free + begun.len() < wanted && begun.len() < AT_ONCE {
@@ -106,6 +102,12 @@ mod tests {
         assert_eq!((played.cold, played.most_wanted), (28, 38));
         let late: Vec<u64> = burst(0).chain(burst(400_000)).collect();
         assert_eq!(play(&late, (2, 50)).cold, 56);
+    }
+
+    #[test]
+    fn ages_that_were_taken_a_moment_apart_want_what_they_want() {
+        let [one, other] = [Duration::from_nanos(1_000_000), Duration::from_nanos(1_000_100)];
+        assert_eq!(wanted(&[one, other], FIRST_REFILL, (0, 9)), 3);
     }
 
     proptest! {

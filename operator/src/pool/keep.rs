@@ -179,7 +179,7 @@ async fn keep(pool: &Pool, pods: &[&Arc<Pod>], memory: &mut Memory, context: &Ar
                     break;
                 }
                 Ok(Created::No(why)) => {
-                    memory.fail(why);
+                    memory.fail(why, Instant::now());
                     break;
                 }
                 Err(error) => {

@@ -22,7 +22,7 @@ use crate::names::{TEMPLATE, is_waiting_name};
 use crate::sandbox_namespace::Wanted;
 use crate::script_run::RunRef;
 use crate::script_run::observe::policies_of;
-use crate::script_run::pod_facts::{PodFacts, PodLife};
+use crate::script_run::pod_facts::{Ended, PodFacts, PodLife};
 use crate::script_run::session::{Heard, useless};
 
 /// Pools of one namespace that are filled: all pools are looked after one after the other.
@@ -31,9 +31,13 @@ const DEFAULT_AGE_SECONDS: i64 = 3600;
 /// One that is too old may be given to a run for so long, until it is replaced.
 pub(crate) const REPLACED_WITHIN_SECONDS: u32 = 300;
 /// After sandboxes of a pool have ended before they were ready, longer with each.
+/// Exit code of a runner that did not run its job.
+const NOT_RUN: i32 = 120;
 const HOLD_BACK: Duration = Duration::from_secs(2);
 /// By so many it is known how long the next one takes.
 const REFILLS: usize = 8;
+/// A sandbox that has waited for so long is no failure.
+const LASTS_SECONDS: i64 = 60;
 const LONGEST_REFILL: Duration = Duration::from_secs(60);
 const LONGEST_HOLD_BACK: Duration = Duration::from_secs(120);
 
@@ -43,6 +47,8 @@ pub(super) struct Memory {
     pub(super) failures: u32,
     /// Those of them whose pods are still there, by name: each counts once.
     pub(super) counted: HashSet<String>,
+    /// When the last one did.
+    failed: Option<Instant>,
     /// Until when nothing is begun, and why.
     pub(super) held_back: Option<(Instant, String)>,
     pub(super) told: Option<Instant>,
@@ -56,9 +62,9 @@ pub(super) struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        let (failures, counted, held_back, told) = (0, HashSet::new(), None, None);
+        let (failures, counted, failed, held_back, told) = (0, HashSet::new(), None, None, None);
         let (made, refills) = (HashMap::new(), VecDeque::new());
-        Self { failures, counted, held_back, told, since: Instant::now(), made, refills }
+        Self { failures, counted, failed, held_back, told, since: Instant::now(), made, refills }
     }
 }
 
@@ -79,12 +85,20 @@ impl Memory {
         for sandbox in sandboxes {
             match &sandbox.state {
                 State::Free => {
-                    self.failures = 0;
                     self.refills.extend(self.made.remove(&sandbox.name).map(|made| now.duration_since(made)));
                 }
-                State::Spent(Some(why)) if self.counted.insert(sandbox.name.clone()) => self.fail(why.clone()),
+                State::Spent(Some(why)) if self.counted.insert(sandbox.name.clone()) => self.fail(why.clone(), now),
                 _ => {}
             }
+        }
+        // One that waits for a moment and ends has failed all the same.
+        let is_well = |sandbox: &SandboxSeen| match sandbox.state {
+            State::Claimed => true,
+            State::Free => sandbox.age_seconds >= LASTS_SECONDS,
+            _ => false,
+        };
+        if sandboxes.iter().any(is_well) && self.failed.is_none_or(|failed| now.duration_since(failed) > LONGEST_HOLD_BACK) {
+            self.failures = 0;
         }
         self.refills.drain(..self.refills.len().saturating_sub(REFILLS));
         self.counted.retain(|name| sandboxes.iter().any(|sandbox| sandbox.name == *name));
@@ -92,10 +106,11 @@ impl Memory {
         self.made.retain(|_, made| now.duration_since(*made) < LONGEST_REFILL);
     }
 
-    pub(super) fn fail(&mut self, why: String) {
+    pub(super) fn fail(&mut self, why: String, now: Instant) {
+        self.failed = Some(now);
         self.failures = (self.failures + 1).min(8);
         let pause = (HOLD_BACK * 2_u32.pow(self.failures - 1)).min(LONGEST_HOLD_BACK);
-        self.held_back = Some((Instant::now() + pause, why));
+        self.held_back = Some((now + pause, why));
     }
 }
 
@@ -301,8 +316,7 @@ fn state(pod: &Pod, context: &Context) -> State {
     if let PodLife::Ended(ended) = PodFacts::of(pod).life {
         let heard = match context.sessions.heard(&name) {
             Heard::Useless(why) => Some(why),
-            // Nobody has written there but the runner: there was no script.
-            _ => refused_in(ended.termination_message.as_deref()).or(ended.container_reason).or(ended.pod_reason),
+            _ => refused_in(&ended).or(ended.container_reason).or(ended.pod_reason),
         };
         return State::Spent(heard.or_else(|| Some("the pod has ended".into())));
     }
@@ -317,9 +331,11 @@ fn state(pod: &Pod, context: &Context) -> State {
     }
 }
 
-/// What a runner said that could not begin, to nobody.
-fn refused_in(termination_message: Option<&str>) -> Option<String> {
-    match Line::parse(termination_message?.trim_end().as_bytes())? {
+/// What a runner said that could not begin, to nobody. An interpreter that waits could have written it too, so it counts only for a runner that has ended as
+/// one does which refuses.
+fn refused_in(ended: &Ended) -> Option<String> {
+    let message = ended.termination_message.as_ref().filter(|_| ended.exit_code == Some(NOT_RUN))?;
+    match Line::parse(message.trim_end().as_bytes())? {
         Line::Refused(refused) => Some(useless(&refused)),
         _ => None,
     }
@@ -365,6 +381,23 @@ mod tests {
         assert_eq!(memory.refill(), Duration::from_secs(59));
         memory.note(&[], after(62_000));
         assert!(memory.made.is_empty());
+    }
+
+    #[test]
+    fn one_that_waits_for_a_moment_and_ends_is_a_failure_among_others() {
+        let (mut memory, begin) = (Memory::default(), Instant::now());
+        for look in 0..4 {
+            let now = begin + Duration::from_secs(look);
+            memory.note(&[sandbox(&look.to_string(), 1, State::Free)], now);
+            memory.note(&[sandbox(&look.to_string(), 2, State::Spent(Some("it has ended".into())))], now);
+        }
+        assert_eq!(memory.failures, 4);
+        let (until, _) = memory.held_back.clone().unwrap();
+        assert_eq!(until, begin + Duration::from_secs(3) + HOLD_BACK * 8);
+        memory.note(&[sandbox("lasts", 70, State::Free)], begin + Duration::from_secs(90));
+        assert_eq!(memory.failures, 4);
+        memory.note(&[sandbox("lasts", 140, State::Free)], begin + Duration::from_secs(160));
+        assert_eq!(memory.failures, 0);
     }
 
     #[test]

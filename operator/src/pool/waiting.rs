@@ -21,6 +21,8 @@ use crate::script_run::validate::ValidRun;
 /// So long after a run has found no room in a quota, no pool of its namespace is filled.
 const SHORT_FOR: Duration = Duration::from_secs(10);
 
+/// Of jobs of another leader that are on their way at once.
+const AGAIN_BYTES: usize = 16 << 20;
 /// Of one pool: more than so many within the time that counts say no more than these.
 const MOST_ARRIVALS: usize = 10_000;
 
@@ -118,6 +120,10 @@ struct Short {
     pending: usize,
 }
 
+fn bytes(files: &JobFiles) -> usize {
+    files.job.len() + files.script.len() + files.input.as_ref().map_or(0, Vec::len)
+}
+
 impl Book {
     fn held(&self, run_uid: &str) -> Option<(&str, &Holder)> {
         let name = self.by_run.get(run_uid)?;
@@ -141,14 +147,15 @@ impl Sandboxes {
     pub(crate) fn came(&self, (tenant, policy, runtime): (&str, &PolicyRef, &str), ago: Duration) {
         let mut book = self.lock();
         let Book { pools, arrivals, .. } = &mut *book;
-        for (uid, _) in pools.iter().filter(|(_, pool)| pool.tenant == tenant && pool.policy == *policy && pool.runtime == runtime) {
-            let came = arrivals.entry(uid.clone()).or_default();
-            let now = Instant::now();
-            came.push_back(now.checked_sub(ago).unwrap_or(now));
-            came.make_contiguous().sort_unstable();
-            if came.len() > MOST_ARRIVALS {
-                came.pop_front();
-            }
+        let is_for_it = |pool: &&Waiting| pool.tenant == tenant && pool.policy == *policy && pool.runtime == runtime;
+        // It came once, also where several pools are for it.
+        let Some(uid) = pools.values().filter(is_for_it).map(|pool| &pool.pool_uid).min() else { return };
+        let came = arrivals.entry(uid.clone()).or_default();
+        let now = Instant::now();
+        let since = now.checked_sub(ago).unwrap_or(now);
+        came.insert(came.partition_point(|other| *other <= since), since);
+        if came.len() > MOST_ARRIVALS {
+            came.pop_front();
         }
     }
 
@@ -156,8 +163,9 @@ impl Sandboxes {
     pub(crate) fn arrivals(&self, pool_uid: &str) -> Vec<Duration> {
         let mut book = self.lock();
         let Some(came) = book.arrivals.get_mut(pool_uid) else { return Vec::new() };
-        came.retain(|came| came.elapsed() < REMEMBERED);
-        came.iter().map(Instant::elapsed).collect()
+        let now = Instant::now();
+        came.retain(|came| now.saturating_duration_since(*came) < REMEMBERED);
+        came.iter().map(|came| now.saturating_duration_since(*came)).collect()
     }
 
     /// A sandbox of a pool is there, and is nobody's.
@@ -260,9 +268,17 @@ impl Sandboxes {
         held.or_else(|| book.again.get(run_uid)).cloned()
     }
 
-    /// A job that another leader may not have delivered. Its run has its sandbox by what is stored, whether or not that is known here yet.
-    pub(crate) fn bring_again(&self, run_uid: &str, job: HeldJob) {
-        self.lock().again.insert(run_uid.to_owned(), job);
+    /// A job that another leader may not have delivered. Its run has its sandbox by what is stored, whether or not that is known here yet. Says no as long
+    /// as enough others are on their way, or where another run is known to have the sandbox.
+    pub(crate) fn bring_again(&self, run_uid: &str, pod: &str, job: HeldJob) -> bool {
+        let mut book = self.lock();
+        let is_anothers = matches!(book.sandboxes.get(pod), Some((_, State::Held(holder))) if holder.run_uid != run_uid);
+        let on_their_way: usize = book.again.values().filter_map(|job| job.files.as_ref()).map(|files| bytes(files)).sum();
+        if is_anothers || on_their_way > AGAIN_BYTES {
+            return false;
+        }
+        book.again.insert(run_uid.to_owned(), job);
+        true
     }
 
     /// The sandbox has its job: nothing of it stays here.
@@ -541,7 +557,13 @@ mod tests {
         sandboxes.add("sp-1", a_waiting(&run));
         assert!(!take(&sandboxes, &run_of("two")) && !sandboxes.withdraw("sp-1"));
         assert!(sandboxes.job_of("one").is_none());
-        sandboxes.bring_again("one", HeldJob::of(&run));
+        assert!(!sandboxes.bring_again("two", "sp-1", HeldJob::of(&run)), "it is another's");
+        assert!(sandboxes.bring_again("one", "sp-1", HeldJob::of(&run)));
+        let mut large = HeldJob::of(&run);
+        large.files = Some(Arc::new(JobFiles { input: Some(vec![0; AGAIN_BYTES + 1]), ..run.files.clone() }));
+        assert!(sandboxes.bring_again("large", "sp-9", large) && !sandboxes.bring_again("more", "sp-8", HeldJob::of(&run)));
+        sandboxes.delivered("large");
+        assert!(sandboxes.bring_again("more", "sp-8", HeldJob::of(&run)));
         assert_eq!(sandboxes.job_of("one").unwrap().files.as_deref(), Some(&run.files));
         sandboxes.delivered("one");
         assert!(sandboxes.job_of("one").unwrap().files.is_none());

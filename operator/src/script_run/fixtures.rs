@@ -154,6 +154,7 @@ pub(crate) fn decided(valid: ValidRun) -> Seen {
     static OUTPUT: LazyLock<OutputGrant> = LazyLock::new(|| output_grant(&policies().taking_part));
     Seen {
         offer: Offer::NoPool,
+        is_job_to_come: false,
         bound: Bound::Yes,
         decision: Some(Ok(Box::new(valid))),
         sandbox: SandboxSeen::Ready,
@@ -213,7 +214,7 @@ pub(crate) fn a_report(exit_code: i32) -> Report {
 pub(crate) fn a_stream(change: impl FnOnce(&mut Transcript)) -> StreamSeen {
     let mut transcript = Transcript { boot: Some(BOOT.into()), ..Transcript::default() };
     change(&mut transcript);
-    StreamSeen { transcript: Arc::new(transcript), listening: true, ..StreamSeen::default() }
+    StreamSeen { transcript: Arc::new(transcript), listening: true, caught_up: true, ..StreamSeen::default() }
 }
 
 /// `run` with the status that `step` leaves behind.

@@ -41,7 +41,12 @@ const OBJECTS_KIB: u32 = 1024;
 
 /// The run with its body, if a decision has to be made on it. `None` if it is gone.
 pub(crate) async fn whole(watched: Watched, context: &Context) -> Result<Option<Watched>, Error> {
-    if !has_to_be_fetched(&watched, context) {
+    if is_decided(&watched.run) { Ok(Some(watched)) } else { fetched(watched, context).await }
+}
+
+/// The run with its body, whether or not that is in the cache. `None` if it is gone.
+pub(super) async fn fetched(watched: Watched, context: &Context) -> Result<Option<Watched>, Error> {
+    if !matches!(watched.body, Body::Left { .. }) {
         return Ok(Some(watched));
     }
     let path = format!("{}/{}", ScriptRun::url_path(&(), watched.run.namespace().as_deref()), watched.run.name_any());
@@ -55,21 +60,13 @@ pub(crate) async fn whole(watched: Watched, context: &Context) -> Result<Option<
     Ok(Some(stored).filter(|stored| stored.run.uid() == watched.run.uid()))
 }
 
-/// Whether a decision has to be made on a body that is not here.
-fn has_to_be_fetched(watched: &Watched, context: &Context) -> bool {
-    matches!(watched.body, Body::Left { .. }) && !is_settled(&watched.run, context)
+/// How much may have to be in memory for a pass, in KiB of JSON: of a body that is not here, and of objects that the run names.
+pub(crate) fn large_kib(watched: &Watched) -> u32 {
+    if is_decided(&watched.run) { 0 } else { size_kib(watched) }
 }
 
-/// Whether a pass needs nothing of what the run asks for.
-fn is_settled(run: &ScriptRun, context: &Context) -> bool {
-    is_decided(run) && !sandbox::lacks_its_job(run, context)
-}
-
-/// How much may have to be in memory for a decision, in KiB of JSON: of a body that is not here, and of objects that the run names.
-pub(crate) fn large_kib(watched: &Watched, context: &Context) -> u32 {
-    if is_settled(&watched.run, context) {
-        return 0;
-    }
+/// The same of a decision.
+pub(super) fn size_kib(watched: &Watched) -> u32 {
     let spec = &watched.run.spec;
     let asks = spec.capabilities.as_ref().is_some_and(|asked| {
         // The gateway may add Secrets to what is asked for so.
@@ -98,45 +95,13 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     let now = context.now();
     let mut policies = policies(run, context);
     let output = output(run, &policies, context).await?;
-    let lacks_its_job = sandbox::lacks_its_job(run, context);
-    let decision = if is_decided(run) && !lacks_its_job {
-        None
-    } else {
-        let source = match watched.body {
-            Body::Here => source(run, context).await?,
-            Body::Unfit(Unfit::TooLarge) => {
-                let message = "script, arguments, input and schema are larger than any job can be";
-                SourceSeen::Refused(Reason::InputTooLarge, message.into())
-            }
-            Body::Unfit(Unfit::SchemaIsNoObject) => SourceSeen::Refused(Reason::InvalidSpec, "inputSchema is no object".into()),
-            Body::Left { .. } => return Err(Error::Late { what: "the body of the run" }),
-        };
-        let fixed = Fixed {
-            start_budget_seconds: context.settings.start_budget_seconds,
-            seal_to: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()).public(),
-            egress: context.egress.of_a_job(),
-            has_interface: context.settings.sandbox_has_interface,
-        };
-        policies.given = given::look(run, &policies, context).await?;
-        keep_all(&policies.taking_part, &run.namespace().unwrap_or_default(), context).await?;
-        let checked = check_input(watched, &source, &policies, context).await?;
-        let decision = validate(run, watched.input.as_deref(), &source, &policies, &fixed, &checked, now);
-        Some(decision.map(Box::new).map_err(Box::new).and_then(|valid| enforced(valid, context)))
-    };
-    let decision = match decision {
-        Some(Ok(valid)) if lacks_its_job => {
-            sandbox::bring_again(run, &valid, context);
-            None
-        }
-        Some(Err(_)) if lacks_its_job => None,
-        decision => decision,
-    };
+    let decision = if is_decided(run) { None } else { Some(decide(watched, &mut policies, context, now).await?) };
     let valid = decision.as_ref().and_then(|decision| decision.as_ref().ok());
     let sandbox = match valid.and_then(|valid| wanted(run, valid, context)) {
         Some(wanted) => sandbox_namespace::look(&wanted, context),
         None => SandboxSeen::Incomplete,
     };
-    let pod = match pod(run, context).await? {
+    let mut pod = match pod(run, context).await? {
         None => {
             // A sandbox that it was given and that is gone before anything was stored is not waited for.
             if run.status.as_ref().is_none_or(|status| status.pod.is_none()) {
@@ -146,12 +111,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         }
         Some(stored) => {
             let mut facts = PodFacts::of(&stored);
-            if facts.has_waited {
-                // It was compared when it was made; what it is to run came later.
-                let job = context.sandboxes.job_of(&run.uid().unwrap_or_default());
-                facts.files_digest = job.as_ref().map(|job| job.files_digest.clone());
-                facts.job_digest = job.map(|job| job.digest);
-            } else {
+            if !facts.has_waited {
                 facts.mutated = valid.and_then(|valid| difference(&render_pod(valid, &context.settings), &stored));
             }
             PodSeen::Present(Box::new(facts))
@@ -167,6 +127,13 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
     }
     if let (PodSeen::Present(facts), true) = (&pod, stream.complete) {
         take_summary(run, facts, Arc::make_mut(&mut stream.transcript), context);
+    }
+    let is_job_to_come = sandbox::lacks_its_job(run, &stream, context) && !sandbox::bring_again(watched, &mut policies, context).await;
+    if let (PodSeen::Present(facts), Some(job)) = (&mut pod, context.sandboxes.job_of(&uid))
+        && facts.has_waited
+    {
+        // It was compared when it was made; what it is to run came later.
+        (facts.files_digest, facts.job_digest) = (Some(job.files_digest), Some(job.digest));
     }
     let containment = contained(run, &policies);
     let to_approve = valid.and_then(|valid| valid.to_approve.as_ref());
@@ -197,9 +164,40 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         network,
         is_refused_too_often,
         offer,
+        is_job_to_come,
         bound,
         leading_since,
     })
+}
+
+/// What may be run of what is asked for.
+pub(super) async fn decide(
+    watched: &Watched,
+    policies: &mut PoliciesSeen,
+    context: &Arc<Context>,
+    now: Timestamp,
+) -> Result<Result<Box<ValidRun>, Box<Refused>>, Error> {
+    let run = &watched.run;
+    let source = match watched.body {
+        Body::Here => source(run, context).await?,
+        Body::Unfit(Unfit::TooLarge) => {
+            let message = "script, arguments, input and schema are larger than any job can be";
+            SourceSeen::Refused(Reason::InputTooLarge, message.into())
+        }
+        Body::Unfit(Unfit::SchemaIsNoObject) => SourceSeen::Refused(Reason::InvalidSpec, "inputSchema is no object".into()),
+        Body::Left { .. } => return Err(Error::Late { what: "the body of the run" }),
+    };
+    let fixed = Fixed {
+        start_budget_seconds: context.settings.start_budget_seconds,
+        seal_to: context.results.sealing_key.of_run(&run.uid().unwrap_or_default()).public(),
+        egress: context.egress.of_a_job(),
+        has_interface: context.settings.sandbox_has_interface,
+    };
+    policies.given = given::look(run, policies, context).await?;
+    keep_all(&policies.taking_part, &run.namespace().unwrap_or_default(), context).await?;
+    let checked = check_input(watched, &source, policies, context).await?;
+    let decision = validate(run, watched.input.as_deref(), &source, policies, &fixed, &checked, now);
+    Ok(decision.map(Box::new).map_err(Box::new).and_then(|valid| enforced(valid, context)))
 }
 
 /// Refuses what would be confined by something that was seen not to be in force.

@@ -1,15 +1,20 @@
 //! Which sandbox a run has: the pod that is made for it, or one of a pool that it was given.
 
+use std::sync::Arc;
+
 use kube::ResourceExt as _;
 use paddock_crds::{ConditionType, ScriptRun};
 use paddock_protocol::RunKey;
 
 use super::RunRef;
+use super::Watched;
 use super::apply::{Done, valid};
+use super::observe::{decide, fetched, size_kib};
 use super::pod_facts::PodFacts;
-use super::step::{SandboxSeen, Seen};
-use super::validate::ValidRun;
+use super::step::{SandboxSeen, Seen, StreamSeen};
+use super::validate::{PoliciesSeen, ValidRun};
 use crate::context::Context;
+use crate::error::Error;
 use crate::names::{is_waiting_name, pod_name, sandbox_namespace};
 use crate::pods::Cached;
 use crate::pool::waiting::{HeldJob, Offer};
@@ -40,28 +45,52 @@ pub(super) fn given(run: &ScriptRun, seen: &Seen, context: &Context) -> Option<D
     Some(Done::Given(Box::new(facts), boot))
 }
 
-/// Whether the sandbox that a run was given may not have got its job, and nobody here has it: it was another leader that gave it.
-pub(super) fn lacks_its_job(run: &ScriptRun, context: &Context) -> bool {
+/// Whether the sandbox that a run was given may not have got its job, by all that it has said, and nobody here has it: it was another leader that gave it.
+pub(super) fn lacks_its_job(run: &ScriptRun, stream: &StreamSeen, context: &Context) -> bool {
+    let has_answered = stream.transcript.accepted || stream.transcript.refused.is_some();
+    stream.caught_up && !has_answered && may_lack_its_job(run, context)
+}
+
+fn may_lack_its_job(run: &ScriptRun, context: &Context) -> bool {
     let (Some(status), Some(uid)) = (&run.status, run.uid()) else { return false };
-    let Some(pod) = status.pod.as_ref().filter(|pod| is_waiting_name(&pod.name)) else { return false };
+    let is_given = status.pod.as_ref().is_some_and(|pod| is_waiting_name(&pod.name));
     let may_start = status.is_true(&ConditionType::Started)
         && !status.is_true(&ConditionType::ResultReady)
         && !status.is_true(&ConditionType::Finished)
         && status.stopping.is_none()
         && run.metadata.deletion_timestamp.is_none();
-    let has_answered = || {
-        let transcript = context.sessions.look(&uid, &pod.uid).transcript;
-        transcript.accepted || transcript.refused.is_some()
-    };
-    may_start && context.sandboxes.job_of(&uid).is_none() && !has_answered()
+    is_given && may_start && context.sandboxes.job_of(&uid).is_none()
 }
 
 /// Has the job sent again that was decided on when the run was given its sandbox. A runner takes one job, and the sandbox is that run's alone, so that
-/// nothing is run twice. Where something has changed since, so that it would be another job, there is none.
-pub(super) fn bring_again(run: &ScriptRun, decided: &ValidRun, context: &Context) {
-    if run.status.as_ref().is_some_and(|status| status.job_digest.as_ref() == Some(&decided.digest)) {
-        context.sandboxes.bring_again(&decided.uid, HeldJob::of(decided));
+/// nothing is run twice. Where something has changed since, so that it would be another job, there is none. `false`: it cannot be said or sent yet. That
+/// keeps nothing else from being done about a script that may run.
+pub(super) async fn bring_again(watched: &Watched, policies: &mut PoliciesSeen, context: &Arc<Context>) -> bool {
+    match Box::pin(decide_again(watched, policies, context)).await {
+        Ok(Some(decided)) => is_brought(&watched.run, &decided, context),
+        Ok(None) => true,
+        Err(error) => {
+            tracing::debug!(error = error.chain(), "the job of a run is decided on again later");
+            false
+        }
     }
+}
+
+async fn decide_again(watched: &Watched, policies: &mut PoliciesSeen, context: &Arc<Context>) -> Result<Option<Box<ValidRun>>, Error> {
+    let namespace = watched.run.namespace().unwrap_or_default();
+    let _room = match size_kib(watched) {
+        0 => None,
+        kib => Some(context.large.take(&namespace, kib).await?),
+    };
+    let Some(whole) = fetched(watched.clone(), context).await? else { return Ok(None) };
+    Ok(decide(&whole, policies, context, context.now()).await?.ok())
+}
+
+fn is_brought(run: &ScriptRun, decided: &ValidRun, context: &Context) -> bool {
+    let status = run.status.as_ref();
+    let is_the_same = status.is_some_and(|status| status.job_digest.as_ref() == Some(&decided.digest));
+    let pod = status.and_then(|status| status.pod.as_ref()).map_or("", |pod| &pod.name);
+    !is_the_same || context.sandboxes.bring_again(&decided.uid, pod, HeldJob::of(decided))
 }
 
 /// The pod that a run has or would have.
@@ -85,7 +114,7 @@ mod tests {
 
     use super::*;
     use crate::fake_api::context;
-    use crate::script_run::fixtures::{started, valid};
+    use crate::script_run::fixtures::{a_stream, started, valid};
 
     /// As another leader has stored it that was gone before the sandbox had said anything.
     fn given_by_another() -> ScriptRun {
@@ -101,31 +130,42 @@ mod tests {
         let (context, fake) = context(vec![], &[]);
         let run = given_by_another();
         let decided = valid(&run);
-        assert!(lacks_its_job(&run, &context) && !lacks_its_job(&started(1), &context));
-        bring_again(&run, &ValidRun { digest: "of another script".into(), ..decided.clone() }, &context);
-        assert!(lacks_its_job(&run, &context));
-        bring_again(&run, &decided, &context);
-        assert!(!lacks_its_job(&run, &context));
+        assert!(is_brought(&run, &ValidRun { digest: "of another script".into(), ..decided.clone() }, &context));
+        assert!(context.sandboxes.job_of(&decided.uid).is_none());
+        assert!(is_brought(&run, &decided, &context));
         assert_eq!(context.sandboxes.job_of(&decided.uid).unwrap().files.as_deref(), Some(&decided.files));
         fake.finished().await;
     }
 
     #[tokio::test]
-    async fn a_run_that_is_being_ended_or_has_a_result_gets_no_job() {
+    async fn only_a_run_that_another_leader_gave_a_sandbox_and_that_may_start_lacks_its_job() {
         let (context, fake) = context(vec![], &[]);
+        let status = given_by_another().status.unwrap();
+        assert!(may_lack_its_job(&given_by_another(), &context) && !may_lack_its_job(&started(1), &context));
+        let listening = |caught_up| StreamSeen { caught_up, ..a_stream(|_| {}) };
+        assert!(lacks_its_job(&given_by_another(), &listening(true), &context));
+        assert!(!lacks_its_job(&given_by_another(), &listening(false), &context), "it may have said that it has it");
+        assert!(!lacks_its_job(&given_by_another(), &a_stream(|transcript| transcript.accepted = true), &context));
+        context.sandboxes.bring_again(
+            &given_by_another().uid().unwrap(),
+            &status.pod.unwrap().name,
+            HeldJob::of(&valid(&given_by_another())),
+        );
+        assert!(!may_lack_its_job(&given_by_another(), &context));
+        context.sandboxes.let_go(&given_by_another().uid().unwrap());
         let mut deleted = given_by_another();
         deleted.metadata.deletion_timestamp = Some(Time(context.now()));
-        assert!(!lacks_its_job(&deleted, &context));
+        assert!(!may_lack_its_job(&deleted, &context));
         let mut stopping = given_by_another();
         stopping.status.as_mut().unwrap().stopping = Some(Stopping { reason: Reason::Cancelled, since: MicroTime(context.now()) });
-        assert!(!lacks_its_job(&stopping, &context));
+        assert!(!may_lack_its_job(&stopping, &context));
         let mut over = given_by_another();
         for condition in &mut over.status.as_mut().unwrap().conditions {
             if condition.type_ == ConditionType::Started {
                 condition.type_ = ConditionType::ResultReady;
             }
         }
-        assert!(!lacks_its_job(&over, &context));
+        assert!(!may_lack_its_job(&over, &context));
         fake.finished().await;
     }
 }

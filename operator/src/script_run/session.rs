@@ -69,6 +69,10 @@ struct Shared {
     /// Called when there is something new.
     wake: Waker,
     complete: bool,
+    /// It was opened for a script that may run already, and what was said before is in the log alone.
+    is_adopted: bool,
+    /// The log was read since.
+    caught_up: bool,
     start_sent: bool,
     stop_sent: Option<Stop>,
 }
@@ -99,7 +103,16 @@ impl Shared {
     fn new(listening: &Listening, of: For) -> Self {
         let (key, boot) = (listening.key.clone(), listening.boot.as_deref());
         let reader = boot.map_or_else(|| Reader::new(key.clone()), |boot| Reader::of_boot(key.clone(), boot));
-        Self { reader, of, wake: listening.wake.clone(), complete: false, start_sent: false, stop_sent: None }
+        Self {
+            reader,
+            of,
+            wake: listening.wake.clone(),
+            is_adopted: boot.is_some(),
+            caught_up: false,
+            complete: false,
+            start_sent: false,
+            stop_sent: None,
+        }
     }
 
     /// Takes a line; says whether it told something new.
@@ -182,6 +195,7 @@ impl Sessions {
             transcript: shared.transcript().clone(),
             listening: true,
             complete: shared.complete,
+            caught_up: shared.caught_up,
             start_sent: shared.start_sent,
             stop_sent: shared.stop_sent,
         }
@@ -500,7 +514,8 @@ fn is_waiting_for_an_answer(shared: &Mutex<Shared>) -> bool {
     if let For::Nobody { answered, .. } = shared.of {
         return !is_over && answered.is_none_or(|answered| answered.elapsed() >= ASK_EVERY);
     }
-    !is_over && (transcript.boot.is_none() || (shared.start_sent && !transcript.accepted))
+    let is_asked = shared.start_sent || shared.is_adopted && !shared.caught_up;
+    !is_over && (transcript.boot.is_none() || (is_asked && !transcript.accepted))
 }
 
 fn wake_for(shared: &Mutex<Shared>) {
@@ -513,8 +528,12 @@ async fn fill_from_log(listening: &Listening, api: &Api<Pod>, shared: &Mutex<Sha
         return;
     }
     match within("the log", read_log(api, &listening.pod, shared)).await {
-        Ok(Ok(true)) => wake_for(shared),
-        Ok(Ok(false)) => {}
+        Ok(Ok(is_news)) => {
+            let knew_all = std::mem::replace(&mut lock(shared).caught_up, true);
+            if is_news || !knew_all {
+                wake_for(shared);
+            }
+        }
         Ok(Err(error)) => tracing::debug!(error = %error, "the log cannot be read yet"),
         Err(error) => tracing::debug!(error = %error, "the log cannot be read yet"),
     }
@@ -533,7 +552,16 @@ mod tests {
         let ready = Line::Ready { version: 1, boot: sealer.boot().to_owned() }.to_text().unwrap();
         let reader = Reader::new(key.clone());
         let of = For::Nobody { answered: None, since: Instant::now() };
-        let mut shared = Shared { reader, of, wake: Arc::new(|| ()), complete: false, start_sent: false, stop_sent: None };
+        let mut shared = Shared {
+            reader,
+            of,
+            wake: Arc::new(|| ()),
+            is_adopted: false,
+            caught_up: false,
+            complete: false,
+            start_sent: false,
+            stop_sent: None,
+        };
         assert!(matches!(shared.heard(), Heard::Silent(_)));
         assert!(shared.take_line(ready.trim_end().as_bytes()));
         assert_eq!(shared.heard(), Heard::Waits);
@@ -555,7 +583,16 @@ mod tests {
         for said in [[&one, &other], [&refused, &refused]] {
             let of = For::Nobody { answered: None, since: Instant::now() };
             let reader = Reader::new(key.clone());
-            let mut shared = Shared { reader, of, wake: Arc::new(|| ()), complete: false, start_sent: false, stop_sent: None };
+            let mut shared = Shared {
+                reader,
+                of,
+                wake: Arc::new(|| ()),
+                is_adopted: false,
+                caught_up: false,
+                complete: false,
+                start_sent: false,
+                stop_sent: None,
+            };
             for line in said {
                 shared.take_line(line.trim_end().as_bytes());
             }

@@ -46,6 +46,8 @@ pub(crate) struct Seen {
     pub(crate) is_refused_too_often: bool,
     /// What there is for it in pools: looked at only until the script has started.
     pub(crate) offer: Offer,
+    /// It was given a sandbox by another leader, and its job cannot be sent there yet.
+    pub(crate) is_job_to_come: bool,
     /// How far the egress gateway knows what the run is granted.
     pub(crate) bound: Bound,
     /// Since when this replica may write without a gap.
@@ -83,6 +85,8 @@ pub(crate) struct StreamSeen {
     pub(crate) listening: bool,
     /// The log was read after the pod had ended: nothing more will come.
     pub(crate) complete: bool,
+    /// The log was read since somebody here listens.
+    pub(crate) caught_up: bool,
     /// A start or stop message was sent by this process.
     pub(crate) start_sent: bool,
     /// The hardest stop that was sent by this process.
@@ -499,12 +503,19 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     }
     let is_to_be_sent = !seen.stream.transcript.accepted && !seen.stream.start_sent;
     // Where another leader gave it a sandbox that waited, and its job would be another one by now, a start without one tells whether it has got there.
-    let files_digest = pod.files_digest.clone().or_else(|| pod.has_waited.then(String::new));
+    let lacks_its_job = pod.has_waited && pod.files_digest.is_none();
+    if is_to_be_sent && lacks_its_job && (seen.is_job_to_come || !seen.stream.caught_up) {
+        return Step::Rest { wake: Some(left.min(JOB_PATIENCE)) };
+    }
+    let files_digest = pod.files_digest.clone().or_else(|| lacks_its_job.then(String::new));
     match (status.pod.as_ref().and_then(|pod| pod.boot.clone()), files_digest) {
         (Some(boot), Some(digest)) if is_to_be_sent => Step::SendStart { boot, digest },
         _ => Step::Rest { wake: Some(left) },
     }
 }
+
+/// A job that could not be sent once more is tried again after this long.
+const JOB_PATIENCE: Duration = Duration::from_secs(1);
 
 fn is_the_pod_of(status: &ScriptRunStatus, pod: &PodFacts) -> bool {
     status.pod.as_ref().is_some_and(|stored| stored.uid == pod.uid)

@@ -329,6 +329,7 @@ impl Operator {
         let key = format!("{}/{}", node.facts.uid, node.boot);
         StreamSeen {
             transcript: transcript.into(),
+            caught_up: true,
             listening: true,
             complete: self.complete.get(uid) == Some(&node.facts.uid),
             start_sent: self.sent.get(uid) == Some(&key),

@@ -65,7 +65,7 @@ fn built_in_values_hold_where_no_policy_says_anything() {
 }
 
 #[test]
-fn an_interpreter_begins_before_its_script_where_all_agree_that_say_anything() {
+fn an_interpreter_begins_before_its_script_where_the_cluster_says_so_and_nobody_says_otherwise() {
     use PreStart::{Never, Node, Python};
     let said = |cluster_says, tenant_says| {
         let with = |image, pre_start| vec![Runtime { pre_start, ..runtime("python", image) }];
@@ -76,7 +76,7 @@ fn an_interpreter_begins_before_its_script_where_all_agree_that_say_anything() {
     for (above, below, expected) in [
         (None, None, None),
         (Some(Python), None, Some(Python)),
-        (None, Some(Python), Some(Python)),
+        (None, Some(Python), None),
         (Some(Python), Some(Python), Some(Python)),
         (Some(Python), Some(Node), None),
         (Some(Python), Some(Never), None),

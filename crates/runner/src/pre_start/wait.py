@@ -4,13 +4,16 @@ def wait():
     from _frozen_importlib_external import SourceFileLoader
     descriptor = int(os.environ.pop("PADDOCK_WAITS_AT"))
     if sys.version_info < (3, 11):
-        sys.exit("Python 3.11 or later can wait for its script")
+        os.write(2, b"Python 3.11 or later can wait for its script")
+        os._exit(1)
     os.write(1, b"\0")
     told = b""
     while piece := os.read(descriptor, 65536):
         told += piece
     os.close(descriptor)
-    if not told:
+    # Whoever was to tell it may have ended in the middle.
+    size, _, told = told.partition(b"\0")
+    if size != b"%d" % len(told):
         os._exit(1)
     script, run, given, *arguments = os.fsdecode(told).split("\0")
     os.environ["PADDOCK_RUN"] = run

@@ -89,6 +89,10 @@ fn a_restarted_operator_asks_a_sandbox_that_waited_whether_it_has_its_job() {
         pod.life = PodLife::Running;
     };
     let asked = Step::SendStart { boot: BOOT.into(), digest: String::new() };
+    let reads = with_pod(&run, StreamSeen { caught_up: false, ..a_stream(|_| {}) }, forgotten);
+    assert!(is_rest(&step(&run, &reads, 1)), "its log may tell");
+    let waits = Seen { is_job_to_come: true, ..with_pod(&run, a_stream(|_| {}), forgotten) };
+    assert!(is_rest(&step(&run, &waits, 1)), "its job may still be had");
     assert_eq!(step(&run, &with_pod(&run, a_stream(|_| {}), forgotten), 1), asked);
     assert!(is_rest(&step(&run, &with_pod(&run, a_stream(|transcript| transcript.accepted = true), forgotten), 1)));
     let over = StreamSeen { complete: true, ..a_stream(|_| {}) };
