@@ -104,8 +104,9 @@ impl Waiting {
         system::has_ended(self.interpreter.leader)
     }
 
-    /// Tells it what to run. What was settled when it was started cannot be changed. Where it does not take it, it is gone and has run nothing.
-    pub(crate) fn run(self, job: &LoadedJob) -> io::Result<Interpreter> {
+    /// Tells it what to run. What was settled when it was started cannot be changed: that is an error. Where it does not take what it is told, it has ended
+    /// and run nothing, and there is none.
+    pub(crate) fn run(self, job: &LoadedJob) -> io::Result<Option<Interpreter>> {
         let Self { made, script, interpreter, tell } = self;
         let asked = (&job.job.command, &job.job.extension, job.job.file_bytes, &job.script);
         if asked != (&made.command, &made.extension, made.file_bytes, &script) {
@@ -118,12 +119,12 @@ impl Waiting {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an argument has a zero byte"));
         }
         let words = words.join("\0");
-        let told = write_within(TAKES_WITHIN, &tell, format!("{}\0{words}", words.len()).as_bytes());
-        if told.is_err() {
-            // Before it reads that nothing follows. It has not begun: it was not told everything.
-            system::kill_all(interpreter.leader);
+        if write_within(TAKES_WITHIN, &tell, format!("{}\0{words}", words.len()).as_bytes()).is_ok() {
+            return Ok(Some(interpreter));
         }
-        told.map(|()| interpreter)
+        // Before it reads that nothing follows. It has not begun: it was not told everything.
+        system::kill_all(interpreter.leader);
+        Ok(None)
     }
 }
 

@@ -150,11 +150,11 @@ fn wait<W: Write>(
         if readable(&polled, 0) && took_stop_signal(signals) {
             return Err(Refusal::new(RefusedReason::Stopped, "TERM before the start"));
         }
-        let is_nobodys = others.incoming.as_ref().is_some_and(|incoming| !incoming.is_touched());
-        if is_nobodys && others.waiting.is_some_and(Waiting::has_ended) {
-            return Err(spawn_failed("the interpreter that waited for a script has ended"));
-        }
         if !readable(&polled, 1) {
+            let is_nobodys = others.incoming.as_ref().is_some_and(|incoming| !incoming.is_touched());
+            if is_nobodys && others.waiting.is_some_and(Waiting::has_ended) {
+                return Err(spawn_failed("the interpreter that waited for a script has ended"));
+            }
             continue;
         }
         for message in control.read(StdinOnce) {

@@ -42,8 +42,9 @@ pub(crate) fn run<W: Write>(source: &JobSource<'_>, reporter: &mut Reporter<W>) 
     let gateway = job.job.egress.as_ref().zip(gateway);
     let proxy = gateway.zip(token).map(|((egress, address), token)| begin_proxy(egress, address, token)).transpose();
     let proxy = proxy.map_err(|error| broken("cannot start the proxy", &error))?;
-    // One that has ended since its sandbox was given away is no matter of the run.
-    let interpreter = waiting.and_then(|waiting| waiting.run(&job).ok()).map_or_else(|| Interpreter::start(&job, proxy.as_deref()), Ok);
+    let waited = waiting.map(|waiting| waiting.run(&job)).transpose().map(Option::flatten);
+    // One that has ended since its sandbox got the job is no matter of the run.
+    let interpreter = waited.and_then(|waited| waited.map_or_else(|| Interpreter::start(&job, proxy.as_deref()), Ok));
     let supervision = interpreter.and_then(|interpreter| Supervision::of(interpreter, &job, control, signals));
     let mut supervision = supervision.map_err(|error| broken("cannot start the interpreter", &error))?;
     reporter.say(&Payload::Started {});

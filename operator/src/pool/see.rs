@@ -30,9 +30,9 @@ const MOST_POOLS: usize = 16;
 const DEFAULT_AGE_SECONDS: i64 = 3600;
 /// One that is too old may be given to a run for so long, until it is replaced.
 pub(crate) const REPLACED_WITHIN_SECONDS: u32 = 300;
-/// After sandboxes of a pool have ended before they were ready, longer with each.
 /// Exit code of a runner that did not run its job.
 const NOT_RUN: i32 = 120;
+/// After sandboxes of a pool have ended before they were ready, longer with each.
 const HOLD_BACK: Duration = Duration::from_secs(2);
 /// By so many it is known how long the next one takes.
 const REFILLS: usize = 8;
@@ -47,8 +47,8 @@ pub(super) struct Memory {
     pub(super) failures: u32,
     /// Those of them whose pods are still there, by name: each counts once.
     pub(super) counted: HashSet<String>,
-    /// When the last one did.
-    failed: Option<Instant>,
+    /// Those that were of use, or have lasted.
+    well: HashSet<String>,
     /// Until when nothing is begun, and why.
     pub(super) held_back: Option<(Instant, String)>,
     pub(super) told: Option<Instant>,
@@ -62,9 +62,9 @@ pub(super) struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        let (failures, counted, failed, held_back, told) = (0, HashSet::new(), None, None, None);
+        let (failures, counted, well, held_back, told) = (0, HashSet::new(), HashSet::new(), None, None);
         let (made, refills) = (HashMap::new(), VecDeque::new());
-        Self { failures, counted, failed, held_back, told, since: Instant::now(), made, refills }
+        Self { failures, counted, well, held_back, told, since: Instant::now(), made, refills }
     }
 }
 
@@ -87,27 +87,35 @@ impl Memory {
                 State::Free => {
                     self.refills.extend(self.made.remove(&sandbox.name).map(|made| now.duration_since(made)));
                 }
-                State::Spent(Some(why)) if self.counted.insert(sandbox.name.clone()) => self.fail(why.clone(), now),
+                // One that has lasted was well, whatever has ended it.
+                State::Spent(Some(why)) if sandbox.age_seconds < LASTS_SECONDS && self.counted.insert(sandbox.name.clone()) => {
+                    self.fail(why.clone(), now);
+                }
+                // It may have waited for any time in between.
+                State::Claimed => self.refills.extend(self.made.remove(&sandbox.name).map(|made| now.duration_since(made))),
                 _ => {}
             }
         }
-        // One that waits for a moment and ends has failed all the same.
-        let is_well = |sandbox: &SandboxSeen| match sandbox.state {
+        // One that waits for a moment and ends has failed all the same; each that does not takes a failure back.
+        let is_well = |sandbox: &&SandboxSeen| match sandbox.state {
             State::Claimed => true,
             State::Free => sandbox.age_seconds >= LASTS_SECONDS,
             _ => false,
         };
-        if sandboxes.iter().any(is_well) && self.failed.is_none_or(|failed| now.duration_since(failed) > LONGEST_HOLD_BACK) {
-            self.failures = 0;
+        for sandbox in sandboxes.iter().filter(is_well) {
+            if self.well.insert(sandbox.name.clone()) {
+                self.failures = self.failures.saturating_sub(1);
+            }
         }
         self.refills.drain(..self.refills.len().saturating_sub(REFILLS));
-        self.counted.retain(|name| sandboxes.iter().any(|sandbox| sandbox.name == *name));
+        for names in [&mut self.counted, &mut self.well] {
+            names.retain(|name| sandboxes.iter().any(|sandbox| sandbox.name == *name));
+        }
         // Slower than this is not slow, but in vain.
         self.made.retain(|_, made| now.duration_since(*made) < LONGEST_REFILL);
     }
 
     pub(super) fn fail(&mut self, why: String, now: Instant) {
-        self.failed = Some(now);
         self.failures = (self.failures + 1).min(8);
         let pause = (HOLD_BACK * 2_u32.pow(self.failures - 1)).min(LONGEST_HOLD_BACK);
         self.held_back = Some((now + pause, why));
@@ -136,6 +144,7 @@ impl Pool {
             policy: spec.policy_ref.clone(),
             runtime: spec.runtime.clone(),
             pool_uid: self.uid.clone(),
+            follows: spec.replicas.is_none(),
             shape,
             best_before: Instant::now() + Duration::from_secs(left),
         }
@@ -394,10 +403,14 @@ mod tests {
         assert_eq!(memory.failures, 4);
         let (until, _) = memory.held_back.clone().unwrap();
         assert_eq!(until, begin + Duration::from_secs(3) + HOLD_BACK * 8);
-        memory.note(&[sandbox("lasts", 70, State::Free)], begin + Duration::from_secs(90));
-        assert_eq!(memory.failures, 4);
-        memory.note(&[sandbox("lasts", 140, State::Free)], begin + Duration::from_secs(160));
-        assert_eq!(memory.failures, 0);
+        // Each that is of use, or lasts, takes one of them back; that it ends then is none.
+        let later = begin + Duration::from_secs(90);
+        let [lasts, claimed] = [sandbox("lasts", 70, State::Free), sandbox("claimed", 1, State::Claimed)];
+        memory.note(&[lasts.clone(), claimed.clone()], later);
+        memory.note(&[lasts, claimed], later);
+        assert_eq!(memory.failures, 2);
+        memory.note(&[sandbox("lasts", 80, State::Spent(Some("its node was drained".into())))], later);
+        assert_eq!(memory.failures, 2);
     }
 
     #[test]

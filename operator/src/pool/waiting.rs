@@ -35,6 +35,8 @@ pub(crate) struct Waiting {
     /// What a run has to name.
     pub(crate) runtime: String,
     pub(crate) pool_uid: String,
+    /// How many wait there goes by the runs that come.
+    pub(crate) follows: bool,
     pub(crate) shape: Shape,
     /// From then on its pod might be ended before its run is.
     pub(crate) best_before: Instant,
@@ -148,8 +150,9 @@ impl Sandboxes {
         let mut book = self.lock();
         let Book { pools, arrivals, .. } = &mut *book;
         let is_for_it = |pool: &&Waiting| pool.tenant == tenant && pool.policy == *policy && pool.runtime == runtime;
-        // It came once, also where several pools are for it.
-        let Some(uid) = pools.values().filter(is_for_it).map(|pool| &pool.pool_uid).min() else { return };
+        // It came once, also where several pools are for it: to one that goes by what comes, if there is one.
+        let Some(pool) = pools.values().filter(is_for_it).min_by_key(|pool| (!pool.follows, &pool.pool_uid)) else { return };
+        let uid = &pool.pool_uid;
         let came = arrivals.entry(uid.clone()).or_default();
         let now = Instant::now();
         let since = now.checked_sub(ago).unwrap_or(now);
@@ -268,20 +271,24 @@ impl Sandboxes {
         held.or_else(|| book.again.get(run_uid)).cloned()
     }
 
-    /// A job that another leader may not have delivered. Its run has its sandbox by what is stored, whether or not that is known here yet. Says no as long
-    /// as enough others are on their way, or where another run is known to have the sandbox.
-    pub(crate) fn bring_again(&self, run_uid: &str, pod: &str, job: HeldJob) -> bool {
-        let mut book = self.lock();
-        let is_anothers = matches!(book.sandboxes.get(pod), Some((_, State::Held(holder))) if holder.run_uid != run_uid);
+    /// Whether jobs of another leader may be brought: not as long as enough are on their way.
+    pub(crate) fn has_room_again(&self) -> bool {
+        let book = self.lock();
         let on_their_way: usize = book.again.values().filter_map(|job| job.files.as_ref()).map(|files| bytes(files)).sum();
-        if is_anothers || on_their_way > AGAIN_BYTES {
-            return false;
-        }
-        book.again.insert(run_uid.to_owned(), job);
-        true
+        on_their_way <= AGAIN_BYTES
     }
 
-    /// The sandbox has its job: nothing of it stays here.
+    /// A job that another leader may not have delivered. Its run has its sandbox by what is stored, whether or not that is known here yet.
+    pub(crate) fn bring_again(&self, run_uid: &str, job: HeldJob) {
+        self.lock().again.insert(run_uid.to_owned(), job);
+    }
+
+    /// Whether a run other than this one is known to have the sandbox.
+    pub(crate) fn is_anothers(&self, pod: &str, run_uid: &str) -> bool {
+        matches!(self.lock().sandboxes.get(pod), Some((_, State::Held(holder))) if holder.run_uid != run_uid)
+    }
+
+    /// The sandbox has its job, or is to get none any more: nothing of it stays here.
     pub(crate) fn delivered(&self, run_uid: &str) {
         let mut book = self.lock();
         if let Some(job) = book.again.get_mut(run_uid) {
@@ -429,6 +436,7 @@ mod tests {
             policy: run.policy.clone(),
             runtime: RUNTIME.into(),
             pool_uid: "pool".into(),
+            follows: false,
             shape: Shape::of(&run.grant),
             best_before: Instant::now() + Duration::from_secs(60),
         }
@@ -557,18 +565,37 @@ mod tests {
         sandboxes.add("sp-1", a_waiting(&run));
         assert!(!take(&sandboxes, &run_of("two")) && !sandboxes.withdraw("sp-1"));
         assert!(sandboxes.job_of("one").is_none());
-        assert!(!sandboxes.bring_again("two", "sp-1", HeldJob::of(&run)), "it is another's");
-        assert!(sandboxes.bring_again("one", "sp-1", HeldJob::of(&run)));
+        assert!(sandboxes.is_anothers("sp-1", "two") && !sandboxes.is_anothers("sp-1", "one") && !sandboxes.is_anothers("sp-2", "two"));
+        sandboxes.bring_again("one", HeldJob::of(&run));
         let mut large = HeldJob::of(&run);
         large.files = Some(Arc::new(JobFiles { input: Some(vec![0; AGAIN_BYTES + 1]), ..run.files.clone() }));
-        assert!(sandboxes.bring_again("large", "sp-9", large) && !sandboxes.bring_again("more", "sp-8", HeldJob::of(&run)));
+        assert!(sandboxes.has_room_again());
+        sandboxes.bring_again("large", large);
+        assert!(!sandboxes.has_room_again());
         sandboxes.delivered("large");
-        assert!(sandboxes.bring_again("more", "sp-8", HeldJob::of(&run)));
+        assert!(sandboxes.has_room_again());
         assert_eq!(sandboxes.job_of("one").unwrap().files.as_deref(), Some(&run.files));
         sandboxes.delivered("one");
         assert!(sandboxes.job_of("one").unwrap().files.is_none());
         sandboxes.let_go_all_but(&HashSet::new());
         assert!(sandboxes.job_of("one").is_none() && sandboxes.of_run("one").is_none());
+    }
+
+    #[test]
+    fn a_run_comes_once_and_to_a_pool_that_goes_by_it() {
+        let run = run_of("one");
+        let sandboxes = Sandboxes::default();
+        let pool = |uid: &str, follows| Waiting { pool_uid: uid.into(), follows, ..a_waiting(&run) };
+        sandboxes.pools_are([pool("a", false), pool("b", true), pool("c", true)]);
+        let asked = (run.namespace.as_str(), &run.policy, a_waiting(&run).runtime);
+        for ago in [3, 5, 4] {
+            sandboxes.came((asked.0, asked.1, &asked.2), Duration::from_secs(ago));
+        }
+        sandboxes.came(("other", asked.1, &asked.2), Duration::ZERO);
+        let ages: Vec<u64> = sandboxes.arrivals("b").iter().map(Duration::as_secs).collect();
+        assert_eq!((ages, sandboxes.arrivals("a").len(), sandboxes.arrivals("c").len()), (vec![5, 4, 3], 0, 0));
+        sandboxes.pools_are([pool("a", false)]);
+        assert!(sandboxes.arrivals("b").is_empty());
     }
 
     #[test]

@@ -122,7 +122,8 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         PodSeen::Present(facts) => context.sessions.look(&uid, &facts.uid),
         PodSeen::Absent => context.sessions.remains(&uid),
     };
-    if stream.transcript.accepted {
+    let is_being_ended = run.status.as_ref().is_some_and(|status| status.stopping.is_some());
+    if stream.transcript.accepted || is_being_ended {
         context.sandboxes.delivered(&uid);
     }
     if let (PodSeen::Present(facts), true) = (&pod, stream.complete) {

@@ -13,6 +13,7 @@ use super::observe::{decide, fetched, size_kib};
 use super::pod_facts::PodFacts;
 use super::step::{SandboxSeen, Seen, StreamSeen};
 use super::validate::{PoliciesSeen, ValidRun};
+use crate::config::REQUEST_LIMIT;
 use crate::context::Context;
 use crate::error::Error;
 use crate::names::{is_waiting_name, pod_name, sandbox_namespace};
@@ -59,16 +60,25 @@ fn may_lack_its_job(run: &ScriptRun, context: &Context) -> bool {
         && !status.is_true(&ConditionType::Finished)
         && status.stopping.is_none()
         && run.metadata.deletion_timestamp.is_none();
-    is_given && may_start && context.sandboxes.job_of(&uid).is_none()
+    let is_its_own = || !status.pod.as_ref().is_some_and(|pod| context.sandboxes.is_anothers(&pod.name, &uid));
+    is_given && may_start && context.sandboxes.job_of(&uid).is_none() && is_its_own()
 }
 
 /// Has the job sent again that was decided on when the run was given its sandbox. A runner takes one job, and the sandbox is that run's alone, so that
 /// nothing is run twice. Where something has changed since, so that it would be another job, there is none. `false`: it cannot be said or sent yet. That
 /// keeps nothing else from being done about a script that may run.
 pub(super) async fn bring_again(watched: &Watched, policies: &mut PoliciesSeen, context: &Arc<Context>) -> bool {
-    match Box::pin(decide_again(watched, policies, context)).await {
-        Ok(Some(decided)) => is_brought(&watched.run, &decided, context),
-        Ok(None) => true,
+    if !context.sandboxes.has_room_again() {
+        return false;
+    }
+    let decided = tokio::time::timeout(REQUEST_LIMIT, Box::pin(decide_again(watched, policies, context))).await;
+    match decided.unwrap_or(Err(Error::Late { what: "the job of a run" })) {
+        Ok(decided) => {
+            if let Some(decided) = decided.filter(|decided| is_the_same(&watched.run, decided)) {
+                context.sandboxes.bring_again(&decided.uid, HeldJob::of(&decided));
+            }
+            true
+        }
         Err(error) => {
             tracing::debug!(error = error.chain(), "the job of a run is decided on again later");
             false
@@ -86,11 +96,8 @@ async fn decide_again(watched: &Watched, policies: &mut PoliciesSeen, context: &
     Ok(decide(&whole, policies, context, context.now()).await?.ok())
 }
 
-fn is_brought(run: &ScriptRun, decided: &ValidRun, context: &Context) -> bool {
-    let status = run.status.as_ref();
-    let is_the_same = status.is_some_and(|status| status.job_digest.as_ref() == Some(&decided.digest));
-    let pod = status.and_then(|status| status.pod.as_ref()).map_or("", |pod| &pod.name);
-    !is_the_same || context.sandboxes.bring_again(&decided.uid, pod, HeldJob::of(decided))
+fn is_the_same(run: &ScriptRun, decided: &ValidRun) -> bool {
+    run.status.as_ref().is_some_and(|status| status.job_digest.as_ref() == Some(&decided.digest))
 }
 
 /// The pod that a run has or would have.
@@ -125,32 +132,23 @@ mod tests {
         run
     }
 
-    #[tokio::test]
-    async fn a_job_that_another_leader_may_not_have_sent_is_sent_again_and_no_other() {
-        let (context, fake) = context(vec![], &[]);
+    #[test]
+    fn a_job_is_sent_again_that_was_decided_on_and_no_other() {
         let run = given_by_another();
         let decided = valid(&run);
-        assert!(is_brought(&run, &ValidRun { digest: "of another script".into(), ..decided.clone() }, &context));
-        assert!(context.sandboxes.job_of(&decided.uid).is_none());
-        assert!(is_brought(&run, &decided, &context));
-        assert_eq!(context.sandboxes.job_of(&decided.uid).unwrap().files.as_deref(), Some(&decided.files));
-        fake.finished().await;
+        assert!(is_the_same(&run, &decided));
+        assert!(!is_the_same(&run, &ValidRun { digest: "of another script".into(), ..decided }));
     }
 
     #[tokio::test]
     async fn only_a_run_that_another_leader_gave_a_sandbox_and_that_may_start_lacks_its_job() {
         let (context, fake) = context(vec![], &[]);
-        let status = given_by_another().status.unwrap();
         assert!(may_lack_its_job(&given_by_another(), &context) && !may_lack_its_job(&started(1), &context));
         let listening = |caught_up| StreamSeen { caught_up, ..a_stream(|_| {}) };
         assert!(lacks_its_job(&given_by_another(), &listening(true), &context));
         assert!(!lacks_its_job(&given_by_another(), &listening(false), &context), "it may have said that it has it");
         assert!(!lacks_its_job(&given_by_another(), &a_stream(|transcript| transcript.accepted = true), &context));
-        context.sandboxes.bring_again(
-            &given_by_another().uid().unwrap(),
-            &status.pod.unwrap().name,
-            HeldJob::of(&valid(&given_by_another())),
-        );
+        context.sandboxes.bring_again(&given_by_another().uid().unwrap(), HeldJob::of(&valid(&given_by_another())));
         assert!(!may_lack_its_job(&given_by_another(), &context));
         context.sandboxes.let_go(&given_by_another().uid().unwrap());
         let mut deleted = given_by_another();

@@ -495,7 +495,9 @@ fn while_running(run: &ScriptRun, status: &ScriptRunStatus, seen: &Seen, now: Ti
     if run.spec.cancel == Some(true) {
         return Step::RecordStop(Reason::Cancelled);
     }
-    let Some(left) = time_left(status, run, now) else {
+    // What waited for a leader has not had its time.
+    let waited_until = (pod.has_waited && !seen.stream.transcript.accepted).then_some(seen.leading_since);
+    let Some(left) = time_left(status, run, waited_until, now) else {
         return Step::RecordStop(Reason::TimedOut);
     };
     if !seen.stream.listening {
@@ -538,8 +540,9 @@ fn gone(status: &ScriptRunStatus, transcript: &Transcript) -> Step {
 /// and is for runners that a script has stopped; so it leaves time for the start message and for an interpreter on a busy node.
 const TIMEOUT_SLACK_SECONDS: i64 = 5;
 
-fn time_left(status: &ScriptRunStatus, run: &ScriptRun, now: Timestamp) -> Option<Duration> {
+fn time_left(status: &ScriptRunStatus, run: &ScriptRun, waited_until: Option<Timestamp>, now: Timestamp) -> Option<Duration> {
     let started = status.clocks.as_ref().and_then(|clocks| clocks.started.clone()).map_or(now, |MicroTime(time)| time);
+    let started = waited_until.map_or(started, |until| started.max(until));
     let timeout = status.timeout_seconds.or(run.spec.timeout_seconds).unwrap_or(0);
     remaining(&started, timeout + TIMEOUT_SLACK_SECONDS, now)
 }

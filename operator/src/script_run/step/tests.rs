@@ -91,6 +91,9 @@ fn a_restarted_operator_asks_a_sandbox_that_waited_whether_it_has_its_job() {
     let asked = Step::SendStart { boot: BOOT.into(), digest: String::new() };
     let reads = with_pod(&run, StreamSeen { caught_up: false, ..a_stream(|_| {}) }, forgotten);
     assert!(is_rest(&step(&run, &reads, 1)), "its log may tell");
+    let late = Seen { leading_since: at(100), ..with_pod(&run, a_stream(|_| {}), forgotten) };
+    assert_eq!(step(&run, &late, 101), asked, "what waited for a leader has its time before it");
+    assert_eq!(step(&run, &Seen { leading_since: at(0), ..late }, 101), Step::RecordStop(Reason::TimedOut));
     let waits = Seen { is_job_to_come: true, ..with_pod(&run, a_stream(|_| {}), forgotten) };
     assert!(is_rest(&step(&run, &waits, 1)), "its job may still be had");
     assert_eq!(step(&run, &with_pod(&run, a_stream(|_| {}), forgotten), 1), asked);
