@@ -21,5 +21,8 @@ pub use resolver::{ROOT_QUESTION, name_servers};
 pub use seal::{KEY_BYTES, MAX_TERMINATION_MESSAGE, Opener, RunKey, Sealer, SealingKey, Summary, sandbox};
 pub use transcript::{Captured, Reader, Transcript};
 
+/// Exit code of a runner that did not run its job: no script's own, since its lines tell them apart.
+pub const NOT_RUN: u8 = 120;
+
 /// Version of the job file, of the lines and of the control messages.
 pub const VERSION: u32 = 1;

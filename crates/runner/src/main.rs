@@ -23,10 +23,9 @@ mod system;
 use std::path::Path;
 use std::process::ExitCode;
 
+use paddock_protocol::NOT_RUN;
 use start::JobSource;
 
-/// Exit code of a runner that did not run its job: no script's own, since its lines tell them apart.
-const NOT_RUN: u8 = 120;
 const USAGE: &str = "usage: paddock-runner run JOB_FOLDER | wait JOB_FOLDER SANDBOX PUBLIC_KEY [INTERPRETER] | install TARGET_FOLDER | look [PLACE...] | --version";
 
 fn main() -> ExitCode {

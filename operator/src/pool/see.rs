@@ -10,7 +10,7 @@ use kube::ResourceExt as _;
 use kube::runtime::reflector::ObjectRef;
 use paddock_crds::{Capabilities, ConditionType, PolicyKind, PolicyRef, PoolReason, ResourceAmounts, SandboxPool, ScriptRun};
 use paddock_policy::{Ask, Facts, Gateway, Grant, judge, judge_denied};
-use paddock_protocol::Line;
+use paddock_protocol::{Line, NOT_RUN};
 
 use super::demand::{FIRST_REFILL, REMEMBERED, wanted};
 use super::plan::{PoolSeen, SandboxSeen, State};
@@ -30,8 +30,6 @@ const MOST_POOLS: usize = 16;
 const DEFAULT_AGE_SECONDS: i64 = 3600;
 /// One that is too old may be given to a run for so long, until it is replaced.
 pub(crate) const REPLACED_WITHIN_SECONDS: u32 = 300;
-/// Exit code of a runner that did not run its job.
-const NOT_RUN: i32 = 120;
 /// After sandboxes of a pool have ended before they were ready, longer with each.
 const HOLD_BACK: Duration = Duration::from_secs(2);
 /// By so many it is known how long the next one takes.
@@ -343,7 +341,7 @@ fn state(pod: &Pod, context: &Context) -> State {
 /// What a runner said that could not begin, to nobody. An interpreter that waits could have written it too, so it counts only for a runner that has ended as
 /// one does which refuses.
 fn refused_in(ended: &Ended) -> Option<String> {
-    let message = ended.termination_message.as_ref().filter(|_| ended.exit_code == Some(NOT_RUN))?;
+    let message = ended.termination_message.as_ref().filter(|_| ended.exit_code == Some(i32::from(NOT_RUN)))?;
     match Line::parse(message.trim_end().as_bytes())? {
         Line::Refused(refused) => Some(useless(&refused)),
         _ => None,

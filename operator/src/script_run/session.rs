@@ -543,6 +543,19 @@ async fn fill_from_log(listening: &Listening, api: &Api<Pod>, shared: &Mutex<Sha
 mod tests {
     use super::*;
 
+    fn of_nobody(key: &RunKey) -> Shared {
+        Shared {
+            reader: Reader::new(key.clone()),
+            of: For::Nobody { answered: None, since: Instant::now() },
+            wake: Arc::new(|| ()),
+            is_adopted: false,
+            caught_up: false,
+            complete: false,
+            start_sent: false,
+            stop_sent: None,
+        }
+    }
+
     /// What a log says of a sandbox is what it was: only an answer that came on the stream that is open now, and lately, makes it free.
     #[tokio::test]
     async fn a_sandbox_waits_only_as_long_as_it_says_so() {
@@ -550,18 +563,7 @@ mod tests {
         let key = sealing.of_sandbox("sp-1");
         let sealer = paddock_protocol::Sealer::new(&key.public(), &sandbox("sp-1")).unwrap();
         let ready = Line::Ready { version: 1, boot: sealer.boot().to_owned() }.to_text().unwrap();
-        let reader = Reader::new(key.clone());
-        let of = For::Nobody { answered: None, since: Instant::now() };
-        let mut shared = Shared {
-            reader,
-            of,
-            wake: Arc::new(|| ()),
-            is_adopted: false,
-            caught_up: false,
-            complete: false,
-            start_sent: false,
-            stop_sent: None,
-        };
+        let mut shared = of_nobody(&key);
         assert!(matches!(shared.heard(), Heard::Silent(_)));
         assert!(shared.take_line(ready.trim_end().as_bytes()));
         assert_eq!(shared.heard(), Heard::Waits);
@@ -581,18 +583,7 @@ mod tests {
         let [one, other] = boots.map(|boot| Line::Ready { version: 1, boot }.to_text().unwrap());
         let refused = "pdk1 refused {\"reason\":\"notSandboxed\",\"detail\":\"no\"}".to_owned();
         for said in [[&one, &other], [&refused, &refused]] {
-            let of = For::Nobody { answered: None, since: Instant::now() };
-            let reader = Reader::new(key.clone());
-            let mut shared = Shared {
-                reader,
-                of,
-                wake: Arc::new(|| ()),
-                is_adopted: false,
-                caught_up: false,
-                complete: false,
-                start_sent: false,
-                stop_sent: None,
-            };
+            let mut shared = of_nobody(&key);
             for line in said {
                 shared.take_line(line.trim_end().as_bytes());
             }
