@@ -102,7 +102,7 @@ open_enum! {
         PolicyGone,
         /// Accepted=False: a policy that takes part cannot be used as it stands.
         PolicyInvalid,
-        /// Accepted=False, Finished: a deny-list of a policy names the script, its image or its requester.
+        /// Accepted=False, Finished: a deny-list of a policy names the script, what it imports, its image or its requester.
         Denied,
         /// Admitted=False: a policy that takes part is suspended; the run waits until that changes. Finished: it was ended for that.
         Suspended,
@@ -124,6 +124,12 @@ open_enum! {
         RuleNotSatisfied,
         /// Accepted=False: an expression of a policy cannot be evaluated on the run.
         RuleFailed,
+        /// Accepted=False: a policy demands that scripts can be examined before they run, and this one cannot. The message tells why.
+        ScriptUnclear,
+        /// Accepted=False: the text of the script shows code that is made at run time, or other programs, and the run does not ask for that.
+        CapabilityUndeclared,
+        /// Accepted=False: the script imports what a policy does not name, or it is not known what it imports.
+        ImportNotAllowed,
         /// Approved: as many people as the policies demand have approved the run.
         ApprovalGiven,
         /// Approved=False: the run waits for approvals; `status.approval` tells which.

@@ -9,6 +9,7 @@ pub mod generate;
 pub mod json_schema;
 mod open_enum;
 pub mod policy_status;
+pub mod preflight;
 pub mod reference;
 pub mod risk;
 pub mod sandbox_policy;
@@ -24,6 +25,7 @@ pub use diagnosis::{
     DiagnosisStatus,
 };
 pub use policy_status::{PolicyCondition, PolicyConditionType, PolicyReason, PolicyStatus, Problem};
+pub use preflight::{Finding, FindingKind, Language, Preflight, PreflightRules, PreflightVerdict, Strictness, Unclear};
 pub use risk::{Risk, RiskLevel, RiskPart, RiskReason};
 pub use sandbox_policy::{
     ApprovalDemand, Binding, CapabilityRules, ClusterSandboxPolicy, ClusterSandboxPolicySpec, DeniedSubject, Deny, Detector, Effect,

@@ -49,6 +49,8 @@ open_enum! {
         RunsDynamicCode,
         /// It may start other programs.
         StartsPrograms,
+        /// Its text should have been examined and could not be.
+        ScriptUnclear,
     }
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::policy_status::PolicyStatus;
+use crate::preflight::{Language, PreflightRules, denied_imports_schema};
 use crate::schema::{any_json, list_atomic, list_map, list_of_strings, quantity};
 
 list_map!(runtimes_schema, Runtime, "name", 32);
@@ -115,6 +116,9 @@ pub struct PolicyRules {
     /// What runs may be given that ask for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<CapabilityRules>,
+    /// What the text of a script must be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<PreflightRules>,
     /// What the input of a run must be.
     #[serde(default)]
     pub input: InputRules,
@@ -288,7 +292,7 @@ pub struct PolicyRule {
     /// The name by which decisions and problems speak of it.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
-    /// CEL over `run`, `tenant`, `requester`, `endUser`, `risk` and `now`. A run for which it is false, or cannot be evaluated, is refused.
+    /// CEL over `run`, `tenant`, `requester`, `endUser`, `risk`, `preflight` and `now`. A run for which it is false, or cannot be evaluated, is refused.
     #[schemars(length(min = 1, max = 1024))]
     pub expression: String,
     /// What the author of a script is told where it does not hold.
@@ -371,6 +375,10 @@ pub struct Deny {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "host_patterns_schema")]
     pub hosts: Vec<String>,
+    /// Modules that no script imports, each with all that is in it. Where a policy says what scripts are written in, one that could not be read is denied too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "denied_imports_schema")]
+    pub imports: Vec<String>,
     /// Who may have nothing run: who creates it, and for whom.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "subjects_schema")]
@@ -546,6 +554,8 @@ pub struct Runtime {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 8), regex(pattern = "^[a-z0-9]+$"))]
     pub extension: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<Language>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pre_start: Option<PreStart>,
 }

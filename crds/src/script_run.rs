@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::approval_status::ApprovalStatus;
 use crate::conditions::{Condition, ConditionType, Phase, Reason};
 use crate::open_enum::open_enum;
+use crate::preflight::Preflight;
 use crate::risk::Risk;
 use crate::sandbox_policy::ResourceAmounts;
 use crate::schema::{any_json, list_atomic, list_map, list_of_strings};
@@ -284,6 +285,9 @@ pub struct ScriptRunStatus {
     /// How much the run could do that nobody wants, by what it was granted. Absent where a capability or a limit refused it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub risk: Option<Risk>,
+    /// What the text of the script shows. Absent where nobody has looked: its runtime names no language.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<Preflight>,
     /// Where `input` does not satisfy its schemas: the first 64 places.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "violations_schema")]

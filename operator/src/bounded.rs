@@ -1,85 +1,25 @@
-//! Work that hostile bytes could make endless, in a process of its own: neither time nor memory can be taken back from a thread. What is not
-//! answered within the bounds has no answer.
+//! Who asks processes of their own, and in what order: for work that hostile bytes could make endless.
 
 use std::collections::HashMap;
-use std::io::Read as _;
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::{ExitCode, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 
-use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
+use paddock_confined::{Answered, Bounds};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::error::Error;
 
-/// One kind of work, and what it may take.
-pub(crate) struct Bounds {
-    /// The argument that makes this program the process for it.
-    pub(crate) argument: &'static str,
-    pub(crate) cpu_seconds: u64,
-    /// Address space, in bytes. That of all kinds together, beside the operator's own, is below the memory that its container may have.
-    pub(crate) memory: u64,
-    pub(crate) wall: Duration,
-    /// Longest question as JSON, in bytes.
-    pub(crate) question: u64,
-}
-
-/// Asks a process of its own. `None`: it took more CPU or memory than it may. That it had no chance to, on a busy machine, is an error: it says
-/// nothing of the question.
+/// Asks a process of its own. `None`: it took more CPU or memory than it may, or broke. That it had no chance to answer, on a busy machine, is an
+/// error: it says nothing of the question.
 pub(crate) async fn ask<A: DeserializeOwned>(bounds: &Bounds, question: &impl Serialize) -> Result<Option<A>, Error> {
-    let failed = |source: std::io::Error| Error::Process { source };
-    let program = std::env::current_exe().map_err(failed)?;
-    let mut command = tokio::process::Command::new(program);
-    command.arg(bounds.argument).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(failed)?;
-    let text = serde_json::to_vec(question).map_err(|error| failed(error.into()))?;
-    let mut input = child.stdin.take();
-    let write = async {
-        // A process that ended early does not read on; its answer, or that there is none, tells why.
-        if let Some(input) = &mut input {
-            let _ = input.write_all(&text).await;
+    Ok(match paddock_confined::ask(bounds, question).await.map_err(|source| Error::Process { source })? {
+        Answered::Yes(answer) => Some(answer),
+        Answered::Broke(how) => {
+            tracing::warn!(work = bounds.argument, how, "a question was too much for the process that looked at it");
+            None
         }
-        drop(input);
-        child.wait_with_output().await
-    };
-    let late = |_| failed(std::io::ErrorKind::TimedOut.into());
-    let output = tokio::time::timeout(bounds.wall, write).await.map_err(late)?.map_err(failed)?;
-    match output.status.signal().map(Signal::try_from) {
-        Some(Ok(Signal::SIGXCPU | Signal::SIGABRT)) => Ok(None),
-        _ if output.status.success() => serde_json::from_slice(&output.stdout).map(Some).map_err(|error| failed(error.into())),
-        _ => Err(failed(std::io::Error::other(output.status.to_string()))),
-    }
-}
-
-/// The process: a question on standard input, an answer on standard output.
-pub(crate) fn serve<Q: DeserializeOwned, A: Serialize>(bounds: &Bounds, answer: impl FnOnce(Q) -> A) -> ExitCode {
-    let limits = [
-        // The second limit is never reached: so it is told by a signal that nobody else sends.
-        (Resource::RLIMIT_CPU, bounds.cpu_seconds, bounds.cpu_seconds + 1),
-        (Resource::RLIMIT_AS, bounds.memory, bounds.memory),
-        (Resource::RLIMIT_CORE, 0, 0),
-        (Resource::RLIMIT_NOFILE, 16, 16),
-    ];
-    if limits.into_iter().any(|(resource, soft, hard)| setrlimit(resource, soft, hard).is_err()) {
-        return ExitCode::FAILURE;
-    }
-    let mut text = Vec::new();
-    if std::io::stdin().take(bounds.question).read_to_end(&mut text).is_err() {
-        return ExitCode::FAILURE;
-    }
-    let Ok(question) = serde_json::from_slice(&text) else {
-        return ExitCode::FAILURE;
-    };
-    drop(text);
-    match serde_json::to_writer(std::io::stdout(), &answer(question)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
+    })
 }
 
 /// Passes of one namespace that wait for one thing. More are told to come again: who waits holds what passes of all need.

@@ -29,6 +29,7 @@ use crate::names::FINALIZER;
 use crate::pods::PodCache;
 use crate::policies::{Policies, Writers};
 use crate::pool::waiting::Sandboxes;
+use crate::preflight::Readings;
 use crate::readable::Readable;
 use crate::sandbox_namespace::Prepared;
 use crate::script_run::ledger::{Entry, Ledger, LivingPod};
@@ -101,6 +102,8 @@ pub(crate) struct Context {
     pub(crate) large: Turns,
     /// Whose turn it is to have a process that checks an input.
     pub(crate) checking: Turns,
+    /// What the texts of scripts show.
+    pub(crate) readings: Readings,
     /// Whose turn it is to have a process that makes a result.
     pub(crate) telling: Turns,
     /// What they answered, by the UID of the run, with a hash of the schemas.
@@ -146,6 +149,7 @@ impl Context {
             sessions: Sessions::default(),
             large: Turns::new(LARGE, LARGE_OF_ONE),
             checking: Turns::new(1, 1),
+            readings: Readings::default(),
             telling: Turns::new(1, 1),
             checks: Mutex::default(),
             given: Mutex::default(),
@@ -236,6 +240,7 @@ impl Context {
         lock(&self.failures).remove(&uid);
         lock(&self.checks).remove(&uid);
         lock(&self.given).remove(&uid);
+        self.readings.forget(&uid);
         self.sandboxes.let_go(&uid);
         self.sessions.close(&uid);
         self.ledger.forget(&uid);
@@ -248,6 +253,7 @@ impl Context {
         lock(&self.failures).retain(|uid, _| present.contains(uid));
         lock(&self.checks).retain(|uid, _| present.contains(uid));
         lock(&self.given).retain(|uid, _| present.contains(uid));
+        self.readings.forget_all_but(present);
         lock(&self.ending).retain(|uid| present.contains(uid));
         self.sandboxes.let_go_all_but(present);
         self.sessions.close_all_but(present);
@@ -315,6 +321,7 @@ impl Context {
     /// The end of a run was stored.
     pub(crate) fn ended(&self, run: &ScriptRun) {
         lock(&self.checks).remove(&run.uid().unwrap_or_default());
+        self.readings.forget(&run.uid().unwrap_or_default());
         lock(&self.ending).insert(run.uid().unwrap_or_default());
     }
 
@@ -460,6 +467,6 @@ fn version(run: &ScriptRun) -> u64 {
     run.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use jsonschema::{Draft, PatternOptions};
+use paddock_confined::Bounds;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::bounded::{self, Bounds};
+use crate::bounded;
 use crate::error::Error;
 use crate::script_run::text::{cut, visible};
 
@@ -18,9 +19,11 @@ pub(crate) const BOUNDS: Bounds = Bounds {
     argument: "check-input",
     cpu_seconds: 1,
     memory: 64 << 20,
+    stack: 8 << 20,
     wall: Duration::from_secs(30),
     // Script, arguments, input and schema of a run have at most a megabyte together; schemas of policies are of the same size at most.
     question: 8 << 20,
+    answer: 1 << 20,
 };
 /// Violations that are told one by one.
 const TOLD: usize = 64;
@@ -73,7 +76,9 @@ pub(crate) async fn ask(question: &Question) -> Result<Answer, Error> {
 
 /// The checking process.
 pub(crate) fn main() -> ExitCode {
-    bounded::serve(&BOUNDS, |question| check(&question))
+    // The seed of its hash tables is from a file.
+    let prepare = || drop(compile("true"));
+    paddock_confined::serve(&BOUNDS, prepare, |question| check(&question))
 }
 
 fn check(question: &Question) -> Answer {

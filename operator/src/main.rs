@@ -23,6 +23,7 @@ mod names;
 mod pods;
 mod policies;
 mod pool;
+mod preflight;
 mod readable;
 mod retire;
 mod revisions;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     let argument = std::env::args().nth(1);
     match argument.as_deref() {
         Some(argument) if argument == input_check::BOUNDS.argument => return input_check::main(),
+        Some(argument) if argument == paddock_preflight::BOUNDS.argument => return paddock_preflight::serve(),
         Some(argument) if argument == script_run::telling::BOUNDS.argument => return script_run::telling::main(),
         Some(crds::ARGUMENT) => return crds::main(),
         Some(admission::ARGUMENT) => return admission::main(),

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::arguments::{Decide, Output};
 use crate::cluster::{Cluster, explained, patching, posting};
 use crate::exit::Exit;
-use crate::explain::whoever_asks;
+use crate::explain::{script_shows, whoever_asks};
 use crate::shallow::Shallow;
 use crate::show::document;
 use crate::table::{Cell, plain, table};
@@ -183,6 +183,9 @@ fn shown(run: &ScriptRun, status: &ScriptRunStatus, needed: &ApprovalStatus) -> 
     }
     if let Some(risk) = &status.risk {
         text += &format!("risk:       {risk}\n");
+    }
+    if let Some(preflight) = &status.preflight {
+        text += &format!("shows:      {}\n", script_shows(preflight));
     }
     for decision in status.decisions.iter().filter(|decision| decision.verdict == Verdict::Granted) {
         text += &format!("granted:    {}\n", printable(&decision.permission));

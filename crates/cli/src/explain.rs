@@ -7,17 +7,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{
-    ClusterSandboxPolicy, ConditionStatus, ConditionType, Decision, Effect, PolicyKind, PolicyRef, PolicyRules, Reason, Requester, Risk,
-    SandboxPolicy, ScriptRun, ScriptRunStatus, TakenPolicy, Verdict,
+    ClusterSandboxPolicy, ConditionStatus, ConditionType, Decision, Effect, PolicyKind, PolicyRef, PolicyRules, Preflight, Reason,
+    Requester, Risk, SandboxPolicy, ScriptRun, ScriptRunStatus, TakenPolicy, Verdict,
 };
 use paddock_policy::{
     Ask, AtGateway, Containment, Digests, Facts, Gateway, Hashes, ObjectKind, Policy, Refusal, Subject, TenantFacts, containment, demanded,
-    digests, hash_of, input_demand, judge, judge_denied, judge_input, judge_rules, risk, script_hash, selects,
+    digests, hash_of, input_demand, judge, judge_denied, judge_input, judge_preflight, judge_rules, risk, script_hash, selects,
 };
+use paddock_preflight::Question;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -121,6 +122,12 @@ pub(crate) struct Explanation {
     /// Of what is granted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) risk: Option<Risk>,
+    /// What the text of the script shows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) preflight: Option<Preflight>,
+    /// It is in a ConfigMap that was not at hand, so that nothing was decided by what it shows.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) not_read: bool,
     /// What approvals are bound to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) digest: Option<String>,
@@ -142,13 +149,14 @@ pub(crate) struct Known<'a> {
     pub(crate) requester: &'a Requester,
     /// What is known of the objects that it asks for.
     pub(crate) objects: &'a objects::Known,
+    pub(crate) text: Text,
     pub(crate) now: Timestamp,
 }
 
 /// Decides as the operator does, but for what only it can tell: the content of ConfigMaps with scripts, whether an input satisfies its schemas, whether
 /// authors and Paddock may read what is asked for, and whether there is room. Pure.
 pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> Result<Explanation> {
-    let Known { namespace, requester, objects: (objects, data), now } = known;
+    let Known { namespace, requester, objects: (objects, data), text, now } = known;
     let policies = written.taking_part(run, namespace.labels)?;
     let outcome = judge(&policies, &run.spec.policy_ref, &Ask::of(&run.spec, objects.clone(), AtGateway::new(), Gateway::Installed));
     let taken = policies.iter().map(|policy| policy.taken.clone()).collect();
@@ -159,6 +167,8 @@ pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> R
         policies: taken,
         decisions: outcome.decisions,
         risk: None,
+        preflight: None,
+        not_read: false,
         digest: None,
         schema_digest: None,
     };
@@ -166,12 +176,14 @@ pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> R
         Ok(grant) => grant,
         Err(refusal) => return Ok(explanation.refused(refusal)),
     };
-    let risk = risk(&grant.capabilities);
+    let risk = risk(&grant.capabilities, text.shows());
     explanation.risk = Some(risk.clone());
+    explanation.preflight = text.shows().cloned();
     let hash = run.spec.script.source.inline.as_ref().map(|text| script_hash(text.as_bytes()));
     let facts = Facts {
         script_hash: hash.as_deref(),
         image: Some(&grant.runtime.image),
+        preflight: text.shows(),
         requester: Some(requester),
         end_user: run.spec.end_user.as_ref(),
     };
@@ -179,8 +191,24 @@ pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> R
         explanation.decisions.push(decision);
         return Ok(explanation.refused(refusal));
     }
+    let not_examined = Preflight::not_examined();
+    let shows = match &text {
+        Text::Shows(preflight) => Some(preflight),
+        Text::NotExamined => Some(&not_examined),
+        Text::NotAtHand => None,
+    };
+    if let Some(shows) = shows {
+        let (decisions, refusal) = judge_preflight(&policies, shows, &grant.capabilities);
+        explanation.decisions.extend(decisions);
+        if let Some(refusal) = refusal {
+            return Ok(explanation.refused(refusal));
+        }
+    } else {
+        explanation.not_read = true;
+    }
     let bytes = run.spec.script.input.as_ref().map_or(0, |input| input.to_string().len()) as u64;
-    let subject = Subject::of(run, (&grant, hash.as_deref().unwrap_or_default(), bytes), &risk, namespace, requester, now);
+    let about = (&risk, text.shows());
+    let subject = Subject::of(run, (&grant, hash.as_deref().unwrap_or_default(), bytes), about, namespace, requester, now);
     let is_data_known = grant.capabilities.names(ObjectKind::ConfigMap).all(|name| data.contains_key(name));
     if let Some(hash) = hash.as_ref().filter(|_| is_data_known) {
         let of = |value: &Option<Value>| value.as_ref().map(|value| script_hash(as_stored(value).as_bytes()));
@@ -212,6 +240,64 @@ pub(crate) fn explain(written: &Written, run: &ScriptRun, known: Known<'_>) -> R
         }
     }
     Ok(explanation)
+}
+
+/// What is known of the text of a script.
+#[derive(Clone, Debug)]
+pub(crate) enum Text {
+    /// What it shows.
+    Shows(Preflight),
+    /// No policy says what it is written in.
+    NotExamined,
+    /// It is in a ConfigMap that is not at hand.
+    NotAtHand,
+}
+
+impl Text {
+    fn shows(&self) -> Option<&Preflight> {
+        match self {
+            Self::Shows(preflight) => Some(preflight),
+            Self::NotExamined | Self::NotAtHand => None,
+        }
+    }
+
+    /// Reads it as the policies say.
+    pub(crate) async fn of(
+        written: &Written,
+        run: &ScriptRun,
+        labels: &BTreeMap<String, String>,
+        cluster: Option<&Cluster>,
+    ) -> Result<Self> {
+        let policies = written.taking_part(run, labels)?;
+        let ask = Ask::of(&run.spec, BTreeMap::new(), AtGateway::new(), Gateway::Installed);
+        // What it asks for beside has no part in what its runtime is.
+        let ask = Ask { capabilities: paddock_crds::Capabilities::default(), ..ask };
+        let granted = judge(&policies, &run.spec.policy_ref, &ask).result;
+        let Some(language) = granted.ok().and_then(|grant| grant.runtime.language) else { return Ok(Self::NotExamined) };
+        let script = match (&run.spec.script.source.inline, cluster) {
+            (Some(text), _) => text.clone().into_bytes(),
+            (None, Some(cluster)) => match of_config_map(run, cluster).await? {
+                Some(script) => script,
+                None => return Ok(Self::NotAtHand),
+            },
+            (None, None) => return Ok(Self::NotAtHand),
+        };
+        let read = paddock_preflight::ask(&Question { language, script }).await.context("cannot read the script")?;
+        Ok(Self::Shows(read.0))
+    }
+}
+
+/// The script in a ConfigMap, with the rights of whoever asks. `None`: it is not there, or they may not.
+async fn of_config_map(run: &ScriptRun, cluster: &Cluster) -> Result<Option<Vec<u8>>> {
+    let Some(reference) = &run.spec.script.source.config_map_key_ref else { return Ok(None) };
+    let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let found = match api.get_opt(&reference.name).await {
+        Err(kube::Error::Api(status)) if status.code == 403 => None,
+        other => other.map_err(|error| explained(error, "read the ConfigMap with the script"))?,
+    };
+    let Some(ConfigMap { data, binary_data, .. }) = found else { return Ok(None) };
+    let text = data.and_then(|mut data| data.remove(&reference.key)).map(String::into_bytes);
+    Ok(text.or_else(|| binary_data.and_then(|mut data| data.remove(&reference.key)).map(|bytes| bytes.0)))
 }
 
 /// `kubectl paddock explain`.
@@ -280,14 +366,16 @@ async fn explained_by(cluster: impl AsyncFn() -> Result<Cluster>, connection: &C
             let requester = whoever_asks(&cluster).await?;
             let objects = objects::read(&cluster, run.spec.capabilities.as_ref()).await?;
             let namespace = TenantFacts { name: &cluster.namespace, labels: &labels };
-            explain(&written, &run, Known { namespace, requester: &requester, objects: &objects, now })?
+            let text = Text::of(&written, &run, &labels, Some(&cluster)).await?;
+            explain(&written, &run, Known { namespace, requester: &requester, objects: &objects, text, now })?
         } else {
             let labels = labels(&arguments.label)?;
             let requester = named(connection).unwrap_or_else(nobody);
             let name = connection.namespace.as_deref().unwrap_or("default");
             let (namespace, objects) = (TenantFacts { name, labels: &labels }, objects::Known::default());
-            let known = Known { namespace, requester: &requester, objects: &objects, now };
-            explain(&Written::read(&arguments.policy)?, &run, known)?
+            let written = Written::read(&arguments.policy)?;
+            let text = Text::of(&written, &run, &labels, None).await?;
+            explain(&written, &run, Known { namespace, requester: &requester, objects: &objects, text, now })?
         }
     })
 }
@@ -358,6 +446,8 @@ fn stored(status: ScriptRunStatus) -> Result<Explanation> {
         policies: status.policies,
         decisions: status.decisions,
         risk: status.risk,
+        preflight: status.preflight,
+        not_read: false,
         digest: status.approval.as_ref().map(|approval| approval.digest.clone()).filter(|digest| !digest.is_empty()),
         schema_digest: status.approval.and_then(|approval| approval.schema_digest),
     })
@@ -397,7 +487,15 @@ fn told(explanation: &Explanation, colours: bool) -> String {
     };
     let decisions = if rows.is_empty() { String::new() } else { table(&["PERMISSION", "VERDICT", "RULE"], &rows, colours) + "\n" };
     let risk = explanation.risk.as_ref().map_or_else(String::new, |risk| format!("risk: {risk}\n"));
-    format!("{decisions}policies: {names}\n{risk}{end}\n")
+    let preflight = explanation.preflight.as_ref().map_or_else(String::new, |shows| format!("script: {}\n", script_shows(shows)));
+    let not_read = if explanation.not_read { "script: in a ConfigMap, and not looked at\n" } else { "" };
+    format!("{decisions}policies: {names}\n{risk}{preflight}{not_read}{end}\n")
+}
+
+/// What a script shows, in one line.
+pub(crate) fn script_shows(preflight: &Preflight) -> String {
+    let list = |what: &str, all: &[String]| if all.is_empty() { String::new() } else { format!("; {what} {}", all.join(", ")) };
+    printable(&format!("{preflight}{}{}", list("imports", &preflight.imports), list("names the hosts", &preflight.hosts)))
 }
 
 /// What a case may expect.
@@ -434,7 +532,7 @@ spec: {limits: {max: {memory: 64Mi}}, suspend: Queue}
         let labels = labels(&[label.to_owned()]).expect("a label");
         let namespace = TenantFacts { name: "default", labels: &labels };
         let (requester, objects) = (nobody(), objects::Known::default());
-        let known = Known { namespace, requester: &requester, objects: &objects, now: Timestamp::UNIX_EPOCH };
+        let known = Known { namespace, requester: &requester, objects: &objects, text: Text::NotExamined, now: Timestamp::UNIX_EPOCH };
         told(&explain(&written, &run, known).expect("an explanation"), false)
     }
 

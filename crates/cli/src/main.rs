@@ -33,6 +33,10 @@ use exit::Exit;
 use paddock_crds::ApprovalDecision;
 
 fn main() -> ExitCode {
+    // The process that reads a script for this one.
+    if std::env::args().nth(1).is_some_and(|argument| argument == paddock_preflight::BOUNDS.argument) {
+        return paddock_preflight::serve();
+    }
     let mut words = std::env::args_os();
     if words.next().is_some_and(|program| completion::is_asked(&program)) {
         return completion::answer(words.collect()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
@@ -69,7 +73,7 @@ async fn dispatch(arguments: Arguments) -> Result<Exit> {
         Command::Suspend { policy, kill } => policy::suspend(&cluster().await?, &policy, Some(if kill { "Kill" } else { "Queue" })).await,
         Command::Resume { policy } => policy::suspend(&cluster().await?, &policy, None).await,
         Command::Policy(command) => match command {
-            PolicyCommand::Test { file } => policy::test(&file),
+            PolicyCommand::Test { file } => policy::test(&file).await,
             PolicyCommand::Effective { policy, files, label } => explain::effective(cluster, &policy, &files, &label).await,
             PolicyCommand::History(kept) => revisions::history(&cluster().await?, &kept).await,
             PolicyCommand::Diff { kept, from, to } => revisions::diff(&cluster().await?, &kept, from, to).await,

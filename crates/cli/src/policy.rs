@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, explained, patching};
 use crate::exit::Exit;
-use crate::explain::{Known, Written, check_known, explain, nobody};
+use crate::explain::{Known, Text, Written, check_known, explain, nobody};
 use crate::manifest::policy_ref;
 
 /// `kubectl paddock suspend` and `resume`: sets `spec.suspend` of a policy, or takes it away.
@@ -89,7 +89,7 @@ struct Case {
 }
 
 /// `kubectl paddock policy test`: 0 if every case comes out as it is expected to.
-pub(crate) fn test(file: &Path) -> Result<Exit> {
+pub(crate) async fn test(file: &Path) -> Result<Exit> {
     let shown = file.display();
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
     let cases: Cases = serde_saphyr::from_str(&text).with_context(|| format!("{shown} is no file of cases"))?;
@@ -99,7 +99,7 @@ pub(crate) fn test(file: &Path) -> Result<Exit> {
     let written = Written::read(&files)?;
     let mut failed = 0;
     for case in &cases.all {
-        match check(&written, case, &cases.namespace_labels).with_context(|| format!("{shown}: {}", case.name))? {
+        match check(&written, case, &cases.namespace_labels).await.with_context(|| format!("{shown}: {}", case.name))? {
             None => println!("ok     {}", case.name),
             Some(came) => {
                 failed += 1;
@@ -112,7 +112,7 @@ pub(crate) fn test(file: &Path) -> Result<Exit> {
 }
 
 /// What came instead of what was expected.
-fn check(written: &Written, case: &Case, labels: &BTreeMap<String, String>) -> Result<Option<String>> {
+async fn check(written: &Written, case: &Case, labels: &BTreeMap<String, String>) -> Result<Option<String>> {
     check_known(&case.expect)?;
     let spec: ScriptRunSpec = serde_json::from_value(case.run.clone()).context("run is no spec of a ScriptRun")?;
     let labels = case.namespace_labels.as_ref().unwrap_or(labels);
@@ -129,8 +129,8 @@ fn check(written: &Written, case: &Case, labels: &BTreeMap<String, String>) -> R
         known.iter().map(move |(name, labels)| (Object { kind, name: name.clone() }, Found::Labels(labels.clone())))
     });
     let objects = objects.collect();
-    let known =
-        Known { namespace, requester: &requester, objects: &(objects, BTreeMap::new()), now: case.now.unwrap_or_else(Timestamp::now) };
+    let (now, text) = (case.now.unwrap_or_else(Timestamp::now), Text::of(written, &run, labels, None).await?);
+    let known = Known { namespace, requester: &requester, objects: &(objects, BTreeMap::new()), text, now };
     let explanation = explain(written, &run, known)?;
     let reason = explanation.reason.clone().unwrap_or_else(|| "Allowed".into());
     let message = explanation.message.unwrap_or_default();

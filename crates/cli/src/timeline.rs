@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 use paddock_crds::{AuditEvent, ConditionType, Phase, RefusedDestination, ScriptRun, ScriptRunStatus, Verdict};
 
+use crate::explain::script_shows;
 use crate::table::{plain, table};
 use crate::terminal::{Tone, printable, toned};
 
@@ -57,6 +58,9 @@ fn head(run: &ScriptRun, status: &ScriptRunStatus, colours: bool) -> String {
     }
     if let Some(risk) = &status.risk {
         lines.push(("Risk", risk.to_string()));
+    }
+    if let Some(preflight) = &status.preflight {
+        lines.push(("Shows", script_shows(preflight)));
     }
     if let Some(seconds) = status.timeout_seconds {
         lines.push(("Time limit", format!("{seconds}s")));

@@ -2,9 +2,10 @@
 
 use std::borrow::Borrow;
 
-use paddock_crds::{DeniedSubject, Deny, EndUser, PolicyRules, Requester, SubjectKind, Suspend};
+use paddock_crds::{DeniedSubject, Deny, EndUser, PolicyRules, Preflight, Requester, SubjectKind, Suspend};
 
 use crate::Policy;
+use crate::preflight;
 
 /// What is known of a run, as far as it is known yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub struct Facts<'a> {
     pub script_hash: Option<&'a str>,
     /// The image that it was granted.
     pub image: Option<&'a str>,
+    /// What its text shows, if it was examined.
+    pub preflight: Option<&'a Preflight>,
     /// Who created it.
     pub requester: Option<&'a Requester>,
     /// For whom.
@@ -36,7 +39,7 @@ pub enum Containment {
     },
     /// It never runs; if it runs, it ends.
     Denied {
-        /// What is denied: `script:…`, `image:…`, `requester:…` or `endUser:…`.
+        /// What is denied: `script:…`, `image:…`, `import:…`, `requester:…` or `endUser:…`.
         what: String,
         /// The policy and its list.
         rule: String,
@@ -71,6 +74,9 @@ fn denied(deny: &Deny, facts: Facts<'_>) -> Option<(String, &'static str)> {
     }
     if let Some(image) = facts.image.filter(|image| deny.images.iter().any(|denied| is_named(denied, image))) {
         return Some((format!("image:{image}"), "deny.images"));
+    }
+    if let Some(import) = facts.preflight.and_then(|preflight| preflight::denied(&deny.imports, preflight)) {
+        return Some((format!("import:{import}"), "deny.imports"));
     }
     let requester = facts.requester.map(|requester| ("requester", &requester.username, &requester.groups));
     let end_user = facts.end_user.map(|user| ("endUser", &user.username, &user.groups));
@@ -123,7 +129,7 @@ mod tests {
     fn a_list_names_what_it_denies(#[case] deny: Value, #[case] expected: Option<(&str, &str)>) {
         let requester = requester();
         let facts =
-            Facts { script_hash: Some("bb"), image: Some("registry.example/python:3"), requester: Some(&requester), end_user: None };
+            Facts { script_hash: Some("bb"), image: Some("registry.example/python:3"), requester: Some(&requester), ..Facts::default() };
         let expected = expected.map_or(Containment::None, |(what, field)| Containment::Denied {
             what: what.into(),
             rule: format!("ClusterSandboxPolicy/a: {field}"),

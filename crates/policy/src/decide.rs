@@ -5,8 +5,8 @@ use std::borrow::Borrow;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Raw;
 use paddock_crds::script_run::quantity_of_bytes;
 use paddock_crds::{
-    Capabilities, Decision, Effect, PolicyKind, PolicyRules, PreStart, Problem, Reason, Requester, ResourceAmounts, ScriptRunSpec,
-    TakenPolicy, Verdict,
+    Capabilities, Decision, Effect, Language, PolicyKind, PolicyRules, PreStart, Problem, Reason, Requester, ResourceAmounts,
+    ScriptRunSpec, TakenPolicy, Verdict,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -112,6 +112,8 @@ pub struct RuntimeGrant {
     pub command: Vec<String>,
     /// Extension of the script's name.
     pub extension: Option<String>,
+    /// What its scripts are written in. No part of what is approved: the script is the same.
+    pub language: Option<Language>,
     /// Which interpreter begins with a sandbox that waits. No part of what is approved: the script is the same.
     pub pre_start: Option<PreStart>,
 }

@@ -2,7 +2,9 @@
 
 use std::borrow::Borrow;
 
-use paddock_crds::{ApprovalDemand, Binding, Effect, NetworkGrant, NetworkProtocol, ObjectGrant, PolicyKind, PolicyRules, SecretHeader};
+use paddock_crds::{
+    ApprovalDemand, Binding, Effect, NetworkGrant, NetworkProtocol, ObjectGrant, PolicyKind, PolicyRules, SecretHeader, Strictness,
+};
 
 use crate::amounts::{CPU, MEMORY, SCRATCH, shown};
 use crate::bounds::bounds;
@@ -37,6 +39,7 @@ pub fn effective(policies: &[impl Borrow<Policy>]) -> Vec<Line> {
         lines.push(line(field.name, format!("{}, at most {}", bounds.default, bounds.ceiling), &bounds.rule()));
     }
     capabilities(&policies, &mut lines);
+    preflight(&policies, &mut lines);
     queue(&policies, &mut lines);
     demands(&policies, &mut lines);
     lines
@@ -122,6 +125,21 @@ fn capabilities(policies: &[&Policy], lines: &mut Vec<Line>) {
     }
 }
 
+/// What the text of a script must be, policy by policy: all of it holds.
+fn preflight(policies: &[&Policy], lines: &mut Vec<Line>) {
+    for policy in policies {
+        let Some(rules) = &policy.rules.preflight else { continue };
+        let imports = rules.imports.as_ref().map(|all| if all.is_empty() { "none".to_owned() } else { all.join(", ") });
+        let refuse = |strictness: Option<Strictness>| (strictness == Some(Strictness::Refuse)).then(|| "Refuse".to_owned());
+        let said = [("unclear", refuse(rules.unclear)), ("undeclared", refuse(rules.undeclared)), ("imports", imports)];
+        for (field, value) in said {
+            if let Some(value) = value {
+                lines.push(line(&format!("preflight.{field}"), value, &named(policy, &format!("preflight.{field}"))));
+            }
+        }
+    }
+}
+
 fn network_grant(grant: &NetworkGrant) -> String {
     let list = |ports: &[i32]| ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let to = grant.hosts.iter().chain(&grant.cidrs).flatten().cloned().collect::<Vec<_>>().join(", ");
@@ -185,6 +203,7 @@ fn demands(policies: &[&Policy], lines: &mut Vec<Line>) {
                 (deny.images.len(), "images"),
                 (deny.requesters.len(), "requesters"),
                 (deny.hosts.len(), "hosts"),
+                (deny.imports.len(), "imports"),
             ];
             let told: Vec<String> = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
             lines.push(line("deny", told.join(", "), &named(policy, "deny")));

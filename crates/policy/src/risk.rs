@@ -1,6 +1,6 @@
-//! How much a run could do that nobody wants, by what it was granted. A pure sum: more capabilities never make it less.
+//! How much a run could do that nobody wants, by what it was granted and by what its text shows. A pure sum: more capabilities never make it less.
 
-use paddock_crds::{Risk, RiskLevel, RiskPart, RiskReason};
+use paddock_crds::{Preflight, PreflightVerdict, Risk, RiskLevel, RiskPart, RiskReason};
 use paddock_destination::{Class, HostPattern, Reach, class};
 
 use crate::capabilities::{CapabilityGrant, ObjectKind};
@@ -10,8 +10,9 @@ const MOST: i64 = 100;
 /// Destinations that are few.
 const FEW: usize = 4;
 
-/// The risk of a run that is granted this.
-pub fn risk(grant: &CapabilityGrant) -> Risk {
+/// The risk of a run that is granted this, and of whose script its text shows that, if it was examined.
+pub fn risk(grant: &CapabilityGrant, preflight: Option<&Preflight>) -> Risk {
+    let shows = |shown: fn(&Preflight) -> bool| preflight.is_some_and(shown);
     let has = |kind| grant.names(kind).next().is_some();
     let (secrets, data, volumes) = (has(ObjectKind::Secret), has(ObjectKind::ConfigMap), has(ObjectKind::PersistentVolumeClaim));
     let connects = !grant.network.is_empty();
@@ -25,8 +26,9 @@ pub fn risk(grant: &CapabilityGrant) -> Risk {
         (volumes, RiskReason::ReadsVolumes, 10),
         (secrets && connects, RiskReason::CanSendSecrets, 25),
         ((data || volumes) && connects, RiskReason::CanSendData, 10),
-        (grant.dynamic_code, RiskReason::RunsDynamicCode, 10),
-        (grant.subprocess, RiskReason::StartsPrograms, 5),
+        (grant.dynamic_code || shows(|text| text.dynamic_code), RiskReason::RunsDynamicCode, 10),
+        (grant.subprocess || shows(|text| text.subprocess), RiskReason::StartsPrograms, 5),
+        (shows(|text| text.verdict == PreflightVerdict::Unclear), RiskReason::ScriptUnclear, 10),
     ];
     let holding = judged.into_iter().filter(|(holds, ..)| *holds);
     let reasons: Vec<RiskPart> = holding.map(|(_, reason, points)| RiskPart { reason, points }).collect();
@@ -99,7 +101,7 @@ mod tests {
 
     #[test]
     fn nothing_granted_is_no_risk() {
-        assert_eq!(risk(&CapabilityGrant::default()), Risk { score: 0, level: RiskLevel::Low, reasons: Vec::new() });
+        assert_eq!(risk(&CapabilityGrant::default(), None), Risk { score: 0, level: RiskLevel::Low, reasons: Vec::new() });
     }
 
     #[rstest]
@@ -113,7 +115,7 @@ mod tests {
     #[case::a_host_that_is_told_a_secret(lending(), &["ReachesNetwork", "UsesSecrets"], 25)]
     #[case::the_world(to("tcp://0.0.0.0/0:53", &[]), &["ReachesNetwork", "ReachesManyHosts", "ReachesInside"], 45)]
     fn networks(#[case] to: Granted, #[case] reasons: &[&str], #[case] score: i64) {
-        let judged = risk(&CapabilityGrant { network: vec![to], ..CapabilityGrant::default() });
+        let judged = risk(&CapabilityGrant { network: vec![to], ..CapabilityGrant::default() }, None);
         assert_eq!((words(&judged).as_slice(), judged.score), (reasons, score));
     }
 
@@ -121,7 +123,7 @@ mod tests {
     fn a_net_that_is_asked_for_address_by_address_is_many_hosts_too() {
         let of = |count: usize| {
             let network = (0..count).map(|number| to(&format!("tcp://10.0.0.{number}:53"), &[])).collect();
-            risk(&CapabilityGrant { network, ..CapabilityGrant::default() }).score
+            risk(&CapabilityGrant { network, ..CapabilityGrant::default() }, None).score
         };
         assert_eq!((of(4), of(5)), (30, 45));
     }
@@ -131,9 +133,9 @@ mod tests {
     #[case(ObjectKind::ConfigMap, &["ReachesNetwork", "ReadsData", "CanSendData"], 25, RiskLevel::Medium)]
     #[case(ObjectKind::PersistentVolumeClaim, &["ReachesNetwork", "ReadsVolumes", "CanSendData"], 30, RiskLevel::Medium)]
     fn what_can_leave_weighs_more(#[case] kind: ObjectKind, #[case] reasons: &[&str], #[case] score: i64, #[case] level: RiskLevel) {
-        let judged = risk(&CapabilityGrant { network: vec![to("api.example.com", &[])], ..given(kind) });
+        let judged = risk(&CapabilityGrant { network: vec![to("api.example.com", &[])], ..given(kind) }, None);
         assert_eq!((words(&judged).as_slice(), judged.score, &judged.level), (reasons, score, &level));
-        let alone = risk(&given(kind));
+        let alone = risk(&given(kind), None);
         assert!(alone.score < judged.score - 10 && alone.reasons.len() == 1, "{alone:?}");
     }
 
@@ -142,7 +144,7 @@ mod tests {
         let all = ObjectKind::ALL.map(|kind| Object { kind, name: "one".into() });
         let network = vec![to("tcp://10.0.0.0/8:53", &[]), lending()];
         let grant = CapabilityGrant { network, objects: all.to_vec(), dynamic_code: true, subprocess: true, ..CapabilityGrant::default() };
-        let judged = risk(&grant);
+        let judged = risk(&grant, Some(&Preflight::not_examined()));
         assert_eq!((judged.score, judged.level, judged.reasons.len()), (100, RiskLevel::Critical, RiskReason::ALL.len()));
     }
 
@@ -153,7 +155,7 @@ mod tests {
         let network = vec![to("tcp://10.0.0.0/8:53", &[]), lending()];
         let grant = CapabilityGrant { network, objects: all.to_vec(), dynamic_code: true, subprocess: true, ..CapabilityGrant::default() };
         let guide = include_str!("../../../docs/policies.md");
-        for part in risk(&grant).reasons {
+        for part in risk(&grant, Some(&Preflight::not_examined())).reasons {
             let row = format!("| `{}` | {} |", part.reason, part.points);
             assert!(guide.contains(&row), "docs/policies.md has no row {row}");
         }

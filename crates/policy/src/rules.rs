@@ -124,8 +124,9 @@ mod tests {
         let run = RunFacts { secrets: vec!["smtp"], subprocess: true, ..RunFacts::plain(&labels) };
         let tenant = TenantFacts { name: "team", labels: &labels };
         let requester = UserFacts { username: "jane", groups: &[] };
-        let risk = risk(&CapabilityGrant::default());
-        judge_rules(policies, &Subject { run, tenant, requester, end_user: None, risk: (&risk).into(), now: Timestamp::UNIX_EPOCH })
+        let risk = risk(&CapabilityGrant::default(), None);
+        let (end_user, preflight, now) = (None, None.into(), Timestamp::UNIX_EPOCH);
+        judge_rules(policies, &Subject { run, tenant, requester, end_user, risk: (&risk).into(), preflight, now })
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cel::{SerializationError, Value, to_value};
 use jiff::Timestamp;
-use paddock_crds::{EndUser, Requester, Risk, ScriptRun};
+use paddock_crds::{EndUser, Preflight, Requester, Risk, ScriptRun};
 use serde::Serialize;
 
 use crate::capabilities::ObjectKind;
@@ -23,6 +23,8 @@ pub struct Subject<'a> {
     pub end_user: Option<UserFacts<'a>>,
     /// How much it could do that nobody wants.
     pub risk: RiskFacts<'a>,
+    /// What the text of its script shows.
+    pub preflight: PreflightFacts<'a>,
     /// When it is decided on.
     pub now: Timestamp,
 }
@@ -108,6 +110,37 @@ impl<'a> From<&'a Risk> for RiskFacts<'a> {
     }
 }
 
+/// [`Preflight`] as expressions see it. Of a script that was not examined everything but the verdict is empty.
+#[derive(Serialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PreflightFacts<'a> {
+    /// In one word.
+    pub verdict: &'a str,
+    /// Modules that the script imports by their names.
+    pub imports: &'a [String],
+    /// Hosts of the URLs that it holds.
+    pub hosts: &'a [String],
+    /// Code that is made at run time.
+    pub dynamic_code: bool,
+    /// Other programs.
+    pub subprocess: bool,
+}
+
+impl<'a> From<Option<&'a Preflight>> for PreflightFacts<'a> {
+    fn from(preflight: Option<&'a Preflight>) -> Self {
+        match preflight {
+            Some(seen) => Self {
+                verdict: seen.verdict.as_str(),
+                imports: &seen.imports,
+                hosts: &seen.hosts,
+                dynamic_code: seen.dynamic_code,
+                subprocess: seen.subprocess,
+            },
+            None => Self { verdict: "Unclear", imports: &[], hosts: &[], dynamic_code: false, subprocess: false },
+        }
+    }
+}
+
 /// The namespace of a run.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct TenantFacts<'a> {
@@ -143,7 +176,7 @@ impl<'a> Subject<'a> {
     pub fn of(
         run: &'a ScriptRun,
         (grant, script_hash, input_bytes): (&'a Grant, &'a str, u64),
-        risk: &'a Risk,
+        (risk, preflight): (&'a Risk, Option<&'a Preflight>),
         tenant: TenantFacts<'a>,
         requester: &'a Requester,
         now: Timestamp,
@@ -168,7 +201,7 @@ impl<'a> Subject<'a> {
             subprocess: grant.capabilities.subprocess,
         };
         let end_user = run.spec.end_user.as_ref().map(Into::into);
-        Self { run: run_facts, tenant, requester: requester.into(), end_user, risk: risk.into(), now }
+        Self { run: run_facts, tenant, requester: requester.into(), end_user, risk: risk.into(), preflight: preflight.into(), now }
     }
 
     /// Its longest list or map, by its name, with its length.
@@ -179,6 +212,8 @@ impl<'a> Subject<'a> {
             ("run.secrets", self.run.secrets.len()),
             ("run.data", self.run.data.len()),
             ("run.volumes", self.run.volumes.len()),
+            ("preflight.imports", self.preflight.imports.len()),
+            ("preflight.hosts", self.preflight.hosts.len()),
             ("tenant.labels", self.tenant.labels.len()),
             ("requester.groups", self.requester.groups.len()),
             ("endUser.groups", self.end_user.as_ref().map_or(0, |user| user.groups.len())),
@@ -186,7 +221,7 @@ impl<'a> Subject<'a> {
         lengths.into_iter().max_by_key(|(_, length)| *length)
     }
 
-    pub(crate) fn values(&self) -> Result<[(&'static str, Value); 6], SerializationError> {
+    pub(crate) fn values(&self) -> Result<[(&'static str, Value); 7], SerializationError> {
         let now = chrono::DateTime::from_timestamp_micros(self.now.as_microsecond()).unwrap_or_default();
         Ok([
             ("run", to_value(&self.run)?),
@@ -194,6 +229,7 @@ impl<'a> Subject<'a> {
             ("requester", to_value(&self.requester)?),
             ("endUser", to_value(&self.end_user)?),
             ("risk", to_value(&self.risk)?),
+            ("preflight", to_value(&self.preflight)?),
             ("now", Value::Timestamp(now.fixed_offset())),
         ])
     }
@@ -227,6 +263,7 @@ pub(crate) fn fields_of(variable: &str) -> Option<&'static [&'static str]> {
         "tenant" => Some(&["name", "labels"]),
         "requester" | "endUser" => Some(&["username", "groups"]),
         "risk" => Some(&["score", "level", "reasons"]),
+        "preflight" => Some(&["verdict", "imports", "hosts", "dynamicCode", "subprocess"]),
         "now" => Some(&[]),
         _ => None,
     }

@@ -33,6 +33,7 @@ mod monitoring;
 mod observed;
 mod policies;
 mod pool;
+mod preflight;
 mod queue;
 mod refusals;
 mod rights;

@@ -214,7 +214,7 @@ fn shape(tenant: &str, pool: &SandboxPool, context: &Context) -> Result<(Shape, 
         return Err(not_granted(format!("the ClusterSandboxPolicy {gone} does not select the namespace any more")));
     }
     let grant = granted(&seen.taking_part, &pool.spec.policy_ref, &pool.spec.runtime).map_err(not_granted)?;
-    let facts = Facts { script_hash: None, image: Some(&grant.runtime.image), requester: None, end_user: None };
+    let facts = Facts { image: Some(&grant.runtime.image), ..Facts::default() };
     if let Some((refusal, _)) = judge_denied(&seen.taking_part, facts) {
         return Err(not_granted(refusal.message));
     }

@@ -19,7 +19,7 @@ use super::result::with_stored;
 use super::status::{compute_status, is_cut_short};
 use super::step::{SandboxSeen, Seen, Step, StreamSeen};
 use super::telling;
-use super::validate::{InputSeen, PoliciesSeen, SourceSeen, ValidRun, validate};
+use super::validate::{PoliciesSeen, SourceSeen, TextsSeen, ValidRun, validate};
 use crate::config::Settings;
 use crate::egress::Bound;
 use crate::names;
@@ -98,6 +98,7 @@ pub(crate) fn policies() -> PoliciesSeen {
         image: Some("registry.example/python:3".into()),
         command: Some(vec!["/usr/bin/python3".into()]),
         extension: None,
+        language: None,
         pre_start: None,
     };
     let rules = PolicyRules {
@@ -141,7 +142,7 @@ fn seal_to(uid: &str) -> String {
 pub(crate) fn valid(run: &ScriptRun) -> ValidRun {
     let text = run.spec.script.source.inline.clone().unwrap_or_default().into_bytes();
     let input = run.spec.script.input.as_ref().map(ToString::to_string);
-    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies_of(run), &fixed(run), &InputSeen::default(), at(0)).unwrap()
+    validate(run, input.as_deref(), &SourceSeen::Text(text), &policies_of(run), &fixed(run), &TextsSeen::default(), at(0)).unwrap()
 }
 
 /// Everything in order, no pod.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource as _, ResourceExt as _};
-use paddock_crds::{ConditionType, PolicyKind, PolicyRef, Reason, ScriptRun, ScriptRunStatus, TakenPolicy};
+use paddock_crds::{ConditionType, PolicyKind, PolicyRef, Preflight, Reason, ScriptRun, ScriptRunStatus, TakenPolicy};
 use paddock_policy::{
     Containment, Facts, Object, ObjectKind, OutputGrant, SecretValues, approving, containment, input_demand, is_revoked, network_limits,
     output_grant, selects,
@@ -21,7 +21,7 @@ use super::pod::{difference, render_pod};
 use super::pod_facts::{PodFacts, PodSeen};
 use super::session::Heard;
 use super::step::{SandboxSeen, Seen};
-use super::validate::{InputSeen, PoliciesSeen, Refused, SourceSeen, ValidRun, requester, validate};
+use super::validate::{PoliciesSeen, Refused, SourceSeen, TextsSeen, ValidRun, requester, to_be_read, validate};
 use super::{Body, Watched, copies, given, sandbox};
 use crate::approvals::{self, Approvals};
 use crate::context::{Context, entry};
@@ -197,6 +197,7 @@ pub(super) async fn decide(
     policies.given = given::look(run, policies, context).await?;
     keep_all(&policies.taking_part, &run.namespace().unwrap_or_default(), context).await?;
     let checked = check_input(watched, &source, policies, context).await?;
+    let checked = TextsSeen { preflight: preflight(run, &source, policies, &fixed, context).await?, ..checked };
     let decision = validate(run, watched.input.as_deref(), &source, policies, &fixed, &checked, now);
     Ok(decision.map(Box::new).map_err(Box::new).and_then(|valid| enforced(valid, context)))
 }
@@ -236,24 +237,37 @@ async fn output(run: &ScriptRun, policies: &PoliciesSeen, context: &Context) -> 
 }
 
 /// Asks whether the input satisfies the schema of the run and those of the policies. The answer is kept for as long as none of them changes.
-async fn check_input(watched: &Watched, source: &SourceSeen, policies: &PoliciesSeen, context: &Context) -> Result<InputSeen, Error> {
-    let SourceSeen::Text(script) = source else { return Ok(InputSeen::default()) };
+async fn check_input(watched: &Watched, source: &SourceSeen, policies: &PoliciesSeen, context: &Context) -> Result<TextsSeen, Error> {
+    let SourceSeen::Text(script) = source else { return Ok(TextsSeen::default()) };
     let own = watched.schema.iter().map(|text| Schema { whose: "inputSchema".into(), text: text.to_string() });
     let demand = input_demand(&policies.taking_part, &hash(script));
     let fixed = demand.schemas.into_iter().map(|(whose, schema)| Schema { whose, text: schema.to_string() });
     let schemas: Vec<Schema> = own.chain(fixed).collect();
-    let Some(first) = schemas.first() else { return Ok(InputSeen::default()) };
+    let Some(first) = schemas.first() else { return Ok(TextsSeen::default()) };
     let own_schema = watched.schema.as_ref().map(|text| hash(text.as_bytes()));
     let key = hash(schemas.iter().fold(first.whose.clone(), |all, schema| all + "\n" + &schema.text).as_bytes());
     let uid = watched.run.uid().unwrap_or_default();
     if let Some(answer) = context.checked(&uid, &key) {
-        return Ok(InputSeen { has_schema: true, answer, own_schema });
+        return Ok(TextsSeen { has_schema: true, answer, own_schema, preflight: None });
     }
     let _turn = context.checking.take(&watched.run.namespace().unwrap_or_default(), 1).await?;
     let question = Question { schemas, input: watched.input.as_deref().unwrap_or("null").to_owned() };
     let answer = input_check::ask(&question).await?;
     context.remember_check(uid, key, answer.clone());
-    Ok(InputSeen { has_schema: true, answer, own_schema })
+    Ok(TextsSeen { has_schema: true, answer, own_schema, preflight: None })
+}
+
+/// What the script shows, if its policies say what it is written in.
+async fn preflight(
+    run: &ScriptRun,
+    source: &SourceSeen,
+    policies: &PoliciesSeen,
+    fixed: &Fixed,
+    context: &Context,
+) -> Result<Option<Arc<Preflight>>, Error> {
+    let (SourceSeen::Text(script), Some(language)) = (source, to_be_read(run, source, policies, fixed)) else { return Ok(None) };
+    let (namespace, uid) = (run.namespace().unwrap_or_default(), run.uid().unwrap_or_default());
+    context.readings.of((&namespace, &uid), language, script, &hash(script)).await.map(Some)
 }
 
 /// Where the log told no end of the script, the termination message may. Only the runner that was started could have sealed it.
@@ -374,6 +388,7 @@ pub(crate) fn contained(run: &ScriptRun, policies: &PoliciesSeen) -> Containment
     let facts = Facts {
         script_hash: status.and_then(|status| status.script_hash.as_deref()),
         image: status.and_then(|status| status.image.as_deref()),
+        preflight: status.and_then(|status| status.preflight.as_ref()),
         requester: requester.as_ref(),
         end_user: run.spec.end_user.as_ref(),
     };

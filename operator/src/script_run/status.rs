@@ -5,8 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt as _;
 use paddock_crds::script_run::{SHOWN_GROUP_LENGTH, SHOWN_GROUPS};
 use paddock_crds::{
-    ApprovalStatus, AuditEvent, Clocks, ColdReason, Condition, ConditionStatus, ConditionType, Decision, Phase, PodRef, Reason, Requester,
-    RunPath, RunResult, ScriptRun, ScriptRunStatus, Stopping, Usage, Verdict,
+    ApprovalStatus, AuditEvent, Clocks, ColdReason, Condition, ConditionStatus, ConditionType, Decision, Phase, PodRef, Preflight, Reason,
+    Requester, RunPath, RunResult, ScriptRun, ScriptRunStatus, Stopping, Unclear, Usage, Verdict,
 };
 use paddock_policy::{Approving, EVERYBODY, Excluded, Refusal};
 
@@ -127,6 +127,8 @@ pub(crate) fn least(status: &ScriptRunStatus) -> ScriptRunStatus {
         approval: status.approval.clone(),
         script_hash: status.script_hash.clone(),
         image: status.image.clone(),
+        // Deny-lists go by what a script imports: of this one it is not known any more.
+        preflight: status.preflight.as_ref().map(|text| Preflight::unclear(text.language, Unclear::TooMuch, "there was no room for it")),
         job_digest: status.job_digest.clone(),
         timeout_seconds: status.timeout_seconds,
         ..ScriptRunStatus::default()
@@ -207,6 +209,7 @@ impl Report {
         self.status.policies.clone_from(&valid.policies);
         self.status.decisions = bounded(&valid.decisions);
         self.status.risk = Some(valid.risk.clone());
+        self.status.preflight = valid.preflight.as_deref().cloned();
         self.status.requester = Some(shown(&valid.requester));
         self.status.script_hash = Some(valid.script_hash.clone());
         self.status.image = Some(valid.grant.runtime.image.clone());
@@ -221,6 +224,7 @@ impl Report {
             self.status.policies.clone_from(&refused.policies);
             self.status.decisions = bounded(&refused.decisions);
             self.status.risk.clone_from(&refused.risk);
+            self.status.preflight = refused.preflight.as_deref().cloned();
             self.status.violations.clone_from(&refused.violations);
         }
         self.condition(ConditionType::Accepted, false, refusal.reason.clone(), &refusal.message);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use kube::ResourceExt as _;
+use paddock_confined::Bounds;
 use paddock_crds::{LargeResult, RunResult, ScriptRun};
 use paddock_mask::{Detector, Rule};
 use paddock_policy::{OutputGrant, SecretValues};
@@ -15,7 +16,7 @@ use paddock_protocol::{Captured, Report, Transcript};
 use serde::{Deserialize, Serialize};
 
 use super::result::{Produced, partial_result, produced};
-use crate::bounded::{self, Bounds};
+use crate::bounded;
 use crate::context::Context;
 use crate::error::Error;
 
@@ -23,9 +24,11 @@ pub(crate) const BOUNDS: Bounds = Bounds {
     argument: "tell-result",
     cpu_seconds: 2,
     memory: 128 << 20,
+    stack: 8 << 20,
     wall: Duration::from_secs(30),
     // Two megabytes of a result and one of Secrets, both as base64, and the streams.
     question: 16 << 20,
+    answer: 16 << 20,
 };
 /// What is searched for nothing but Paddock's own patterns, and is no longer than this, takes milliseconds.
 const QUICK_TEXT: usize = 128 << 10;
@@ -81,10 +84,14 @@ pub(crate) async fn tell(
 
 /// The process.
 pub(crate) fn main() -> ExitCode {
-    bounded::serve(&BOUNDS, |question: Question| {
-        let (transcript, grant) = question.into_parts();
-        Answer::new(told(&transcript, &Ok(grant)))
-    })
+    paddock_confined::serve(
+        &BOUNDS,
+        || (),
+        |question: Question| {
+            let (transcript, grant) = question.into_parts();
+            Answer::new(told(&transcript, &Ok(grant)))
+        },
+    )
 }
 
 /// The same, here and now.

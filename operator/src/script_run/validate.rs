@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
-use paddock_crds::{Decision, PolicyRef, Reason, Requester, Risk, ScriptRun, TakenPolicy, Violation};
+use paddock_crds::{Decision, Language, PolicyRef, Preflight, Reason, Requester, Risk, ScriptRun, TakenPolicy, Violation};
 use paddock_policy::{
-    Ask, EVERYBODY, Excluded, Facts, FailedRule, Gateway, Grant, Hashes, InputDemand, Object, ObjectKind, Policy, Refusal, RulesJudged,
-    Subject, TenantFacts, ToApprove, data_hash, demanded, digests, input_demand, judge, judge_denied, judge_input, judge_rules,
-    output_grant, risk,
+    Ask, EVERYBODY, Excluded, Facts, FailedRule, Gateway, Grant, Hashes, InputDemand, Object, ObjectKind, Outcome, Policy, Refusal,
+    RulesJudged, Subject, TenantFacts, ToApprove, data_hash, demanded, digests, input_demand, judge, judge_denied, judge_input,
+    judge_preflight, judge_rules, output_grant, risk,
 };
 use paddock_protocol::JobFiles;
 
@@ -49,20 +49,22 @@ pub(crate) struct PoliciesSeen {
     pub(crate) writers: Option<BTreeSet<String>>,
 }
 
-/// What is known of the input beside its schemas.
+/// What processes of their own have read in the texts of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct InputSeen {
+pub(crate) struct TextsSeen {
     /// The run or a policy brings a schema.
     pub(crate) has_schema: bool,
     /// Whether all of them are satisfied.
     pub(crate) answer: Answer,
     /// SHA-256 of the schema that the run brings.
     pub(crate) own_schema: Option<String>,
+    /// What the script shows; `None` where no policy says what it is written in.
+    pub(crate) preflight: Option<Arc<Preflight>>,
 }
 
-impl Default for InputSeen {
+impl Default for TextsSeen {
     fn default() -> Self {
-        Self { has_schema: false, answer: Answer::Satisfies, own_schema: None }
+        Self { has_schema: false, answer: Answer::Satisfies, own_schema: None, preflight: None }
     }
 }
 
@@ -84,6 +86,8 @@ pub(crate) struct ValidRun {
     pub(crate) policies: Vec<TakenPolicy>,
     pub(crate) decisions: Vec<Decision>,
     pub(crate) risk: Risk,
+    /// What the text of its script shows.
+    pub(crate) preflight: Option<Arc<Preflight>>,
     /// What it is given, in the order of its kinds and names.
     pub(crate) given: Vec<(Object, Content)>,
     /// What has to be approved first.
@@ -100,6 +104,8 @@ pub(crate) struct Refused {
     pub(crate) decisions: Vec<Decision>,
     /// Of what it would have been granted.
     pub(crate) risk: Option<Risk>,
+    /// What the text of its script shows.
+    pub(crate) preflight: Option<Arc<Preflight>>,
     /// Where the input does not satisfy its schemas.
     pub(crate) violations: Vec<Violation>,
     /// Expressions of policies that could not be evaluated.
@@ -113,11 +119,25 @@ impl Refused {
 
     /// What the policies allow, and something else does not.
     pub(crate) fn after(valid: ValidRun, refusal: Refusal) -> Self {
-        Self { policies: valid.policies, decisions: valid.decisions, risk: Some(valid.risk), ..Self::of(refusal) }
+        Self {
+            policies: valid.policies,
+            decisions: valid.decisions,
+            risk: Some(valid.risk),
+            preflight: valid.preflight,
+            ..Self::of(refusal)
+        }
     }
 
     fn of(refusal: Refusal) -> Self {
-        Self { refusal, policies: Vec::new(), decisions: Vec::new(), risk: None, violations: Vec::new(), failed: Vec::new() }
+        Self {
+            refusal,
+            policies: Vec::new(),
+            decisions: Vec::new(),
+            risk: None,
+            preflight: None,
+            violations: Vec::new(),
+            failed: Vec::new(),
+        }
     }
 }
 
@@ -129,7 +149,7 @@ pub(crate) fn validate(
     source: &SourceSeen,
     policies: &PoliciesSeen,
     fixed: &Fixed,
-    checked: &InputSeen,
+    checked: &TextsSeen,
     now: Timestamp,
 ) -> Result<ValidRun, Refused> {
     let requester = requester(run.annotations()).ok_or_else(|| {
@@ -145,16 +165,12 @@ pub(crate) fn validate(
         return Err(Refused::plain(Reason::PolicyGone, gone_message(gone, &run.namespace().unwrap_or_default())));
     }
     let taken: Vec<TakenPolicy> = policies.taking_part.iter().map(|policy| policy.taken.clone()).collect();
-    let gateway = if fixed.egress.is_some() { Gateway::Installed } else { Gateway::Absent };
-    let outcome = judge(
-        &policies.taking_part,
-        &run.spec.policy_ref,
-        &Ask::of(&run.spec, policies.given.found.clone(), policies.given.at_gateway.clone(), gateway),
-    );
+    let outcome = judged(run, policies, fixed);
     let refused = |refusal| Refused { policies: taken.clone(), decisions: outcome.decisions.clone(), ..Refused::of(refusal) };
     let grant = outcome.result.clone().map_err(refused)?;
-    let risk = risk(&grant.capabilities);
-    let refused = |refusal| Refused { risk: Some(risk.clone()), ..refused(refusal) };
+    let preflight = checked.preflight.as_deref();
+    let risk = risk(&grant.capabilities, preflight);
+    let refused = |refusal| Refused { risk: Some(risk.clone()), preflight: checked.preflight.clone(), ..refused(refusal) };
     let script = match source {
         SourceSeen::Text(bytes) => bytes.clone(),
         SourceSeen::Refused(reason, message) => {
@@ -166,6 +182,7 @@ pub(crate) fn validate(
     let facts = Facts {
         script_hash: Some(&script_hash),
         image: Some(&grant.runtime.image),
+        preflight,
         requester: Some(&requester),
         end_user: run.spec.end_user.as_ref(),
     };
@@ -174,11 +191,18 @@ pub(crate) fn validate(
         denied.decisions.push(decision);
         return Err(denied);
     }
+    let not_examined = Preflight::not_examined();
+    let (shown, refusal) = judge_preflight(&policies.taking_part, preflight.unwrap_or(&not_examined), &grant.capabilities);
+    let decisions = [outcome.decisions.clone(), shown].concat();
+    let refused = |refusal| Refused { decisions: decisions.clone(), ..refused(refusal) };
+    if let Some(refusal) = refusal {
+        return Err(refused(refusal));
+    }
     let namespace = run.namespace().unwrap_or_default();
     let facts = TenantFacts { name: &namespace, labels: &policies.labels };
-    let subject = Subject::of(run, (&grant, &script_hash, input.map_or(0, str::len) as u64), &risk, facts, &requester, now);
+    let subject = Subject::of(run, (&grant, &script_hash, input.map_or(0, str::len) as u64), (&risk, preflight), facts, &requester, now);
     let judged = judge_rules(&policies.taking_part, &subject);
-    let decisions = [outcome.decisions.clone(), judged.decisions.clone()].concat();
+    let decisions = [decisions.clone(), judged.decisions.clone()].concat();
     if let RulesJudged { refusal: Some(refusal), failed, .. } = judged {
         return Err(Refused { decisions, failed, ..refused(refusal) });
     }
@@ -223,10 +247,36 @@ pub(crate) fn validate(
         policies: taken,
         decisions,
         risk,
+        preflight: checked.preflight.clone(),
         given,
         to_approve,
         excluded: Some(excluded).filter(|excluded| *excluded != told),
     })
+}
+
+fn judged(run: &ScriptRun, policies: &PoliciesSeen, fixed: &Fixed) -> Outcome {
+    let gateway = if fixed.egress.is_some() { Gateway::Installed } else { Gateway::Absent };
+    let ask = Ask::of(&run.spec, policies.given.found.clone(), policies.given.at_gateway.clone(), gateway);
+    judge(&policies.taking_part, &run.spec.policy_ref, &ask)
+}
+
+/// As what the script is to be read; `None` if its policies do not say, and if nothing follows from it, since the run is refused before.
+pub(crate) fn to_be_read(run: &ScriptRun, source: &SourceSeen, policies: &PoliciesSeen, fixed: &Fixed) -> Option<Language> {
+    let (requester, SourceSeen::Text(script)) = (requester(run.annotations())?, source) else { return None };
+    if policies.unusable.is_some() || !policies.gone.is_empty() {
+        return None;
+    }
+    let grant = judged(run, policies, fixed).result.ok()?;
+    let script_hash = job::hash(script);
+    check_source(run, script, &script_hash).ok()?;
+    let facts = Facts {
+        script_hash: Some(&script_hash),
+        image: Some(&grant.runtime.image),
+        preflight: None,
+        requester: Some(&requester),
+        end_user: run.spec.end_user.as_ref(),
+    };
+    grant.runtime.language.filter(|_| judge_denied(&policies.taking_part, facts).is_none())
 }
 
 /// What is granted was also read: what was not is not given.
@@ -292,7 +342,7 @@ fn check_source(run: &ScriptRun, script: &[u8], hash: &str) -> Result<(), Refusa
     Ok(())
 }
 
-fn check_input(input: Option<&str>, demand: &InputDemand, checked: &InputSeen) -> Result<(), (Refusal, Vec<Violation>)> {
+fn check_input(input: Option<&str>, demand: &InputDemand, checked: &TextsSeen) -> Result<(), (Refusal, Vec<Violation>)> {
     let refuse = |reason, message: String| Err((Refusal { reason, message }, Vec::new()));
     let bytes = input.map_or(0, str::len) as u64;
     judge_input(demand, bytes, checked.has_schema).map_err(|refusal| (refusal, Vec::new()))?;

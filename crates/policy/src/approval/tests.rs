@@ -143,6 +143,7 @@ fn grant() -> Grant {
             image: "registry.example/python@sha256:aa".into(),
             command: vec!["/usr/bin/python3".into(), "-I".into()],
             extension: None,
+            language: None,
             pre_start: None,
         },
         memory_bytes: 134_217_728,

@@ -49,20 +49,25 @@ fn limits() -> impl Strategy<Value = Limits> {
     )
 }
 
+/// What a policy says of a runtime beside its name.
+type What<'a> = (Option<&'a str>, &'a str, Option<&'a str>, Option<Language>, Option<PreStart>);
+
 fn runtimes() -> impl Strategy<Value = Option<Vec<Runtime>>> {
     let pre_start = maybe(select(vec![PreStart::Python, PreStart::Node, PreStart::Never]));
     let what = (
         maybe(select(vec!["one", "one", "other"])),
         select(vec!["/bin/x", "/bin/x", "/bin/y"]),
         maybe(select(vec!["mts", "js"])),
+        maybe(select(vec![Language::Python, Language::Python, Language::JavaScript])),
         pre_start,
     );
     let offered = (subsequence(RUNTIMES.to_vec(), 0..=3), what);
-    let runtime = |name: &str, (image, command, extension, pre_start): (Option<&str>, &str, Option<&str>, Option<PreStart>)| Runtime {
+    let runtime = |name: &str, (image, command, extension, language, pre_start): What<'_>| Runtime {
         name: name.into(),
         image: image.map(Into::into),
         command: image.map(|_| vec![command.to_owned()]),
         extension: extension.map(Into::into),
+        language,
         pre_start,
     };
     maybe(offered.prop_map(move |(names, what)| names.into_iter().map(|name| runtime(name, what)).collect()))
@@ -94,6 +99,7 @@ fn base() -> Policy {
         image: Some("one".into()),
         command: Some(vec!["/bin/x".into()]),
         extension: None,
+        language: None,
         pre_start: None,
     });
     let max = ResourceAmounts { memory: Some(Raw("2Gi".into())), cpu: Some(Raw("4".into())), scratch: Some(Raw("1Gi".into())) };

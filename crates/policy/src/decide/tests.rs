@@ -5,7 +5,7 @@ use super::*;
 
 fn runtime(name: &str, image: Option<&str>) -> Runtime {
     let command = image.map(|_| vec!["/usr/bin/python3".into()]);
-    Runtime { name: name.into(), image: image.map(Into::into), command, extension: None, pre_start: None }
+    Runtime { name: name.into(), image: image.map(Into::into), command, extension: None, language: None, pre_start: None }
 }
 
 fn policy(kind: PolicyKind, name: &str, runtimes: Vec<Runtime>, limits: Limits) -> Policy {
@@ -61,7 +61,7 @@ fn built_in_values_hold_where_no_policy_says_anything() {
     assert_eq!((grant.memory_bytes, grant.cpu_milli, grant.scratch_bytes), (128 << 20, 500, 16 << 20));
     assert_eq!((grant.timeout_seconds, grant.grace_seconds, grant.queue.concurrent, grant.queue.queued), (30, 5, 10, 100));
     let command = vec!["/usr/bin/python3".into()];
-    assert_eq!(grant.runtime, RuntimeGrant { image: "img".into(), command, extension: None, pre_start: None });
+    assert_eq!(grant.runtime, RuntimeGrant { image: "img".into(), command, extension: None, language: None, pre_start: None });
 }
 
 #[test]

@@ -7,7 +7,7 @@ use proptest::sample::select;
 use rstest::rstest;
 
 use super::*;
-use crate::subject::{RiskFacts, RunFacts, TenantFacts, UserFacts};
+use crate::subject::{PreflightFacts, RiskFacts, RunFacts, TenantFacts, UserFacts};
 
 fn with_subject<T>(then: impl FnOnce(Subject<'_>) -> T) -> T {
     with_groups(&["system:authenticated".to_owned(), "team-data".to_owned()], then)
@@ -15,6 +15,7 @@ fn with_subject<T>(then: impl FnOnce(Subject<'_>) -> T) -> T {
 
 fn with_groups<T>(groups: &[String], then: impl FnOnce(Subject<'_>) -> T) -> T {
     let labels: BTreeMap<String, String> = [("team".to_owned(), "data".to_owned())].into();
+    let imports = ["json".to_owned(), "subprocess".to_owned()];
     then(Subject {
         run: RunFacts {
             name: "run",
@@ -38,6 +39,7 @@ fn with_groups<T>(groups: &[String], then: impl FnOnce(Subject<'_>) -> T) -> T {
         requester: UserFacts { username: "jane", groups },
         end_user: None,
         risk: RiskFacts { score: 55, level: "High", reasons: vec!["ReadsSecrets", "CanSendSecrets"] },
+        preflight: PreflightFacts { verdict: "Findings", imports: &imports, hosts: &[], dynamic_code: false, subprocess: true },
         // A Wednesday, half past eight in Berlin, half past seven in London.
         now: "2026-11-25T07:30:00Z".parse::<Timestamp>().unwrap(),
     })
@@ -69,6 +71,8 @@ fn holds(source: &str) -> Result<bool, String> {
 #[case::words("run.subprocess && !run.dynamicCode && size(run.data) == 0", true)]
 #[case::risk("risk.score < 60 && risk.level == 'High' && 'CanSendSecrets' in risk.reasons", true)]
 #[case::reasons("risk.reasons.exists(reason, reason.startsWith('Reaches'))", false)]
+#[case::imports("'json' in preflight.imports && preflight.imports.all(module, module == 'json' || module == 'subprocess')", true)]
+#[case::verdict("preflight.verdict != 'Unclear' && (!preflight.subprocess || run.subprocess)", true)]
 #[case::sum("('team-' + run.labels.team) in requester.groups", true)]
 #[case::sums("run.name + '-' + run.runtime == 'run-python'", true)]
 #[case::loop_over_literals("['a', 'data'].exists(team, team == run.labels.team)", true)]

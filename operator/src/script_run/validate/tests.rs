@@ -1,5 +1,5 @@
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use paddock_crds::{Effect, ResourceAmounts};
+use paddock_crds::{Effect, PreflightVerdict, ResourceAmounts};
 use paddock_policy::{Found, Policy};
 use rstest::rstest;
 use serde_json::json;
@@ -15,7 +15,7 @@ fn text() -> SourceSeen {
 }
 
 fn refused(run: &ScriptRun, source: &SourceSeen, policies: &PoliciesSeen) -> Reason {
-    validate(run, None, source, policies, &fixed(run), &InputSeen::default(), at(0)).unwrap_err().refusal.reason
+    validate(run, None, source, policies, &fixed(run), &TextsSeen::default(), at(0)).unwrap_err().refusal.reason
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn sizes_and_bytes_are_bounded() {
     assert_eq!(refused(&a_run(), &SourceSeen::Text(vec![b'#'; MAX_SCRIPT + 1]), &policies()), Reason::SourceTooLarge);
     assert_eq!(refused(&a_run(), &SourceSeen::Text(b"a\0b".to_vec()), &policies()), Reason::InvalidSpec);
     let refused_for_its_input =
-        validate(&a_run(), Some(&"x".repeat(MAX_JOB)), &text(), &policies(), &fixed(&a_run()), &InputSeen::default(), at(0)).unwrap_err();
+        validate(&a_run(), Some(&"x".repeat(MAX_JOB)), &text(), &policies(), &fixed(&a_run()), &TextsSeen::default(), at(0)).unwrap_err();
     assert_eq!(refused_for_its_input.refusal.reason, Reason::InputTooLarge);
     let mut run = a_run();
     run.spec.script.args = vec!["a\0b".into()];
@@ -79,16 +79,16 @@ fn the_digest_covers_what_was_decided() {
     let digest = |change: fn(&mut ScriptRun)| {
         let mut run = a_run();
         change(&mut run);
-        validate(&run, None, &text(), &policies(), &fixed(&run), &InputSeen::default(), at(0)).unwrap().digest
+        validate(&run, None, &text(), &policies(), &fixed(&run), &TextsSeen::default(), at(0)).unwrap().digest
     };
     let same = digest(|_| ());
     assert_eq!(same, digest(|_| ()));
     assert_ne!(same, digest(|run| run.spec.script.args = vec!["x".into()]));
-    assert_ne!(same, validate(&a_run(), Some("1"), &text(), &policies(), &fixed(&a_run()), &InputSeen::default(), at(0)).unwrap().digest);
+    assert_ne!(same, validate(&a_run(), Some("1"), &text(), &policies(), &fixed(&a_run()), &TextsSeen::default(), at(0)).unwrap().digest);
     assert_ne!(same, digest(|run| run.spec.timeout_seconds = Some(11)));
     let mut other = policies();
     Arc::make_mut(&mut other.taking_part[0]).rules.runtimes.as_mut().unwrap()[0].image = Some("other".into());
-    assert_ne!(same, validate(&a_run(), None, &text(), &other, &fixed(&a_run()), &InputSeen::default(), at(0)).unwrap().digest);
+    assert_ne!(same, validate(&a_run(), None, &text(), &other, &fixed(&a_run()), &TextsSeen::default(), at(0)).unwrap().digest);
 }
 
 /// A policy that grants the Secret `smtp` and the ConfigMap `prices`, and what was found of them.
@@ -113,7 +113,7 @@ fn asking() -> ScriptRun {
 }
 
 fn validated(seen: &PoliciesSeen) -> Result<ValidRun, Box<Refused>> {
-    validate(&asking(), None, &text(), seen, &fixed(&asking()), &InputSeen::default(), at(0)).map_err(Box::new)
+    validate(&asking(), None, &text(), seen, &fixed(&asking()), &TextsSeen::default(), at(0)).map_err(Box::new)
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn what_is_granted_is_given_and_bound_by_the_digests() {
     let run = validated(&granting()).unwrap();
     let names: Vec<&str> = run.given.iter().map(|(object, _)| object.name.as_str()).collect();
     assert_eq!(names, ["smtp", "prices"]);
-    let without = validate(&a_run(), None, &text(), &granting(), &fixed(&a_run()), &InputSeen::default(), at(0)).unwrap();
+    let without = validate(&a_run(), None, &text(), &granting(), &fixed(&a_run()), &TextsSeen::default(), at(0)).unwrap();
     assert_ne!(run.digest, without.digest);
 
     let approved = |seen: &PoliciesSeen| validated(seen).unwrap().to_approve.unwrap().digests.input;
@@ -192,7 +192,7 @@ fn who_wrote_before_there_was_a_demand_is_remembered() {
         seen
     };
     let look = |run: &ScriptRun, seen: &PoliciesSeen, second| {
-        let valid = validate(run, None, &text(), seen, &fixed(run), &InputSeen::default(), at(0)).unwrap();
+        let valid = validate(run, None, &text(), seen, &fixed(run), &TextsSeen::default(), at(0)).unwrap();
         let seen = Seen { decision: Some(Ok(Box::new(valid))), ..super::super::fixtures::seen(run) };
         let waits = Done::Queued(Admission::Wait { full: Full::Tenant, ahead: 0 });
         super::super::fixtures::after(run, &seen, &Step::Admit, &waits, second)
@@ -206,4 +206,62 @@ fn who_wrote_before_there_was_a_demand_is_remembered() {
     for name in ["anna", "mallory", "bert", "jane"] {
         assert!(excluded.iter().any(|excluded| excluded == name), "{name} {excluded:?}");
     }
+}
+
+/// Under a policy that says this of the text of scripts.
+fn examined(preflight: &serde_json::Value, deny: &serde_json::Value, shows: Option<Preflight>) -> Result<ValidRun, Box<Refused>> {
+    let mut seen = policies();
+    let mut rules = seen.taking_part[0].rules.clone();
+    rules.preflight = serde_json::from_value(preflight.clone()).unwrap();
+    rules.deny = serde_json::from_value(deny.clone()).unwrap();
+    seen.taking_part = vec![Arc::new(Policy::new(seen.taking_part[0].taken.clone(), Effect::Allow, rules))];
+    let texts = TextsSeen { preflight: shows.map(Arc::new), ..TextsSeen::default() };
+    validate(&a_run(), None, &text(), &seen, &fixed(&a_run()), &texts, at(0)).map_err(Box::new)
+}
+
+fn importing(module: &str) -> Preflight {
+    let shows = Preflight::not_examined();
+    Preflight { verdict: PreflightVerdict::NoFindings, unclear: None, message: None, imports: vec![module.into()], ..shows }
+}
+
+#[rstest]
+#[case::unclear(json!({ "unclear": "Refuse" }), json!(null), None, Reason::ScriptUnclear)]
+#[case::import(json!({ "imports": ["json"] }), json!(null), Some(importing("os")), Reason::ImportNotAllowed)]
+#[case::denied(json!(null), json!({ "imports": ["os"] }), Some(importing("os")), Reason::Denied)]
+fn what_a_text_shows_can_refuse_it_and_is_told(
+    #[case] preflight: serde_json::Value,
+    #[case] deny: serde_json::Value,
+    #[case] shows: Option<Preflight>,
+    #[case] expected: Reason,
+) {
+    let refused = examined(&preflight, &deny, shows.clone()).unwrap_err();
+    assert_eq!(refused.refusal.reason, expected);
+    assert_eq!(refused.preflight.as_deref(), shows.as_ref());
+    assert!(refused.decisions.iter().any(|decision| decision.verdict == paddock_crds::Verdict::Refused), "{:?}", refused.decisions);
+    let allowed =
+        examined(&json!({ "unclear": "Refuse", "imports": ["os"] }), &json!({ "imports": ["json"] }), Some(importing("os"))).unwrap();
+    assert_eq!(allowed.preflight.as_deref(), Some(&importing("os")));
+}
+
+/// By its stored status alone, as a run is contained that has started.
+#[test]
+fn what_a_run_imports_is_denied_while_it_runs_also_if_there_was_no_room_to_tell() {
+    let deny = |modules: serde_json::Value| {
+        let mut seen = policies();
+        let mut rules = seen.taking_part[0].rules.clone();
+        rules.deny = serde_json::from_value(json!({ "imports": modules })).unwrap();
+        seen.taking_part = vec![Arc::new(Policy::new(seen.taking_part[0].taken.clone(), Effect::Allow, rules))];
+        seen
+    };
+    let mut run = a_run();
+    let mut status = paddock_crds::ScriptRunStatus { preflight: Some(importing("os.path")), ..Default::default() };
+    run.status = Some(status.clone());
+    let what = |run: &ScriptRun, modules| match super::super::observe::contained(run, &deny(modules)) {
+        paddock_policy::Containment::Denied { what, .. } => what,
+        other => format!("{other:?}"),
+    };
+    assert_eq!((what(&run, json!(["os"])).as_str(), what(&run, json!(["json"])).as_str()), ("import:os.path", "None"));
+    status = super::super::status::least(&status);
+    run.status = Some(status);
+    assert_eq!(what(&run, json!(["json"])), "import:unknown");
 }

@@ -177,10 +177,10 @@ fn against(policies: &[Policy]) -> (bool, Option<BTreeSet<String>>, bool) {
     let labels = BTreeMap::new();
     let run = RunFacts::plain(&labels);
     let requester = Requester { username: "jane".into(), uid: None, groups: Vec::new() };
-    let risk = risk(&CapabilityGrant::default());
+    let risk = risk(&CapabilityGrant::default(), None);
     let tenant = TenantFacts { name: "team", labels: &labels };
-    let subject =
-        Subject { run, tenant, requester: (&requester).into(), end_user: None, risk: (&risk).into(), now: jiff::Timestamp::UNIX_EPOCH };
+    let (end_user, preflight, now) = (None, None.into(), jiff::Timestamp::UNIX_EPOCH);
+    let subject = Subject { run, tenant, requester: (&requester).into(), end_user, risk: (&risk).into(), preflight, now };
     let demanded = demanded(policies, &subject).ok().map(|all| all.into_iter().map(|demanded| demanded.rule).collect());
     let denied = containment(policies, Facts { requester: Some(&requester), ..Facts::default() });
     (judge_rules(policies, &subject).refusal.is_some(), demanded, matches!(denied, Containment::Denied { .. }))
