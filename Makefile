@@ -76,6 +76,16 @@ e2e-kind: packages binaries ## A part of the suite on a kind cluster with gVisor
 chaos: install ## Two hundred runs while what runs them is killed at random; CHAOS_SEED repeats a sequence
 	$(SUITE) --nocapture chaos::
 
+# Without the test whose injector is a kind that this version does not serve.
+OLDEST_SUITES := api approvals attacks confinement contract gateway_secrets interpreters policies pool preflight refusals scripts
+
+.PHONY: e2e-oldest
+e2e-oldest: ## Suites on the oldest Kubernetes that the chart installs on, 1.33, where a webhook stamps; ends the cluster that runs
+	target/debug/devcluster down
+	PADDOCK_KUBERNETES=1.33 $(MAKE) install
+	$(SUITE) $(addsuffix ::,$(OLDEST_SUITES))
+	target/debug/devcluster down
+
 FUZZ_SECONDS := 60
 
 .PHONY: fuzz

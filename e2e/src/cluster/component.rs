@@ -29,7 +29,7 @@ const fn plain(name: &'static str, programs: &'static [(&'static str, &'static s
 }
 
 /// All components, the quick ones first.
-pub const COMPONENTS: [Component; 8] = [
+static COMPONENTS: [Component; 8] = [
     plain("etcd", &[("etcd", "go.etcd.io/etcd/server/v3")]),
     plain(
         "cni",
@@ -54,23 +54,34 @@ pub const COMPONENTS: [Component; 8] = [
     Component {
         // Without these, clients see the version v0.0.0.
         link_flags: "-X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36",
-        ..plain(
-            "kubernetes",
-            &[
-                ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
-                ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
-                ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
-                ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
-                ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
-                ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
-            ],
-        )
+        ..plain("kubernetes", KUBERNETES)
     },
     Component {
         not_in_checksum_database: "github.com/cloudnativelabs/kube-router,github.com/k3s-io/kube-router",
         ..plain("kube-router", &[("kube-router", "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router")])
     },
 ];
+
+const KUBERNETES: &[(&str, &str)] = &[
+    ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+    ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+    ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+    ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
+    ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+    ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+];
+
+/// The oldest Kubernetes that the chart installs on, in place of the newest where `PADDOCK_KUBERNETES` is `1.33`.
+static OLDEST_KUBERNETES: Component = Component {
+    link_flags: "-X k8s.io/component-base/version.gitVersion=v1.33.13 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=33",
+    ..plain("kubernetes-1.33", KUBERNETES)
+};
+
+/// Those of the cluster.
+fn components() -> impl Iterator<Item = &'static Component> {
+    let is_oldest = std::env::var("PADDOCK_KUBERNETES").is_ok_and(|version| version == "1.33");
+    COMPONENTS.iter().map(move |component| if is_oldest && component.name == "kubernetes" { &OLDEST_KUBERNETES } else { component })
+}
 
 /// Programs that no cluster needs: [`build_one`] builds them for the tests that do.
 const TOOLS: [Component; 4] = [
@@ -109,14 +120,14 @@ impl Programs {
 
 /// The programs as they are, without building anything.
 pub fn built(layout: &Layout) -> Result<Programs> {
-    let folders = COMPONENTS.iter().map(|component| component.folder(layout)).collect::<Result<Vec<_>>>()?;
+    let folders = components().map(|component| component.folder(layout)).collect::<Result<Vec<_>>>()?;
     Ok(Programs { folders })
 }
 
 /// Builds what is missing. Says which component is being built and how long it took.
 pub fn build(layout: &Layout, say: &dyn Fn(&str)) -> Result<Programs> {
     let missing: Vec<&Component> =
-        COMPONENTS.iter().filter(|component| component.folder(layout).is_ok_and(|folder| !folder.join(".complete").exists())).collect();
+        components().filter(|component| component.folder(layout).is_ok_and(|folder| !folder.join(".complete").exists())).collect();
     for (index, component) in missing.iter().enumerate() {
         say(&format!("building {} ({} of {})", component.name, index + 1, missing.len()));
         let begin = Instant::now();
@@ -128,8 +139,7 @@ pub fn build(layout: &Layout, say: &dyn Fn(&str)) -> Result<Programs> {
 
 /// Builds the component that gives `program`, if it is missing, and returns the path of the program.
 pub fn build_one(layout: &Layout, program: &str) -> Result<PathBuf> {
-    let component = COMPONENTS
-        .iter()
+    let component = components()
         .chain(&TOOLS)
         .find(|component| component.programs.iter().any(|(name, _)| *name == program))
         .with_context(|| format!("no component gives the program {program}"))?;
