@@ -80,10 +80,11 @@ chaos: install ## Two hundred runs while what runs them is killed at random; CHA
 OLDEST_SUITES := api approvals attacks confinement contract gateway_secrets interpreters policies pool preflight refusals scripts
 
 .PHONY: e2e-oldest
-e2e-oldest: ## Suites on the oldest Kubernetes that the chart installs on, 1.33, where a webhook stamps; ends the cluster that runs
+e2e-oldest: export PADDOCK_KUBERNETES = 1.33
+e2e-oldest: packages ## Suites on the oldest Kubernetes that the chart installs on, 1.33, where a webhook stamps; ends the cluster that runs
 	target/debug/devcluster down
-	PADDOCK_KUBERNETES=1.33 $(MAKE) install
-	$(SUITE) $(addsuffix ::,$(OLDEST_SUITES))
+	$(MAKE) install
+	$(SUITE) --test-threads=5 $(addsuffix ::,$(OLDEST_SUITES))
 	target/debug/devcluster down
 
 FUZZ_SECONDS := 60

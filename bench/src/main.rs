@@ -8,7 +8,7 @@ use std::time::Instant;
 use cedar_policy::{Authorizer, Context, Decision, Entities, PolicySet, Request};
 use jiff::Timestamp;
 use paddock_crds::{Effect, PolicyKind, Requester, ScriptRun, TakenPolicy};
-use paddock_policy::{Ask, Gateway, Objects, Policy, Subject, TenantFacts, decide, judge_rules, risk};
+use paddock_policy::{Ask, AtGateway, Gateway, Objects, Policy, Subject, TenantFacts, decide, judge_rules, risk};
 use serde_json::{Value, json};
 
 /// What the run asks for, which every rule allows.
@@ -86,7 +86,7 @@ fn fields(rules: usize) -> impl FnMut() -> bool {
         policy(&format!("p{number}"), Effect::Restrict, json!({ "limits": { "max": { "memory": format!("{}Mi", 100 + number) } } }))
     });
     let policies: Vec<Policy> = bounds.chain([base()]).collect();
-    let ask = Ask::of(&a_run().spec, Objects::new(), Gateway::Installed);
+    let ask = Ask::of(&a_run().spec, Objects::new(), AtGateway::new(), Gateway::Installed);
     move || decide(&policies, &ask).result.is_ok()
 }
 
@@ -104,10 +104,10 @@ fn expressions(rules: usize) -> impl FnMut() -> bool {
     let (run, labels) = (a_run(), BTreeMap::new());
     let requester = Requester { username: "jane".into(), uid: None, groups: vec!["team-data".into()] };
     move || {
-        let Ok(grant) = decide(&policies, &Ask::of(&run.spec, Objects::new(), Gateway::Installed)).result else { return false };
+        let Ok(grant) = decide(&policies, &Ask::of(&run.spec, Objects::new(), AtGateway::new(), Gateway::Installed)).result else { return false };
         let tenant = TenantFacts { name: "team", labels: &labels };
-        let risk = risk(&grant.capabilities);
-        let subject = Subject::of(&run, (&grant, "aa", 0), &risk, tenant, &requester, Timestamp::UNIX_EPOCH);
+        let risk = risk(&grant.capabilities, None);
+        let subject = Subject::of(&run, (&grant, "aa", 0), (&risk, None), tenant, &requester, Timestamp::UNIX_EPOCH);
         judge_rules(&policies, &subject).refusal.is_none()
     }
 }

@@ -12,6 +12,8 @@ use crate::schema::{list_atomic, list_of_strings};
 pub const MOST_IMPORTS: usize = 128;
 /// Hosts that are told; a script that names more is [`Unclear::TooMuch`] too.
 pub const MOST_HOSTS: usize = 64;
+/// Bytes of all these names together: the status of each run holds them.
+pub const MOST_BYTES: usize = 8 << 10;
 /// Findings that are told one by one.
 pub const MOST_FINDINGS: usize = 32;
 /// Longest name of a module that is told, in bytes.
@@ -98,7 +100,7 @@ open_enum! {
         /// It holds something by which people, parser or interpreter may read different programs: bytes that are no UTF-8, an encoding that it declares,
         /// marks of direction, a single carriage return, an archive at its end.
         Ambiguous,
-        /// It imports more modules than are told, or such with longer names, or holds URLs of more hosts.
+        /// It imports more modules than are told, or holds URLs of more hosts, or their names are too long.
         TooMuch,
         /// Reading it took longer or more memory than it may, or broke the reader.
         TooCostly,
@@ -187,12 +189,17 @@ impl Preflight {
 
     /// Whether it is within what the schema of a status takes.
     pub fn fits(&self) -> bool {
-        let are_short = |names: &[String], most, longest| names.len() <= most && names.iter().all(|name| name.len() <= longest);
+        let is_plain = |text: &str| !text.chars().any(char::is_control);
+        let are_short =
+            |names: &[String], most, longest| names.len() <= most && names.iter().all(|name| name.len() <= longest && is_plain(name));
         are_short(&self.imports, MOST_IMPORTS, LONGEST_NAME)
             && are_short(&self.hosts, MOST_HOSTS, LONGEST_HOST)
+            && self.imports.iter().chain(&self.hosts).map(String::len).sum::<usize>() <= MOST_BYTES
             && self.findings.len() <= MOST_FINDINGS
-            && self.findings.iter().all(|finding| finding.what.len() <= 64 && finding.kind.as_str().len() <= 64)
-            && self.message.as_ref().is_none_or(|message| message.chars().count() <= 512)
+            && self.findings.iter().all(|finding| {
+                finding.line >= 1 && finding.what.len() <= 64 && is_plain(&finding.what) && finding.kind.as_str().len() <= 64
+            })
+            && self.message.as_ref().is_none_or(|message| message.chars().count() <= 512 && is_plain(message))
             && self.verdict.as_str().len() <= 64
             && self.unclear.as_ref().is_none_or(|why| why.as_str().len() <= 64)
     }

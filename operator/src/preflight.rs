@@ -11,8 +11,11 @@ use crate::bounded::Turns;
 use crate::context::lock;
 use crate::error::Error;
 
-/// Texts that are remembered whose runs are over, at least: twice as many at most. What is told of one has at most 40 KiB.
+/// Texts that are remembered whose runs are over, at least: twice as many at most. What is told of one has at most 20 KiB.
 const REMEMBERED: usize = 128;
+
+/// Runs whose readings are kept beside, at most.
+const RUNS: usize = 2048;
 
 /// By language and SHA-256 of the text.
 type Key = (Language, String);
@@ -28,7 +31,7 @@ struct Known {
     newer: HashMap<Key, Arc<Preflight>>,
     /// What was asked for since is in the newer ones again.
     older: HashMap<Key, Arc<Preflight>>,
-    /// By UID of the run, for as long as it is decided on: so that nobody else's texts take it away.
+    /// By UID of the run, for as long as it is decided on: so that nobody else's texts take it away. As many as there is room for.
     of_runs: HashMap<String, (Key, Arc<Preflight>)>,
 }
 
@@ -88,7 +91,9 @@ impl Known {
         if self.newer.len() >= REMEMBERED && !self.newer.contains_key(&key) {
             self.older = mem::take(&mut self.newer);
         }
-        self.of_runs.insert(uid.to_owned(), (key.clone(), read.clone()));
+        if self.of_runs.len() < RUNS || self.of_runs.contains_key(uid) {
+            self.of_runs.insert(uid.to_owned(), (key.clone(), read.clone()));
+        }
         self.newer.insert(key, read);
     }
 }

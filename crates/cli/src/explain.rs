@@ -32,6 +32,9 @@ use crate::stored::as_stored;
 use crate::table::{Cell, plain, table};
 use crate::terminal::{Tone, has_colours, printable};
 
+/// Largest script, in bytes.
+const MAX_SCRIPT: usize = 64 << 10;
+
 /// Policies as they were written.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Written {
@@ -125,7 +128,7 @@ pub(crate) struct Explanation {
     /// What the text of the script shows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) preflight: Option<Preflight>,
-    /// It is in a ConfigMap that was not at hand, so that nothing was decided by what it shows.
+    /// It is in a ConfigMap that was not at hand: what policies demand of it was not looked at, and rules saw it as `Unclear`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) not_read: bool,
     /// What approvals are bound to.
@@ -282,6 +285,7 @@ impl Text {
             },
             (None, None) => return Ok(Self::NotAtHand),
         };
+        ensure!(script.len() <= MAX_SCRIPT, "the script has {} bytes; at most {MAX_SCRIPT} are allowed", script.len());
         let read = paddock_preflight::ask(&Question { language, script }).await.context("cannot read the script")?;
         Ok(Self::Shows(read.0))
     }
@@ -488,7 +492,7 @@ fn told(explanation: &Explanation, colours: bool) -> String {
     let decisions = if rows.is_empty() { String::new() } else { table(&["PERMISSION", "VERDICT", "RULE"], &rows, colours) + "\n" };
     let risk = explanation.risk.as_ref().map_or_else(String::new, |risk| format!("risk: {risk}\n"));
     let preflight = explanation.preflight.as_ref().map_or_else(String::new, |shows| format!("script: {}\n", script_shows(shows)));
-    let not_read = if explanation.not_read { "script: in a ConfigMap, and not looked at\n" } else { "" };
+    let not_read = if explanation.not_read { "script: in a ConfigMap, and not looked at; rules see it as Unclear\n" } else { "" };
     format!("{decisions}policies: {names}\n{risk}{preflight}{not_read}{end}\n")
 }
 

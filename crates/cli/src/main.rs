@@ -34,7 +34,7 @@ use paddock_crds::ApprovalDecision;
 
 fn main() -> ExitCode {
     // The process that reads a script for this one.
-    if std::env::args().nth(1).is_some_and(|argument| argument == paddock_preflight::BOUNDS.argument) {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == paddock_preflight::BOUNDS.argument) {
         return paddock_preflight::serve();
     }
     let mut words = std::env::args_os();

@@ -91,6 +91,8 @@ pub async fn ask<A: DeserializeOwned>(bounds: &Bounds, question: &impl Serialize
 /// that there is.
 fn broken(status: ExitStatus) -> Option<String> {
     match status.signal() {
+        // Whoever ends it from outside does so by one of these.
+        Some(number) if [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].iter().any(|signal| *signal as i32 == number) => None,
         Some(number) => Some(Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.as_str().to_owned())),
         None => (status.code() == Some(i32::from(BROKEN))).then(|| "panic".to_owned()),
     }

@@ -5,7 +5,7 @@ use std::borrow::Borrow;
 use paddock_crds::{DeniedSubject, Deny, EndUser, PolicyRules, Preflight, Requester, SubjectKind, Suspend};
 
 use crate::Policy;
-use crate::preflight;
+use crate::preflight::{self, DeniedImport};
 
 /// What is known of a run, as far as it is known yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,9 @@ pub struct Facts<'a> {
     /// For whom.
     pub end_user: Option<&'a EndUser>,
 }
+
+/// What is denied of a script of which it is not known what it imports.
+pub(crate) const UNKNOWN_IMPORT: &str = "import:unknown";
 
 /// The hardest that a policy demands.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,7 +79,11 @@ fn denied(deny: &Deny, facts: Facts<'_>) -> Option<(String, &'static str)> {
         return Some((format!("image:{image}"), "deny.images"));
     }
     if let Some(import) = facts.preflight.and_then(|preflight| preflight::denied(&deny.imports, preflight)) {
-        return Some((format!("import:{import}"), "deny.imports"));
+        let what = match import {
+            DeniedImport::Named(module) => format!("import:{module}"),
+            DeniedImport::Unknown => UNKNOWN_IMPORT.to_owned(),
+        };
+        return Some((what, "deny.imports"));
     }
     let requester = facts.requester.map(|requester| ("requester", &requester.username, &requester.groups));
     let end_user = facts.end_user.map(|user| ("endUser", &user.username, &user.groups));

@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 
 use paddock_crds::{Decision, PolicyKind, PolicyRef, Reason, Verdict};
 
-use crate::containment::{Containment, Facts, containment};
+use crate::containment::{Containment, Facts, UNKNOWN_IMPORT, containment};
 use crate::decide::{Ask, Outcome, Policy, Refusal, decide};
 use crate::input::InputDemand;
 
@@ -33,7 +33,13 @@ fn missing(policies: &[impl Borrow<Policy>], named: &PolicyRef) -> Option<Refusa
 /// Whether a deny-list names the run: why it is refused, and the permission that is answered with it.
 pub fn judge_denied(policies: &[impl Borrow<Policy>], facts: Facts<'_>) -> Option<(Refusal, Decision)> {
     let Containment::Denied { what, rule } = containment(policies, facts) else { return None };
-    let refusal = Refusal { reason: Reason::Denied, message: format!("{what} is denied ({rule})") };
+    // Its author has to learn what is wrong with the text.
+    let unread = facts.preflight.filter(|_| what == UNKNOWN_IMPORT).and_then(|text| text.message.as_deref());
+    let message = match unread {
+        Some(why) => format!("it is not known whether the script imports what is denied: {why} ({rule})"),
+        None => format!("{what} is denied ({rule})"),
+    };
+    let refusal = Refusal { reason: Reason::Denied, message };
     Some((refusal, Decision { permission: what, verdict: Verdict::Refused, rule }))
 }
 

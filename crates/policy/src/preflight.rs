@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use paddock_crds::{Decision, Finding, FindingKind, Preflight, PreflightRules, PreflightVerdict, Reason, Strictness, Verdict};
+use paddock_crds::{Decision, Finding, FindingKind, Language, Preflight, PreflightRules, PreflightVerdict, Reason, Strictness, Verdict};
 
 use crate::capabilities::CapabilityGrant;
 use crate::decide::{Policy, Refusal, named};
@@ -84,8 +84,12 @@ fn imports(allowed: &[String], Text { shows, .. }: &Text<'_>) -> Judged {
         let what = what.map(|finding| format!(" ({} in line {})", finding.what, finding.line)).unwrap_or_default();
         return refuse(format!("it is not known what the script imports: it shows code or names that are made at run time{what}"));
     }
-    let others: Vec<&str> =
-        shows.imports.iter().map(String::as_str).filter(|module| !allowed.iter().any(|allowed| is_in(module, allowed))).collect();
+    let others: Vec<&str> = shows
+        .imports
+        .iter()
+        .map(String::as_str)
+        .filter(|module| !allowed.iter().any(|allowed| is_in(module, allowed, shows.language)))
+        .collect();
     match others.as_slice() {
         [] => Ok(()),
         [one] => refuse(format!("the script imports {one}, which is not allowed")),
@@ -93,21 +97,32 @@ fn imports(allowed: &[String], Text { shows, .. }: &Text<'_>) -> Judged {
     }
 }
 
-/// What a script imports that one of these names, or that nobody knows what it imports.
-pub(crate) fn denied(denied: &[String], shows: &Preflight) -> Option<String> {
+/// Why a script is denied by what it imports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DeniedImport {
+    Named(String),
+    /// Nobody knows what it imports.
+    Unknown,
+}
+
+/// Whether a script is denied by what it imports.
+pub(crate) fn denied(denied: &[String], shows: &Preflight) -> Option<DeniedImport> {
     if denied.is_empty() {
         return None;
     }
     if is_unclear(shows) {
-        return Some("unknown".into());
+        return Some(DeniedImport::Unknown);
     }
-    shows.imports.iter().find(|module| denied.iter().any(|denied| is_in(module, denied))).cloned()
+    shows.imports.iter().find(|module| denied.iter().any(|denied| is_in(module, denied, shows.language))).cloned().map(DeniedImport::Named)
 }
 
 /// A module is the named one, or in it. That Node.js has a module of its own may be said or left out.
-fn is_in(module: &str, named: &str) -> bool {
-    let [module, named] = [module, named].map(|name| name.strip_prefix("node:").unwrap_or(name));
-    module.strip_prefix(named).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/']))
+fn is_in(module: &str, named: &str, language: Option<Language>) -> bool {
+    let ([module, named], separator) = match language {
+        Some(Language::JavaScript | Language::TypeScript) => ([module, named].map(|name| name.strip_prefix("node:").unwrap_or(name)), '/'),
+        Some(Language::Python) | None => ([module, named], '.'),
+    };
+    module.strip_prefix(named).is_some_and(|rest| rest.is_empty() || rest.starts_with(separator))
 }
 
 #[cfg(test)]

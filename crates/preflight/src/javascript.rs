@@ -202,7 +202,12 @@ impl<'a> Visit<'a> for Reader<'_> {
         match loaded(it) {
             Loaded::Named(specifier) => {
                 self.import(&specifier, it.span.start);
-                // What loads is named, so its name is no sign.
+                // What loads is named, so its name is no sign; what it is a member of may be any program.
+                match it.callee.get_inner_expression() {
+                    Expression::StaticMemberExpression(member) => self.visit_expression(&member.object),
+                    Expression::ComputedMemberExpression(member) => self.visit_expression(&member.object),
+                    _ => {}
+                }
                 return self.visit_arguments(&it.arguments);
             }
             Loaded::Computed => self.sign((ComputedImport, "require"), it.span.start),

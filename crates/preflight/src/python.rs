@@ -263,14 +263,20 @@ impl Reader<'_> {
     fn call(&mut self, call: &ExprCall) {
         let offset = call.start().to_usize();
         let argument = |index: usize| call.arguments.args.get(index);
+        let is_starred = call.arguments.args.iter().take(2).any(|argument| matches!(argument, Expr::Starred(_)));
         let literal = |index: usize| match argument(index) {
-            Some(Expr::StringLiteral(literal)) => Some(literal.value.to_str()),
+            Some(Expr::StringLiteral(literal)) if !is_starred => Some(literal.value.to_str()),
             _ => None,
         };
         if let Expr::Name(name) = &*call.func {
             match name.id.as_str() {
                 name if GETTERS.contains(&name) => match literal(1) {
-                    Some(name) => self.attribute(name, call.start()),
+                    Some(name) => {
+                        self.attribute(name, call.start());
+                        for path in argument(0).map(|object| self.resolved(object)).unwrap_or_default() {
+                            self.path(&format!("{path}.{name}"), call.start());
+                        }
+                    }
                     None => self.seen.sign((DynamicCode, "getattr"), offset),
                 },
                 "type" if argument(2).is_some() => self.seen.sign((DynamicCode, "type"), offset),
@@ -366,7 +372,12 @@ impl<'a> Visitor<'a> for Reader<'_> {
             Expr::Call(call) => {
                 self.call(call);
                 if let Some(module) = self.imported_by(call) {
-                    return self.import(&module, call.start());
+                    self.import(&module, call.start());
+                    // What the function is a member of may be imported in the same way.
+                    if let Expr::Attribute(function) = &*call.func {
+                        self.visit_expr(&function.value);
+                    }
+                    return;
                 }
                 // Called with a name that stands there, it is no sign.
                 if matches!(&*call.func, Expr::Name(name) if GETTERS.contains(&name.id.as_str())) {

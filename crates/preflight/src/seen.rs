@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use paddock_crds::preflight::{LONGEST_HOST, LONGEST_NAME, MOST_FINDINGS, MOST_HOSTS, MOST_IMPORTS};
+use paddock_crds::preflight::{LONGEST_HOST, LONGEST_NAME, MOST_BYTES, MOST_FINDINGS, MOST_HOSTS, MOST_IMPORTS};
 use paddock_crds::{Finding, FindingKind, Language, Preflight, PreflightVerdict, Unclear};
 
 use crate::hosts::hosts;
@@ -43,6 +43,16 @@ impl Seen {
         }
         if self.hosts.len() > MOST_HOSTS {
             return Err((Unclear::TooMuch, format!("it names {} hosts; at most {MOST_HOSTS} are told", self.hosts.len())));
+        }
+        if let Some(host) = self.hosts.iter().find(|host| host.chars().any(is_invisible)) {
+            return Err((Unclear::TooMuch, format!("a host that it names has {} bytes, and is no name", host.len())));
+        }
+        let bytes: usize = self.imports.iter().chain(&self.hosts).map(String::len).sum();
+        if bytes > MOST_BYTES {
+            return Err((
+                Unclear::TooMuch,
+                format!("the names of what it imports and of hosts have {bytes} bytes; at most {MOST_BYTES} are told"),
+            ));
         }
         let shows = |kinds: &[FindingKind]| self.signs.values().any(|(kind, _)| kinds.contains(kind));
         let (dynamic_code, subprocess) =

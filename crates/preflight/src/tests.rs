@@ -83,6 +83,9 @@ fn what_a_program_in_python_shows(#[case] text: &str, #[case] expected: &str) {
     "import importlib\nimportlib.import_module('os').system('id')",
     "import importlib; import os; 2 Subprocess os.system"
 )]
+#[case::import_of_an_import("__import__('importlib').import_module('json')", "import importlib; import json")]
+#[case::named_attribute_of_a_module("import os\ngetattr(os, 'system')('id')", "import os; 2 Subprocess os.system")]
+#[case::starred("getattr(*[f, n], 'x')", "1 DynamicCode getattr")]
 #[case::star_of_importlib("from importlib import *\nimport_module(n)", "import importlib; 1 ComputedImport importlib")]
 #[case::star_of_posix("from posix import *\nsystem('id')", "import os; import posix; 1 Subprocess os.system")]
 #[case::frozen("import _frozen_importlib as f\nf._gcd_import(n)", "import _frozen_importlib; 1 ComputedImport _frozen_importlib")]
@@ -162,6 +165,7 @@ fn what_a_program_in_javascript_shows(#[case] text: &str, #[case] expected: &str
 #[case::import_of_code_in_capitals("await import('DATA:text/javascript,1')", "import data:; 1 DynamicCode import of a URL")]
 #[case::builtin_taken("const { getBuiltinModule: g } = process; g('child_process')", "1 ComputedImport getBuiltinModule")]
 #[case::builtin_imported("import { getBuiltinModule as g } from 'node:process'", "import node:process; 1 ComputedImport getBuiltinModule")]
+#[case::program_in_a_callee("(() => { eval('1'); return process })().getBuiltinModule('fs')", "import fs; 1 DynamicCode eval")]
 #[case::builtin_by_literal("process['getBuiltinModule'].call(null, 'vm')", "1 ComputedImport getBuiltinModule")]
 #[case::require_of_a_module("const m = module; m.require('vm')", "1 ComputedImport require")]
 #[case::process_in_a_variable("const p = process; p['bind' + 'ing']('spawn_sync')", "")]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
 use super::command::{call, run};
@@ -78,9 +78,13 @@ static OLDEST_KUBERNETES: Component = Component {
 };
 
 /// Those of the cluster.
-fn components() -> impl Iterator<Item = &'static Component> {
-    let is_oldest = std::env::var("PADDOCK_KUBERNETES").is_ok_and(|version| version == "1.33");
-    COMPONENTS.iter().map(move |component| if is_oldest && component.name == "kubernetes" { &OLDEST_KUBERNETES } else { component })
+fn components() -> Result<impl Iterator<Item = &'static Component>> {
+    let is_oldest = match std::env::var("PADDOCK_KUBERNETES").as_deref() {
+        Ok("1.33") => true,
+        Ok(other) if !other.is_empty() => bail!("PADDOCK_KUBERNETES is {other}, and can be 1.33"),
+        _ => false,
+    };
+    Ok(COMPONENTS.iter().map(move |component| if is_oldest && component.name == "kubernetes" { &OLDEST_KUBERNETES } else { component }))
 }
 
 /// Programs that no cluster needs: [`build_one`] builds them for the tests that do.
@@ -120,14 +124,14 @@ impl Programs {
 
 /// The programs as they are, without building anything.
 pub fn built(layout: &Layout) -> Result<Programs> {
-    let folders = components().map(|component| component.folder(layout)).collect::<Result<Vec<_>>>()?;
+    let folders = components()?.map(|component| component.folder(layout)).collect::<Result<Vec<_>>>()?;
     Ok(Programs { folders })
 }
 
 /// Builds what is missing. Says which component is being built and how long it took.
 pub fn build(layout: &Layout, say: &dyn Fn(&str)) -> Result<Programs> {
     let missing: Vec<&Component> =
-        components().filter(|component| component.folder(layout).is_ok_and(|folder| !folder.join(".complete").exists())).collect();
+        components()?.filter(|component| component.folder(layout).is_ok_and(|folder| !folder.join(".complete").exists())).collect();
     for (index, component) in missing.iter().enumerate() {
         say(&format!("building {} ({} of {})", component.name, index + 1, missing.len()));
         let begin = Instant::now();
@@ -139,7 +143,7 @@ pub fn build(layout: &Layout, say: &dyn Fn(&str)) -> Result<Programs> {
 
 /// Builds the component that gives `program`, if it is missing, and returns the path of the program.
 pub fn build_one(layout: &Layout, program: &str) -> Result<PathBuf> {
-    let component = components()
+    let component = components()?
         .chain(&TOOLS)
         .find(|component| component.programs.iter().any(|(name, _)| *name == program))
         .with_context(|| format!("no component gives the program {program}"))?;

@@ -225,7 +225,7 @@ async fn a_policy_that_changes_replaces_what_waits() {
         filled(&tenant, "shell").await;
         let run = tenant.run(Script::shell("true").with(by_policy.clone())).await;
         assert_eq!(path(&run), WARM);
-        // What is denied does not wait, and says why.
+        // What is not offered any more does not wait, nor what is denied, and the pool says why.
         tenant.policy_with(json!({ "limits": {}, "runtimes": [{ "name": "python" }] })).await;
         let pool = pool_is(&tenant, "shell", "nothing is granted", |pool| {
             reason(pool) == Some((ConditionStatus::False, PoolReason::NotGranted))
@@ -233,6 +233,16 @@ async fn a_policy_that_changes_replaces_what_waits() {
         })
         .await;
         assert!(pool.status.unwrap().conditions[0].message.contains("shell"));
+        tenant.policy_with(json!({ "limits": {} })).await;
+        filled(&tenant, "shell").await;
+        tenant.policy_with(json!({ "limits": {}, "deny": { "images": ["*"] } })).await;
+        let pool = pool_is(&tenant, "shell", "its image is denied", |pool| {
+            reason(pool) == Some((ConditionStatus::False, PoolReason::NotGranted))
+                && pool.status.as_ref().is_some_and(|status| status.replicas == 0)
+        })
+        .await;
+        let message = pool.status.unwrap().conditions[0].message.clone();
+        assert!(message.contains("is denied (SandboxPolicy/limited: deny.images)"), "{message}");
     })
     .await;
 }

@@ -30,6 +30,10 @@ fn shows(imports: &[&str]) -> Preflight {
     }
 }
 
+fn in_javascript(imports: &[&str]) -> Preflight {
+    Preflight { language: Some(Language::JavaScript), ..shows(imports) }
+}
+
 fn unclear() -> Preflight {
     Preflight::unclear(Some(Language::Python), Unclear::SyntaxError, "line 1, column 2: what is this")
 }
@@ -63,7 +67,9 @@ fn reason(preflight: &Value, shows: &Preflight) -> Option<Reason> {
 #[case::longer_name(json!({ "imports": ["os"] }), shows(&["ossaudiodev"]), Some(Reason::ImportNotAllowed))]
 #[case::none(json!({ "imports": [] }), shows(&["os"]), Some(Reason::ImportNotAllowed))]
 #[case::nothing_imported(json!({ "imports": [] }), shows(&[]), None)]
-#[case::of_node(json!({ "imports": ["fs", "node:os", "lodash"] }), shows(&["node:fs/promises", "os", "lodash/fp"]), None)]
+#[case::of_node(json!({ "imports": ["fs", "node:os", "lodash"] }), in_javascript(&["node:fs/promises", "os", "lodash/fp"]), None)]
+#[case::another_package(json!({ "imports": ["socket"] }), in_javascript(&["socket.io"]), Some(Reason::ImportNotAllowed))]
+#[case::another_folder(json!({ "imports": ["."] }), in_javascript(&["../x.mjs"]), Some(Reason::ImportNotAllowed))]
 #[case::unclear_imports(json!({ "imports": ["os"] }), unclear(), Some(Reason::ImportNotAllowed))]
 #[case::computed_imports(json!({ "imports": ["json"] }), computes(), Some(Reason::ImportNotAllowed))]
 fn demands(#[case] preflight: Value, #[case] shows: Preflight, #[case] expected: Option<Reason>) {
@@ -83,13 +89,13 @@ fn what_is_shown_may_be_asked_for() {
 }
 
 #[rstest]
-#[case::named(&["os"], shows(&["json", "os.path"]), Some("os.path"))]
+#[case::named(&["os"], shows(&["json", "os.path"]), Some(DeniedImport::Named("os.path".into())))]
 #[case::other(&["os"], shows(&["json"]), None)]
-#[case::nobody_knows(&["os"], unclear(), Some("unknown"))]
+#[case::nobody_knows(&["os"], unclear(), Some(DeniedImport::Unknown))]
 #[case::no_list(&[], unclear(), None)]
-fn deny_lists(#[case] list: &[&str], #[case] shows: Preflight, #[case] expected: Option<&str>) {
+fn deny_lists(#[case] list: &[&str], #[case] shows: Preflight, #[case] expected: Option<DeniedImport>) {
     let list: Vec<String> = list.iter().map(|&module| module.to_owned()).collect();
-    assert_eq!(denied(&list, &shows).as_deref(), expected);
+    assert_eq!(denied(&list, &shows), expected);
 }
 
 /// What is named is what is missing.
