@@ -1,7 +1,7 @@
 //! Sandboxes that begin before there is a run for them.
 
-use crate::harness::{Script, Tenant, assert_end, eventually, namespace, status, stderr, stdout, tenant};
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use crate::harness::{Script, Tenant, assert_end, eventually, kubectl, namespace, status, stderr, stdout, tenant};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ColdReason, ConditionStatus, Phase, PoolReason, Reason, RunPath, SandboxPool, ScriptRun};
@@ -243,6 +243,36 @@ async fn a_policy_that_changes_replaces_what_waits() {
         .await;
         let message = pool.status.unwrap().conditions[0].message.clone();
         assert!(message.contains("is denied (SandboxPolicy/limited: deny.images)"), "{message}");
+    })
+    .await;
+}
+
+/// As a leader leaves it that ends, or whose connection does, right after it has made the namespace.
+#[tokio::test]
+async fn a_sandbox_namespace_that_was_left_half_done_is_made_whole_for_a_pool() {
+    tenant("half-done", |tenant| async move {
+        let namespaces: Api<Namespace> = Api::all(tenant.client.clone());
+        let uid = namespaces.get(&tenant.name).await.unwrap().uid().unwrap();
+        let restricted = ["enforce", "warn", "audit"].map(|mode| format!("pod-security.kubernetes.io/{mode}: restricted")).join(", ");
+        let half = format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {}, labels: {{{restricted}, pod-security.kubernetes.io/enforce-version: latest, paddock.dev/sandbox-of: {}, app.kubernetes.io/managed-by: paddock-operator}}, annotations: {{paddock.dev/tenant-uid: {uid}, paddock.dev/cluster-policies: baseline}}}}}}",
+            tenant.sandbox(),
+            tenant.name
+        );
+        kubectl(&["create", "--as", "system:serviceaccount:paddock-system:paddock-operator", "--filename", "-"], &half).unwrap();
+        let (sandbox, quota) = (tenant.sandbox(), format!("nothing-{}", tenant.name));
+        let nothing = "--hard=count/rolebindings.rbac.authorization.k8s.io=0";
+        kubectl(&["create", "quota", &quota, nothing, "--namespace", &sandbox], "").unwrap();
+        make_pool(&tenant, "shell", 1, json!({})).await;
+        // Until it was tried in vain, and the pods in there are known to be unknown.
+        eventually("it was tried in vain", || async {
+            let logs = kubectl(&["logs", "deployment/paddock-operator", "--namespace", "paddock-system", "--since=60s"], "").unwrap();
+            let is_unlisted = |line: &str| line.contains("cannot list resource") && line.contains(&sandbox);
+            if logs.contains(&quota) && logs.lines().any(is_unlisted) { Ok(()) } else { Err("not yet") }
+        })
+        .await;
+        kubectl(&["delete", "quota", &quota, "--namespace", &sandbox], "").unwrap();
+        filled(&tenant, "shell").await;
     })
     .await;
 }

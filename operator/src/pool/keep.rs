@@ -68,7 +68,14 @@ async fn look(context: &Arc<Context>, memory: &mut HashMap<String, Memory>) {
         }
     }
     memory.retain(|uid, _| own.contains_key(uid.as_str()));
-    for pool in pools.iter().filter(|pool| !unlisted.contains(&sandbox_namespace(&pool.tenant))) {
+    for pool in &pools {
+        if unlisted.contains(&sandbox_namespace(&pool.tenant)) {
+            // It may be for lack of the RoleBinding that pods cannot be listed there, where an earlier pass has failed in the middle.
+            if let Some(wanted) = &pool.wanted {
+                told(prepare(wanted, context).await.map(drop));
+            }
+            continue;
+        }
         let of_it: Vec<&Arc<Pod>> = pods.iter().filter(|pod| pod.labels().get(POOL_UID) == Some(&pool.uid)).collect();
         keep(pool, &of_it, memory.entry(pool.uid.clone()).or_default(), context).await;
     }
