@@ -48,7 +48,7 @@ SUITES := api approvals attacks chart cli confinement contract documents economy
 DISTURBING := capabilities doctor egress everyone queue store traces webhook disruption lifecycle
 
 # Programs that tests call. Built before: beside a compiler, sandboxes come late.
-TOOLS := helm kind krew promtool
+TOOLS := helm kind krew promtool tlog
 SUITE := cargo test --quiet -p paddock-e2e --test suite --
 
 .PHONY: e2e

@@ -106,6 +106,8 @@ open_enum! {
         Denied,
         /// Admitted=False: a policy that takes part is suspended; the run waits until that changes. Finished: it was ended for that.
         Suspended,
+        /// Admitted=False: the audit log cannot be written; the run waits until it can.
+        AuditLogUnavailable,
         /// Finished: the script asked for more connections that the egress gateway refused than the policies put up with.
         TooManyRefusedConnections,
         /// Accepted=False: a policy that takes part does not offer the runtime.

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::bucket::{AUTHORITIES, Access};
 use crate::egress::Installed;
 use crate::script_run::queue::ClusterLimits;
-use crate::store::AUTHORITIES;
 use crate::webhook::Source;
 use clap::{Parser, ValueEnum};
 use ipnet::IpNet;
@@ -63,6 +63,9 @@ pub(crate) struct Config {
     /// Where results go that are too large for a status, if policies have them stored: file:///FOLDER or s3://BUCKET/PREFIX
     #[arg(long)]
     pub(crate) result_store: Option<String>,
+    /// Where the audit log is kept: s3://BUCKET/PREFIX. Without one there is none
+    #[arg(long)]
+    pub(crate) audit_log: Option<String>,
     /// Where a trace of each run is sent when it is over: base URL of an OTLP receiver over HTTP, such as http://collector:4318
     #[arg(long)]
     pub(crate) traces_endpoint: Option<String>,
@@ -146,6 +149,15 @@ pub(crate) enum LogFormat {
 /// Longest time that any request of the operator may take, watches and streams excepted. A new leader waits this long for the old one.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
+/// What the names of variables begin with that are for the audit log.
+const AUDIT: &str = "AUDIT_";
+
+/// Variables whose names begin with this and then `AWS_`.
+fn options_after(prefix: &str) -> Vec<(String, String)> {
+    let named = std::env::vars().filter_map(|(name, value)| Some((name.strip_prefix(prefix)?.to_ascii_lowercase(), value)));
+    named.filter(|(name, _)| name.starts_with("aws_")).collect()
+}
+
 /// Plain data for the pure code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -198,9 +210,15 @@ impl Config {
         self.webhook_secret.clone().map_or_else(|| Source::Own(SignedDuration::from_secs(self.webhook_certificate_seconds)), Source::Other)
     }
 
-    /// The options of the result store: what the environment says about AWS, under the names that `object_store` knows.
-    pub(crate) fn store_options() -> Vec<(String, String)> {
-        std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).map(|(name, value)| (name.to_ascii_lowercase(), value)).collect()
+    /// How the result store is reached: what the environment says about AWS, under the names that `object_store` knows.
+    pub(crate) fn store_access() -> Access {
+        Access { options: options_after(""), authorities: Self::authorities() }
+    }
+
+    /// The same of the audit log, with a prefix: it is not written with the rights by which results are.
+    pub(crate) fn audit_access() -> Access {
+        let authorities = std::env::var(format!("{AUDIT}{AUTHORITIES}")).ok().filter(|pem| !pem.is_empty());
+        Access { options: options_after(AUDIT), authorities }
     }
 
     /// Authorities that may sign the certificates of the servers of results and traces, beside the public ones.

@@ -18,6 +18,7 @@ use paddock_policy::{Containment, QueueLimits, SecretValues, contains_anything, 
 use paddock_protocol::SealingKey;
 
 use crate::approvals::{Approvals, of_namespace};
+use crate::audit::Audit;
 use crate::bounded::Turns;
 use crate::config::Settings;
 use crate::diagnosis;
@@ -75,6 +76,7 @@ pub(crate) struct Parts {
     pub(crate) recorder: Recorder,
     pub(crate) caches: Caches,
     pub(crate) traces: Option<Traces>,
+    pub(crate) audit: Audit,
     pub(crate) wake: mpsc::UnboundedSender<RunRef>,
 }
 
@@ -89,6 +91,8 @@ pub(crate) struct Context {
     pub(crate) recorder: Recorder,
     pub(crate) caches: Caches,
     pub(crate) traces: Option<Traces>,
+    /// Who is told what is to be in the audit log.
+    pub(crate) audit: Audit,
     pub(crate) policies: Policies,
     /// What runs are granted of the network, and who is told.
     pub(crate) egress: Egress,
@@ -129,7 +133,7 @@ pub(crate) fn is_active(run: &ScriptRun) -> bool {
 
 impl Context {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { client, egress, fence, settings, results, metrics, recorder, caches, traces, wake } = parts;
+        let Parts { client, egress, fence, settings, results, metrics, recorder, caches, traces, audit, wake } = parts;
         let sandboxes = Arc::new(Sandboxes::default());
         Self {
             policies: Policies::default(),
@@ -144,6 +148,7 @@ impl Context {
             recorder,
             caches,
             traces,
+            audit,
             prepared: Prepared::default(),
             ledger: Ledger::default(),
             sessions: Sessions::default(),
@@ -184,6 +189,12 @@ impl Context {
     /// All runs.
     pub(crate) fn runs(&self) -> Vec<Arc<Guarded>> {
         self.runs.get().map(Store::state).unwrap_or_default()
+    }
+
+    /// The run of this name, as the cache has it.
+    pub(crate) fn run(&self, namespace: &str, name: &str) -> Option<ScriptRun> {
+        let guarded = self.runs.get()?.get(&ObjectRef::new(name).within(namespace))?;
+        guarded.0.as_ref().ok().map(|watched| watched.run.clone())
     }
 
     /// UIDs of the runs that have been admitted and are not over; `None` before all runs were listed.
@@ -306,7 +317,7 @@ impl Context {
         let runs = self.runs();
         let diagnosis = diagnosis::told(self);
         let runs = census(runs.iter().filter_map(|guarded| guarded.0.as_ref().ok()).map(|watched| &watched.run), now);
-        Census { diagnosis, ..runs }
+        Census { diagnosis, audit: self.audit.count(), ..runs }
     }
 
     /// The first time that the cache shows the end of a run which this process has brought about, its slot is free: those who wait may

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tower_test::mock;
 
+use crate::audit::Audit;
 use crate::context::{Caches, Context, Parts, Results};
 use crate::lease::Fence;
 use crate::metrics::Metrics;
@@ -121,6 +122,7 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
             recorder,
             caches,
             traces: None,
+            audit: Audit::default(),
             wake,
         })),
         fake,

@@ -2,7 +2,9 @@
 
 mod admission;
 mod approvals;
+mod audit;
 mod bounded;
+mod bucket;
 mod client;
 mod config;
 mod context;

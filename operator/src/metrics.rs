@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::audit::{self, LogSeen};
 use crate::diagnosis;
 use crate::error::Error;
 
@@ -92,6 +93,8 @@ pub(crate) struct Census {
     pub(crate) longest_wait: Duration,
     /// What was found of the cluster.
     pub(crate) diagnosis: diagnosis::Told,
+    /// How the audit log is.
+    pub(crate) audit: audit::Count,
 }
 
 type Count = Box<dyn Fn() -> Census + Send + Sync>;
@@ -104,6 +107,9 @@ pub(crate) struct Metrics {
     failing_checks: Gauge,
     unseen_checks: Gauge,
     examined: Gauge,
+    unwritten_records: Gauge,
+    lost_records: Gauge,
+    audit_log_behind: Gauge,
     count: Arc<OnceLock<Count>>,
     of_namespace: Family<OfNamespace, Counter>,
     namespaces: Arc<Mutex<BTreeSet<String>>>,
@@ -133,6 +139,9 @@ impl Metrics {
             failing_checks: Gauge::default(),
             unseen_checks: Gauge::default(),
             examined: Gauge::default(),
+            unwritten_records: Gauge::default(),
+            lost_records: Gauge::default(),
+            audit_log_behind: Gauge::default(),
             count: Arc::default(),
             of_namespace: Family::default(),
             namespaces: Arc::default(),
@@ -161,6 +170,11 @@ impl Metrics {
         let help =
             "When the cluster was examined last, or if never since when this replica leads, in seconds since the epoch; 0 without a doctor";
         registry.register("examined_timestamp_seconds", help, metrics.examined.clone());
+        registry.register("audit_unwritten_records", "Records that wait to be written to the audit log", metrics.unwritten_records.clone());
+        let help = "Records that there was no room for, and that the audit log lacks, since this replica leads";
+        registry.register("audit_lost_records", help, metrics.lost_records.clone());
+        let help = "1 while no run is admitted since the audit log cannot be written; 0 where there is none";
+        registry.register("audit_log_behind", help, metrics.audit_log_behind.clone());
         let help = "Runs that ended, by namespace and phase; from a number of namespaces on, the others are counted together";
         registry.register("namespace_runs_finished", help, metrics.of_namespace.clone());
         registry.register("reconcile_seconds", "Time that a pass over a run took", metrics.pass_seconds.clone());
@@ -212,6 +226,9 @@ impl Metrics {
         self.failing_checks.set(i64::try_from(diagnosis.failing).unwrap_or(i64::MAX));
         self.unseen_checks.set(i64::try_from(diagnosis.not_seen).unwrap_or(i64::MAX));
         self.examined.set(diagnosis.examined);
+        self.unwritten_records.set(i64::try_from(census.audit.unwritten).unwrap_or(i64::MAX));
+        self.lost_records.set(i64::try_from(census.audit.lost).unwrap_or(i64::MAX));
+        self.audit_log_behind.set(i64::from(census.audit.seen == LogSeen::Behind));
     }
 
     pub(crate) fn finished(&self, namespace: &str, phase: &Phase, reason: &paddock_crds::Reason) {
@@ -350,10 +367,14 @@ mod tests {
             by_phase: HashMap::from([(Phase::Queued, *seen.lock().expect("no panic"))]),
             longest_wait: Duration::from_millis(1500),
             diagnosis: diagnosis::Told { failing: 2, not_seen: 3, examined: 1_800_000_000 },
+            audit: audit::Count { seen: LogSeen::Behind, unwritten: 4, lost: 5 },
         });
         metrics.count();
         assert!(text(&registry).contains("paddock_runs{phase=\"Queued\"} 1\n"));
         assert!(text(&registry).contains("paddock_longest_wait_seconds 1.5\n"));
+        for line in ["audit_unwritten_records 4\n", "audit_lost_records 5\n", "audit_log_behind 1\n"] {
+            assert!(text(&registry).contains(&format!("paddock_{line}")), "{line}");
+        }
         assert!(text(&registry).contains("paddock_failing_checks 2\n"));
         assert!(text(&registry).contains("paddock_unseen_checks 3\n"));
         assert!(text(&registry).contains("paddock_examined_timestamp_seconds 1800000000\n"));

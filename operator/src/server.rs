@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result, bail};
 use futures::channel::mpsc;
 use futures::stream::FuturesUnordered;
 use futures::{StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{self, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, Resource, ResourceExt as _};
@@ -22,6 +23,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::audit::sequencer::Sequencer;
+use crate::audit::{self, Audit};
+use crate::bucket::Bucket;
 use crate::client::connect;
 use crate::config::Config;
 use crate::context::{Caches, Context, Parts, Results};
@@ -67,9 +71,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let store = open_store(&config)?;
-    let traces = config.traces_endpoint.as_ref();
-    let traces = traces.map(|endpoint| Traces::open(endpoint, Config::authorities().as_deref(), metrics.clone())).transpose()?;
+    let Places { store, traces, bucket } = open_places(&config, &metrics)?;
     let image_volume = config.settings(minor).runner_by_image_volume;
     tracing::info!(server = minor, image_volume, runtime_class = config.runtime_class, "starting");
     readiness.set(true);
@@ -101,6 +103,10 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         error = leadership.keep(leads) => return Err(error),
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
+    let (audit, log) = tokio::select! {
+        opened = open_log(&client, &config, &caches, bucket) => opened?.unzip(),
+        error = leadership.keep(leads) => return Err(error),
+    };
     let context = Arc::new(Context::new(Parts {
         client,
         egress: Egress::new(config.egress()),
@@ -111,6 +117,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         recorder,
         caches,
         traces,
+        audit: audit.unwrap_or_default(),
         wake,
     }));
     let counted = context.clone();
@@ -125,6 +132,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let (stop, stopped) = watch::channel(false);
     let mut controllers = tokio::spawn(script_run::run(context.clone(), config.concurrency, woken, until(stopped)));
     let mut beside = begin_beside(&context, config, changes, pool_changes);
+    beside.push(tokio::spawn(keep_log(context.clone(), log)));
 
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
@@ -136,19 +144,29 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         served = &mut health => Err(why_it_ended("the health server", served)),
     };
     readiness.set(false);
+    // Who writes the log is heard to the end.
+    let keeps_log = beside.pop();
     beside.iter().for_each(JoinHandle::abort);
     if ended.is_ok() {
         tracing::info!("stopping");
         let _ = stop.send(true);
         tokio::select! {
-            _ = &mut controllers => {}
-            () = tokio::time::sleep(GRACE) => tracing::warn!("passes were still under way"),
+            () = wind_down(&context, &mut controllers) => {}
             error = leadership.keep(leads) => return Err(error),
         }
+        keeps_log.iter().for_each(JoinHandle::abort);
         leadership.release().await;
     }
     health.abort();
     ended
+}
+
+/// Lets what is under way end, and the audit log be written, while the lease is still kept.
+async fn wind_down(context: &Context, controllers: &mut JoinHandle<()>) {
+    if tokio::time::timeout(GRACE, controllers).await.is_err() {
+        tracing::warn!("passes were still under way");
+    }
+    context.audit.flush().await;
 }
 
 /// What goes on beside the runs.
@@ -157,8 +175,8 @@ fn begin_beside(
     config: Config,
     changes: watch::Receiver<()>,
     pool_changes: watch::Receiver<()>,
-) -> [JoinHandle<()>; 6] {
-    [
+) -> Vec<JoinHandle<()>> {
+    vec![
         tokio::spawn(tenancy::run(context.clone())),
         tokio::spawn(policies::run(context.clone(), changes.clone())),
         tokio::spawn(pool::run(context.clone(), changes.clone(), pool_changes)),
@@ -209,9 +227,37 @@ async fn are_filled(caches: &Caches) -> Result<()> {
     filled.context("the caches did not fill: are the CRDs installed?")?.context("a watch ended")
 }
 
-fn open_store(config: &Config) -> Result<Option<ResultStore>> {
-    let open = |url| ResultStore::open(url, &Config::store_options(), Config::authorities().as_deref());
-    config.result_store.as_deref().map(open).transpose()
+/// Reads or makes the key of the log, if there is to be one.
+async fn open_log(client: &Client, config: &Config, caches: &Caches, bucket: Option<Bucket>) -> Result<Option<(Audit, Sequencer)>> {
+    let Some(bucket) = bucket else { return Ok(None) };
+    let own = caches.namespaces.get(&ObjectRef::new(&config.namespace)).and_then(|namespace| namespace.uid());
+    let own = own.with_context(|| format!("there is no namespace {}", config.namespace))?;
+    let keys = audit::key::keys(client, &config.namespace, &format!("paddock.dev/audit/{own}")).await?;
+    Ok(Some(audit::open(keys, bucket, Timestamp::now())))
+}
+
+/// Writes the log, if there is one.
+async fn keep_log(context: Arc<Context>, log: Option<Sequencer>) {
+    match log {
+        Some(sequencer) => sequencer.keep(context).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What lies outside of the cluster and is written to.
+struct Places {
+    store: Option<ResultStore>,
+    traces: Option<Traces>,
+    bucket: Option<Bucket>,
+}
+
+/// Nothing is asked yet: what cannot be right is said at the start.
+fn open_places(config: &Config, metrics: &Metrics) -> Result<Places> {
+    let store = config.result_store.as_deref().map(|url| ResultStore::open(url, &Config::store_access())).transpose()?;
+    let traces = config.traces_endpoint.as_ref();
+    let traces = traces.map(|endpoint| Traces::open(endpoint, Config::authorities().as_deref(), metrics.clone())).transpose()?;
+    let bucket = config.audit_log.as_deref().map(|url| Bucket::open("the audit log", url, &Config::audit_access())).transpose()?;
+    Ok(Places { store, traces, bucket })
 }
 
 /// A server that ends takes the process along.

@@ -1,46 +1,28 @@
 //! Where results go that are too large for a status: a folder or a bucket, through `object_store`.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::local::LocalFileSystem;
-use object_store::path::Path;
-use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt as _, ObjectStoreScheme, PutPayload, RetryConfig};
+use anyhow::{Context as _, Result};
+use object_store::{ObjectStoreExt as _, PutPayload};
 use paddock_crds::StoredResult;
-use url::Url;
 
+use crate::bucket::{Access, Bucket};
 use crate::script_run::job::hash;
 
 /// Longest time that one attempt may take.
 const PUT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Environment variable with further authorities.
-pub(crate) const AUTHORITIES: &str = "CA_CERTIFICATES";
-
 /// See the module.
 pub(crate) struct ResultStore {
-    store: Arc<dyn ObjectStore>,
-    root: Path,
-    url: Url,
+    bucket: Bucket,
+    url: String,
 }
 
 impl ResultStore {
-    /// `url` is `file:///FOLDER` or `s3://BUCKET/PREFIX`; `options` are those of `object_store`, such as `aws_endpoint`, and apply to S3.
-    /// Authorities that may sign the server's certificate are those that browsers trust, and those in `authorities`, a text of PEM blocks.
-    /// Nothing is asked yet.
-    pub(crate) fn open(url: &str, options: &[(String, String)], authorities: Option<&str>) -> Result<Self> {
-        // The HTTP client asks for a process-wide provider of TLS. That there is one already is no error.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let url = Url::parse(url).with_context(|| format!("the URL of the result store cannot be read: {url}"))?;
-        let (scheme, root) = ObjectStoreScheme::parse(&url).context("the result store cannot be used")?;
-        let store: Arc<dyn ObjectStore> = match scheme {
-            ObjectStoreScheme::Local => Arc::new(LocalFileSystem::new()),
-            ObjectStoreScheme::AmazonS3 => Arc::new(s3(&url, options, authorities)?),
-            _ => bail!("the result store cannot be used: its URL begins with neither s3:// nor file://"),
-        };
-        Ok(Self { store, root, url })
+    /// `url` is `file:///FOLDER` or `s3://BUCKET/PREFIX`. Nothing is asked yet.
+    pub(crate) fn open(url: &str, access: &Access) -> Result<Self> {
+        let bucket = Bucket::open("the result store", url, access)?;
+        Ok(Self { bucket, url: url.trim_end_matches('/').to_owned() })
     }
 
     /// Stores the result of a run. To do it again is to write the same once more.
@@ -48,34 +30,11 @@ impl ResultStore {
         let name = format!("{namespace}/{uid}.json");
         let length = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
         let sha256 = hash(&bytes);
-        let path = Path::parse(format!("{}/{name}", self.root)).context("the result has no path in the store")?;
-        let put = self.store.put(&path, PutPayload::from(bytes));
+        let path = self.bucket.path(&name)?;
+        let put = self.bucket.store.put(&path, PutPayload::from(bytes));
         tokio::time::timeout(PUT_LIMIT, put).await.context("the store does not answer")?.context("the store does not take the result")?;
-        let base = self.url.as_str().trim_end_matches('/');
-        Ok(StoredResult { url: format!("{base}/{name}"), bytes: length, sha256 })
+        Ok(StoredResult { url: format!("{}/{name}", self.url), bytes: length, sha256 })
     }
-}
-
-fn s3(url: &Url, options: &[(String, String)], authorities: Option<&str>) -> Result<AmazonS3> {
-    // The image holds no certificates, so the system's are not asked for.
-    let mut client = ClientOptions::new().with_no_system_certificates(true);
-    for root in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
-        client = client.with_root_certificate(Certificate::from_der(root).context("a root certificate cannot be used")?);
-    }
-    let own = authorities.map(|pem| Certificate::from_pem_bundle(pem.as_bytes())).transpose();
-    for certificate in own.with_context(|| format!("{AUTHORITIES} holds no certificates"))?.into_iter().flatten() {
-        client = client.with_root_certificate(certificate);
-    }
-    // The pass over the run is tried again, which is counted and logged as everywhere.
-    let once = RetryConfig { max_retries: 0, ..RetryConfig::default() };
-    let mut builder = AmazonS3Builder::new().with_url(url.as_str()).with_client_options(client).with_retry(once);
-    for (name, value) in options {
-        // What else of the environment begins with AWS_ is not for this client.
-        if let Ok(key) = name.parse() {
-            builder = builder.with_config(key, value);
-        }
-    }
-    builder.build().context("the result store cannot be used")
 }
 
 #[cfg(test)]
@@ -86,7 +45,7 @@ mod tests {
     async fn a_folder_takes_a_result_again_and_again() {
         let folder = std::env::temp_dir().join(format!("paddock-store-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let store = ResultStore::open(&format!("file://{}/results", folder.display()), &[], None).unwrap();
+        let store = ResultStore::open(&format!("file://{}/results", folder.display()), &Access::default()).unwrap();
         for _ in 0..2 {
             let stored = store.put("team", "uid-1", b"[1]".to_vec()).await.unwrap();
             assert_eq!((stored.bytes, stored.sha256.len()), (3, 64));
@@ -100,13 +59,14 @@ mod tests {
     #[test]
     fn what_is_no_store_is_said_at_the_start() {
         for url in ["results", "ftp://x/y", "https://x/y", "s3://"] {
-            assert!(ResultStore::open(url, &[], None).is_err(), "{url}");
+            assert!(ResultStore::open(url, &Access::default()).is_err(), "{url}");
         }
     }
 
     mod s3 {
         use std::net::SocketAddr;
         use std::path::PathBuf;
+        use std::sync::Arc;
 
         use hyper_util::rt::{TokioExecutor, TokioIo};
         use hyper_util::server::conn::auto::Builder;
@@ -167,7 +127,8 @@ mod tests {
                 ("aws_secret_access_key", secret.into()),
                 ("aws_pager", "less".into()),
             ];
-            ResultStore::open("s3://results/runs", &options.map(|(key, value)| (key.to_owned(), value)), authorities).unwrap()
+            let options = options.map(|(key, value)| (key.to_owned(), value)).to_vec();
+            ResultStore::open("s3://results/runs", &Access { options, authorities: authorities.map(ToOwned::to_owned) }).unwrap()
         }
 
         #[tokio::test]
@@ -191,7 +152,7 @@ mod tests {
         #[test]
         fn authorities_that_cannot_be_read_are_told_at_the_start() {
             let broken = "-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n";
-            assert!(ResultStore::open("s3://results", &[], Some(broken)).is_err());
+            assert!(ResultStore::open("s3://results", &Access { authorities: Some(broken.into()), ..Access::default() }).is_err());
         }
     }
 }

@@ -123,6 +123,9 @@ pub(crate) enum Command {
     /// Work on policies
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Read a copy of the audit log, without a cluster
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Look whether this cluster keeps what Paddock promises: scripts try what must not be possible
     #[command(
         after_help = "Runs five scripts in the namespace, or six with --network, with the rights of whoever calls, and deletes them. Exits with 0 if every check holds, and with 1 if one fails or could not be looked at."
@@ -230,6 +233,34 @@ pub(crate) struct Decide {
     /// Why
     #[arg(long)]
     pub(crate) comment: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum AuditCommand {
+    /// Tell whether a copy of the audit log is what was signed, and what is in it
+    #[command(after_help = "docs/audit.md tells how to copy the log. Exits with 1 if the copy is not what was signed.")]
+    Verify(Copied),
+    /// Print the records of a copy that is what was signed, one JSON object a line
+    Show {
+        #[command(flatten)]
+        copied: Copied,
+        /// Only those about this run: NAMESPACE/NAME, or its UID
+        #[arg(long)]
+        run: Option<String>,
+    },
+}
+
+/// A copy of an audit log.
+#[derive(Args, Debug)]
+pub(crate) struct Copied {
+    /// The folder that holds it
+    pub(crate) folder: PathBuf,
+    /// Key that must have signed it, NAME+ID+KEY, or a file with it: the field verifier of the Secret paddock-audit
+    #[arg(long)]
+    pub(crate) key: String,
+    /// A checkpoint of this log that was kept: the log must go on from it; can be repeated
+    #[arg(long, value_name = "FILE")]
+    pub(crate) since: Vec<PathBuf>,
 }
 
 #[derive(Subcommand, Debug)]

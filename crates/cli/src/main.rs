@@ -2,6 +2,7 @@
 
 mod approve;
 mod arguments;
+mod audit;
 mod cluster;
 mod completion;
 mod doctor;
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser as _};
 
-use arguments::{Arguments, Command, PolicyCommand};
+use arguments::{Arguments, AuditCommand, Command, PolicyCommand};
 use cluster::Cluster;
 use exit::Exit;
 use paddock_crds::ApprovalDecision;
@@ -78,6 +79,10 @@ async fn dispatch(arguments: Arguments) -> Result<Exit> {
             PolicyCommand::History(kept) => revisions::history(&cluster().await?, &kept).await,
             PolicyCommand::Diff { kept, from, to } => revisions::diff(&cluster().await?, &kept, from, to).await,
             PolicyCommand::Rollback { kept, to } => revisions::rollback(&cluster().await?, &kept, to).await,
+        },
+        Command::Audit(command) => match command {
+            AuditCommand::Verify(copied) => audit::verify_copy(&copied),
+            AuditCommand::Show { copied, run } => audit::show(&copied, run.as_deref()),
         },
         Command::Doctor(arguments) => doctor::doctor(&cluster().await?, &arguments).await,
         Command::Init(kit) => starter::init(&kit),

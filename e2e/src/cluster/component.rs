@@ -88,7 +88,7 @@ fn components() -> Result<impl Iterator<Item = &'static Component>> {
 }
 
 /// Programs that no cluster needs: [`build_one`] builds them for the tests that do.
-const TOOLS: [Component; 4] = [
+const TOOLS: [Component; 5] = [
     plain("cert-manager", &[("cert-manager", ".")]),
     plain("kind", &[("kind", "sigs.k8s.io/kind")]),
     plain("krew", &[("krew", "sigs.k8s.io/krew/cmd/krew")]),
@@ -97,6 +97,7 @@ const TOOLS: [Component; 4] = [
         tags: "remove_all_sd",
         ..plain("prometheus", &[("promtool", "github.com/prometheus/prometheus/cmd/promtool")])
     },
+    plain("tlog", &[("tlog", ".")]),
 ];
 
 /// Built programs, by name.

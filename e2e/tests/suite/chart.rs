@@ -47,7 +47,7 @@ fn change(values: &[&str]) -> String {
 fn each_switch_changes_what_it_says() {
     let digest = format!("sha256:{}", "5e".repeat(32));
     let digests = ["image", "runner"].map(|image| format!("{image}.digest=\"{digest}\""));
-    let switches: [(&str, &[&str]); 25] = [
+    let switches: [(&str, &[&str]); 26] = [
         ("image", &[r#"image={"repository":"registry.example/operator","tag":"1","pullPolicy":"Always"}"#]),
         ("digests", &[&digests[0], &digests[1]]),
         ("pull_secrets", &[r#"imagePullSecrets=[{"name":"registry"}]"#]),
@@ -93,6 +93,7 @@ fn each_switch_changes_what_it_says() {
             &[r#"egress={"create":true,"clusterNets":["10.244.0.0/16","10.96.0.0/12"],"dnsConfig":{"nameservers":["10.96.0.10"]}}"#],
         ),
         ("result_store", &[r#"resultStore={"url":"s3://bucket/prefix","secretName":"keys"}"#]),
+        ("audit", &[r#"audit={"url":"s3://bucket/prefix","secretName":"keys"}"#]),
         ("traces", &[r#"traces.endpoint="http://collector:4318""#]),
         ("no_drain", &["uninstall.drainSeconds=0"]),
         ("no_baseline", &["baseline.create=false"]),

@@ -1,4 +1,7 @@
-//! Results that are too large for a status, in a bucket of an S3 server: in the cluster's network, with signatures, and away for a while.
+//! What is kept in buckets of an S3 server, in the cluster's network, with signatures, and away for a while: results that are too large for a status,
+//! and the audit log.
+
+mod audit;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -30,7 +33,9 @@ struct Bucket {
 
 impl Bucket {
     fn open(folder: PathBuf) -> Self {
-        std::fs::create_dir_all(folder.join("results")).unwrap();
+        for bucket in ["results", "audit"] {
+            std::fs::create_dir_all(folder.join(bucket)).unwrap();
+        }
         let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(&folder).unwrap());
         builder.set_auth(SimpleAuth::from_single("access", "secret"));
         let service = builder.build();
@@ -76,6 +81,8 @@ fn store_at(url: &str, secret: &str, large_result: &str) {
         format!("resultStore.url={url}"),
         format!("resultStore.secretName={secret}"),
         format!("baseline.output.largeResult={large_result}"),
+        format!("audit.url={}", if url.is_empty() { "" } else { "s3://audit/log" }),
+        format!("audit.secretName={secret}"),
     ]);
 }
 
@@ -129,7 +136,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_result_too_large_for_a_status_is_in_the_bucket_that_the_status_names() {
+async fn a_result_too_large_for_a_status_and_the_audit_log_are_in_their_buckets() {
     let folder = std::env::temp_dir().join(format!("paddock-s3-{}", std::process::id()));
     let bucket = Bucket::open(folder.clone());
     let client = admin().await;
@@ -143,12 +150,16 @@ async fn a_result_too_large_for_a_status_is_in_the_bucket_that_the_status_names(
         assert_stored(&bucket, &tenant.run(large(1)).await, 1);
         let told = status(&tenant.run(Script::python(DOTS)).await).result.unwrap();
         assert_eq!((told.output_error, told.reference.map(|reference| reference.bytes)), (None, Some(2_000_002)));
-        a_store_that_is_away_is_waited_for(&tenant, &mut bucket).await;
+        Box::pin(a_store_that_is_away_is_waited_for(&tenant, &mut bucket)).await;
     })
     .await;
+    audit::what_runs_connect_to_is_in_the_log(&folder).await;
+    audit::a_copy_of_the_log_can_be_verified(&folder).await;
     store_at("", "", "Refuse");
     let secrets: Api<Secret> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
-    secrets.delete(SECRET, &DeleteParams::default()).await.unwrap();
+    for name in [SECRET, audit::SECRET] {
+        secrets.delete(name, &DeleteParams::default()).await.unwrap();
+    }
     leader(&client).await;
     std::fs::remove_dir_all(folder).unwrap();
 }
@@ -167,6 +178,8 @@ async fn a_store_that_is_away_is_waited_for(tenant: &Tenant, bucket: &mut Bucket
     leader(&tenant.client).await;
     let before = tenant.runs().get(&run.name_any()).await.unwrap();
     assert!(!status(&before).is_true(&ConditionType::ResultReady), "{:?}", before.status);
+    let held = audit::a_run_is_not_admitted(tenant).await;
     bucket.reopen();
     assert_stored(bucket, &tenant.finished(&run).await, 2);
+    audit::the_lives_of_both_are_in_the_log(&bucket.folder, &run, &tenant.finished(&held).await).await;
 }

@@ -190,6 +190,7 @@ async fn take(context: &Arc<Context>, mut reports: mpsc::Receiver<Report>) {
             }
             Line::Counted => continue,
         }
+        context.audit.tell_of_connection(&report, context);
         tracing::info!(
             run,
             namespace,

@@ -151,6 +151,9 @@ async fn release(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
     if kept.len() < run.finalizers().len() {
         write_finalizers(run, &kept, context).await?;
     }
+    if run.metadata.deletion_timestamp.is_some() && !run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished)) {
+        context.audit.tell_of_deletion(run, context.now());
+    }
     context.forget(run);
     context.wake_waiting(&run.namespace().unwrap_or_default());
     Ok(Done::Gone)
@@ -540,6 +543,7 @@ fn note_arrival(run: &ScriptRun, status: &ScriptRunStatus, context: &Context) {
 fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
     let had = |type_: &ConditionType| before.status.as_ref().is_some_and(|status| status.is_true(type_));
     let Some(status) = &after.status else { return };
+    context.audit.tell_of_write(before.status.as_ref(), after, context.now());
     let new = |type_: &ConditionType| status.is_true(type_) && !had(type_);
     for (clock, seconds) in reached(before, after) {
         context.metrics.reached(clock, seconds);

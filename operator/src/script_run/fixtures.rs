@@ -20,6 +20,7 @@ use super::status::{compute_status, is_cut_short};
 use super::step::{SandboxSeen, Seen, Step, StreamSeen};
 use super::telling;
 use super::validate::{PoliciesSeen, SourceSeen, TextsSeen, ValidRun, validate};
+use crate::audit::LogSeen;
 use crate::config::Settings;
 use crate::egress::Bound;
 use crate::names;
@@ -168,6 +169,7 @@ pub(crate) fn decided(valid: ValidRun) -> Seen {
         is_one_too_many: false,
         has_lost_approval: false,
         output: Ok(OUTPUT.clone()),
+        log: LogSeen::Fine,
         leading_since: at(-1000),
     }
 }

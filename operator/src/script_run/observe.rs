@@ -167,6 +167,7 @@ pub(crate) async fn observe(watched: &Watched, context: &Arc<Context>) -> Result
         offer,
         is_job_to_come,
         bound,
+        log: context.audit.look(),
         leading_since,
     })
 }

@@ -2,7 +2,7 @@
 
 use paddock_crds::{LargeResult, NetworkUsage, OutputStream, Redaction, RefusedDestination, RunResult, StoredResult};
 use paddock_mask::{Counts, Cut, Masker, Part};
-use paddock_policy::OutputGrant;
+use paddock_policy::{OutputGrant, SecretValues};
 use paddock_protocol::{Captured, Output, Report, Transcript};
 use serde_json::Value;
 
@@ -88,12 +88,8 @@ fn shown(why: &str) -> String {
 /// which a value of a Secret stands is left out, and every name where the values are not known. They are searched for as they are: a script that
 /// encodes what it tells is not kept from that, and the masker, which knows encodings, takes more time than this may.
 pub(crate) fn network_usage(used: &Used, rules: &Result<OutputGrant, String>) -> NetworkUsage {
-    let values: Option<Vec<String>> = rules.as_ref().ok().map(|grant| {
-        let texts = grant.secrets.0.iter().filter_map(|(_, value)| std::str::from_utf8(value).ok());
-        // The gateway knows names in small letters.
-        texts.filter(|text| text.len() >= SHORTEST_VALUE).map(str::to_ascii_lowercase).collect()
-    });
-    let is_told = |to: &str| values.as_ref().is_some_and(|values| !values.iter().any(|value| to.to_ascii_lowercase().contains(value)));
+    let values = rules.as_ref().ok().map(|grant| are_hidden(&grant.secrets));
+    let is_told = |to: &str| values.as_ref().is_some_and(|values| has_none_of(values, to));
     let refusals = used.refusals.iter().map(|refusal| RefusedDestination {
         to: if is_told(&refusal.to) { cut(&visible(refusal.to.as_bytes()), 320).to_owned() } else { "withheld".to_owned() },
         reason: format!("{:?}", refusal.outcome),
@@ -107,6 +103,18 @@ pub(crate) fn network_usage(used: &Used, rules: &Result<OutputGrant, String>) ->
         received_bytes: signed(used.received),
         refusals: refusals.collect(),
     }
+}
+
+/// What must be in no name of a host.
+pub(crate) fn are_hidden(secrets: &SecretValues) -> Vec<String> {
+    let texts = secrets.0.iter().filter_map(|(_, value)| std::str::from_utf8(value).ok());
+    // The gateway knows names in small letters.
+    texts.filter(|text| text.len() >= SHORTEST_VALUE).map(str::to_ascii_lowercase).collect()
+}
+
+pub(crate) fn has_none_of(hidden: &[String], host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    !hidden.iter().any(|value| host.contains(value))
 }
 
 struct Covering<'a> {

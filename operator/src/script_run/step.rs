@@ -13,6 +13,7 @@ use paddock_protocol::{Refused, RefusedReason, Transcript};
 use super::outcome::{Outcome, before_the_start, outcome, outcome_of_refusal};
 use super::pod_facts::{Ended, PodFacts, PodLife, PodSeen, WaitsFor};
 use super::validate::{self, ValidRun};
+use crate::audit::LogSeen;
 use crate::config::Settings;
 use crate::egress::Bound;
 use crate::egress::used::Used;
@@ -50,6 +51,8 @@ pub(crate) struct Seen {
     pub(crate) is_job_to_come: bool,
     /// How far the egress gateway knows what the run is granted.
     pub(crate) bound: Bound,
+    /// Whether the audit log takes what is told.
+    pub(crate) log: LogSeen,
     /// Since when this replica may write without a gap.
     pub(crate) leading_since: Timestamp,
 }
@@ -260,6 +263,9 @@ fn before_admission(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Step {
     }
     if let Some(wait) = stands_back(run, now) {
         return Step::Rest { wake: Some(wait) };
+    }
+    if seen.log == LogSeen::Behind {
+        return Step::Hold(Reason::AuditLogUnavailable, "the audit log cannot be written; the run waits until it can");
     }
     if !has_finalizer(run) {
         return Step::AddFinalizer;

@@ -63,7 +63,7 @@ fn another(path: &str, value: &Value) -> Value {
         ("traces.endpoint", ..) => json!("http://collector:4318"),
         ("doctor.runtime.command", ..) => json!(["/bin/ash"]),
         ("doctor.clusterDomain", ..) => json!("example.internal"),
-        ("resultStore.url", ..) => json!("s3://bucket/prefix"),
+        ("resultStore.url" | "audit.url", ..) => json!("s3://bucket/prefix"),
         ("runtimeClasses.scheduling", ..) => json!({ "nodeSelector": { "a": "b" } }),
         ("runtimeClasses.overhead", ..) => json!({ "podFixed": { "memory": "64Mi" } }),
         ("admission.stamps", ..) => json!("Webhook"),

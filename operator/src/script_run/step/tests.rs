@@ -7,6 +7,7 @@ use super::super::fixtures::*;
 use super::super::queue::{Admission, Full, Place};
 use super::super::status::compute_status;
 use super::*;
+use crate::audit::LogSeen;
 
 fn step(run: &ScriptRun, seen: &Seen, second: i64) -> Step {
     next_step(run, seen, &settings(), at(second))
@@ -38,6 +39,11 @@ fn a_new_run_is_admitted_only_when_everything_is_in_place() {
     ] {
         assert_eq!(step(&run, &Seen { sandbox, ..seen(&run) }, 0), expected);
     }
+    let behind = Seen { log: LogSeen::Behind, ..seen(&run) };
+    let held = Step::Hold(Reason::AuditLogUnavailable, "the audit log cannot be written; the run waits until it can");
+    assert_eq!(step(&run, &behind, 0), held);
+    let admitted = admitted(1);
+    assert_eq!(step(&admitted, &behind, 0), step(&admitted, &seen(&run), 0), "what was admitted goes on");
     assert!(
         matches!(step(&run, &Seen { sandbox: SandboxSeen::Foreign, ..seen(&run) }, 0), Step::Refuse(refusal) if refusal.reason == Reason::SandboxNamespaceForeign)
     );
