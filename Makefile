@@ -44,7 +44,7 @@ unit: ## Tests that need nothing but Rust
 	cargo test --quiet
 
 # Those that leave the cluster alone, and those that do not: where one of the latter breaks it, the cause stands at the end of the output.
-SUITES := api approvals attacks chart cli confinement contract documents economy examples failures gateway_secrets gitops images interpreters languages leftovers monitoring observed policies pool preflight refusals scripts tutorial
+SUITES := api approvals attacks chart cli confinement contract documents economy examples failures gateway_secrets gitops images interpreters languages leftovers monitoring network observed policies pool preflight refusals scripts tutorial
 DISTURBING := capabilities doctor egress everyone queue store traces webhook disruption lifecycle
 
 # Programs that tests call. Built before: beside a compiler, sandboxes come late.

@@ -26,6 +26,7 @@ pub(crate) struct Access {
 pub(crate) struct Bucket {
     pub(crate) store: Arc<dyn ObjectStore>,
     root: Path,
+    is_a_folder: bool,
 }
 
 impl Bucket {
@@ -40,13 +41,18 @@ impl Bucket {
             ObjectStoreScheme::AmazonS3 => Arc::new(s3(&url, access).with_context(|| format!("{what} cannot be used"))?),
             _ => bail!("{what} cannot be used: its URL begins with neither s3:// nor file://"),
         };
-        Ok(Self { store, root })
+        Ok(Self { store, root, is_a_folder: scheme == ObjectStoreScheme::Local })
+    }
+
+    /// Whether its files can be exchanged for the ones that were read: a folder knows no such thing.
+    pub(crate) fn is_a_folder(&self) -> bool {
+        self.is_a_folder
     }
 
     /// One in memory, for tests.
     #[cfg(test)]
     pub(crate) fn in_memory(store: Arc<object_store::memory::InMemory>) -> Self {
-        Self { store, root: Path::default() }
+        Self { store, root: Path::default(), is_a_folder: false }
     }
 
     /// The path of what is named so below the URL.

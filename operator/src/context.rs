@@ -264,6 +264,7 @@ impl Context {
         lock(&self.failures).retain(|uid, _| present.contains(uid));
         lock(&self.checks).retain(|uid, _| present.contains(uid));
         lock(&self.given).retain(|uid, _| present.contains(uid));
+        self.audit.forget_all_but(present);
         self.readings.forget_all_but(present);
         lock(&self.ending).retain(|uid| present.contains(uid));
         self.sandboxes.let_go_all_but(present);

@@ -173,6 +173,20 @@ impl Egress {
         shown.contains(&report.run).then(|| lock(&self.used).take(report)).flatten()
     }
 
+    /// What the gateway was told for a run of these Secrets. `None` where it is not known of one of them.
+    pub(crate) fn told_of(&self, uid: &str, secrets: impl Iterator<Item = SecretKey>) -> Option<Vec<Vec<u8>>> {
+        let told = lock(&self.told_to_runs);
+        let mut all = Vec::new();
+        for secret in secrets {
+            let values = told.of(uid, &secret);
+            if values.is_empty() {
+                return None;
+            }
+            all.extend(values.iter().cloned());
+        }
+        Some(all)
+    }
+
     /// What a run has used so far.
     pub(crate) fn used(&self, uid: &str) -> Option<Used> {
         lock(&self.used).of(uid).cloned()

@@ -108,7 +108,7 @@ pub(crate) struct Metrics {
     unseen_checks: Gauge,
     examined: Gauge,
     unwritten_records: Gauge,
-    lost_records: Gauge,
+    lost_records: Counter,
     audit_log_behind: Gauge,
     count: Arc<OnceLock<Count>>,
     of_namespace: Family<OfNamespace, Counter>,
@@ -140,7 +140,7 @@ impl Metrics {
             unseen_checks: Gauge::default(),
             examined: Gauge::default(),
             unwritten_records: Gauge::default(),
-            lost_records: Gauge::default(),
+            lost_records: Counter::default(),
             audit_log_behind: Gauge::default(),
             count: Arc::default(),
             of_namespace: Family::default(),
@@ -171,7 +171,7 @@ impl Metrics {
             "When the cluster was examined last, or if never since when this replica leads, in seconds since the epoch; 0 without a doctor";
         registry.register("examined_timestamp_seconds", help, metrics.examined.clone());
         registry.register("audit_unwritten_records", "Records that wait to be written to the audit log", metrics.unwritten_records.clone());
-        let help = "Records that there was no room for, and that the audit log lacks, since this replica leads";
+        let help = "Records that there was no room for, and that the audit log lacks";
         registry.register("audit_lost_records", help, metrics.lost_records.clone());
         let help = "1 while no run is admitted since the audit log cannot be written; 0 where there is none";
         registry.register("audit_log_behind", help, metrics.audit_log_behind.clone());
@@ -227,7 +227,7 @@ impl Metrics {
         self.unseen_checks.set(i64::try_from(diagnosis.not_seen).unwrap_or(i64::MAX));
         self.examined.set(diagnosis.examined);
         self.unwritten_records.set(i64::try_from(census.audit.unwritten).unwrap_or(i64::MAX));
-        self.lost_records.set(i64::try_from(census.audit.lost).unwrap_or(i64::MAX));
+        self.lost_records.inc_by(census.audit.lost.saturating_sub(self.lost_records.get()));
         self.audit_log_behind.set(i64::from(census.audit.seen == LogSeen::Behind));
     }
 
@@ -372,7 +372,7 @@ mod tests {
         metrics.count();
         assert!(text(&registry).contains("paddock_runs{phase=\"Queued\"} 1\n"));
         assert!(text(&registry).contains("paddock_longest_wait_seconds 1.5\n"));
-        for line in ["audit_unwritten_records 4\n", "audit_lost_records 5\n", "audit_log_behind 1\n"] {
+        for line in ["audit_unwritten_records 4\n", "audit_lost_records_total 5\n", "audit_log_behind 1\n"] {
             assert!(text(&registry).contains(&format!("paddock_{line}")), "{line}");
         }
         assert!(text(&registry).contains("paddock_failing_checks 2\n"));

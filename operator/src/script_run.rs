@@ -42,7 +42,7 @@ use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::{self, ObjectRef};
 use kube::runtime::{Controller, WatchStreamExt as _, watcher};
 use kube::{Api, ResourceExt as _};
-use paddock_crds::Reason;
+use paddock_crds::{ConditionType, Reason};
 use tracing::Instrument as _;
 
 use crate::context::{Context, entry};
@@ -121,6 +121,11 @@ fn note(event: &watcher::Event<Guarded>, context: &Context) {
         }
         watcher::Event::Delete(guarded) => {
             let uid = guarded.uid().unwrap_or_default();
+            let run = guarded.0.as_ref().ok().map(|watched| &watched.run);
+            if let Some(run) = run.filter(|run| !run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished))) {
+                context.audit.tell_of_deletion(run, context.now());
+            }
+            context.audit.forget(&uid);
             context.ledger.hide(&uid);
             context.egress.hide(&uid);
             // Nobody looks after its sandbox any more: the pool does.
@@ -165,6 +170,9 @@ async fn pass(watched: &Watched, context: &Arc<Context>) -> Result<Action, Error
     let Some(mut watched) = observe::whole(watched, context).await? else {
         return Ok(Action::await_change());
     };
+    if let Some(status) = &watched.run.status {
+        context.audit.tell_of_run(&watched.run, status, context.now());
+    }
     for _ in 0..MAX_STEPS {
         let run = &watched.run;
         let seen = observe::observe(&watched, context).await?;

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use futures::channel::mpsc;
 use futures::stream::FuturesUnordered;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -85,7 +85,6 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     metrics.leads(true);
     let gauge = metrics.clone();
     let leads = |is_so| gauge.leads(is_so);
-    let settings = config.settings(minor);
     let sealing_key = tokio::select! {
         key = sealing::key(&client, &config.namespace) => key?,
         error = leadership.keep(leads) => return Err(error),
@@ -104,20 +103,21 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     }
     let (audit, log) = tokio::select! {
-        opened = open_log(&client, &config, &caches, bucket) => opened?.unzip(),
+        opened = open_log(&client, &config, &caches, bucket) => opened,
         error = leadership.keep(leads) => return Err(error),
+        _ = terminate.recv() => { leadership.release().await; return Ok(()) }
     };
     let context = Arc::new(Context::new(Parts {
         client,
         egress: Egress::new(config.egress()),
         fence,
-        settings,
+        settings: config.settings(minor),
         results,
         metrics,
         recorder,
         caches,
         traces,
-        audit: audit.unwrap_or_default(),
+        audit,
         wake,
     }));
     let counted = context.clone();
@@ -228,12 +228,20 @@ async fn are_filled(caches: &Caches) -> Result<()> {
 }
 
 /// Reads or makes the key of the log, if there is to be one.
-async fn open_log(client: &Client, config: &Config, caches: &Caches, bucket: Option<Bucket>) -> Result<Option<(Audit, Sequencer)>> {
-    let Some(bucket) = bucket else { return Ok(None) };
-    let own = caches.namespaces.get(&ObjectRef::new(&config.namespace)).and_then(|namespace| namespace.uid());
-    let own = own.with_context(|| format!("there is no namespace {}", config.namespace))?;
-    let keys = audit::key::keys(client, &config.namespace, &format!("paddock.dev/audit/{own}")).await?;
-    Ok(Some(audit::open(keys, bucket, Timestamp::now())))
+async fn open_log(client: &Client, config: &Config, caches: &Caches, bucket: Option<Bucket>) -> (Audit, Option<Sequencer>) {
+    let Some(bucket) = bucket else { return (Audit::Off, None) };
+    let own = caches.namespaces.get(&ObjectRef::new(&config.namespace)).and_then(|namespace| namespace.uid()).unwrap_or_default();
+    match audit::key::keys(client, &config.namespace, &format!("paddock.dev/audit/{own}")).await {
+        Ok(keys) => {
+            let (audit, sequencer) = audit::open(keys, bucket, Timestamp::now());
+            (audit, Some(sequencer))
+        }
+        Err(error) => {
+            // Runs that are under way have results to come.
+            tracing::error!(error = format!("{error:#}"), "the audit log cannot be written, and no run is admitted");
+            (Audit::Unusable, None)
+        }
+    }
 }
 
 /// Writes the log, if there is one.
@@ -257,6 +265,10 @@ fn open_places(config: &Config, metrics: &Metrics) -> Result<Places> {
     let traces = config.traces_endpoint.as_ref();
     let traces = traces.map(|endpoint| Traces::open(endpoint, Config::authorities().as_deref(), metrics.clone())).transpose()?;
     let bucket = config.audit_log.as_deref().map(|url| Bucket::open("the audit log", url, &Config::audit_access())).transpose()?;
+    ensure!(
+        !bucket.as_ref().is_some_and(Bucket::is_a_folder),
+        "the audit log cannot be kept in a folder: --audit-log must begin with s3://"
+    );
     Ok(Places { store, traces, bucket })
 }
 

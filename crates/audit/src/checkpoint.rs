@@ -7,6 +7,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::tree::Hash;
 
+/// Where the checkpoint of a log lies.
+pub const CHECKPOINT: &str = "checkpoint";
 /// The longest checkpoint that is read, in bytes.
 const MOST_BYTES: usize = 16 * 1024;
 /// Of Ed25519, in the format of signed notes.
@@ -36,6 +38,11 @@ pub enum Unsigned {
     #[error("the checkpoint is not signed by this key")]
     NotSigned,
 }
+
+/// A text that is no verifier key of Ed25519.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is not of the form NAME+ID+KEY, or not a key of Ed25519")]
+pub struct NoVerifier;
 
 fn key_id(name: &str, public: &[u8]) -> [u8; 4] {
     let hash: Hash = Sha256::new().chain_update(name).chain_update(b"\n").chain_update([ALGORITHM]).chain_update(public).finalize().into();
@@ -90,6 +97,13 @@ impl Signer {
         Verifier { origin: self.origin.clone(), public }
     }
 
+    /// The same with a line more, which is a signature of nobody that anybody knows, and by which it differs from every other.
+    #[must_use]
+    pub fn sign_as(&self, size: u64, root: Hash, mark: &[u8; 16]) -> String {
+        let nobody = [&[0; 4][..], mark].concat();
+        format!("{}— {}/leader {}\n", self.sign(size, root), self.origin, STANDARD.encode(nobody))
+    }
+
     /// The signed note.
     #[must_use]
     pub fn sign(&self, size: u64, root: Hash) -> String {
@@ -116,9 +130,9 @@ impl std::fmt::Display for Verifier {
 }
 
 impl std::str::FromStr for Verifier {
-    type Err = Unsigned;
+    type Err = NoVerifier;
 
-    fn from_str(text: &str) -> Result<Self, Unsigned> {
+    fn from_str(text: &str) -> Result<Self, NoVerifier> {
         let read = || {
             let (origin, rest) = text.split_once('+')?;
             let (_, key) = rest.split_once('+')?;
@@ -126,7 +140,7 @@ impl std::str::FromStr for Verifier {
             let verifier = Self { origin: origin.to_owned(), public };
             (is_name(origin) && verifier.to_string() == text).then_some(verifier)
         };
-        read().ok_or(Unsigned::Malformed)
+        read().ok_or(NoVerifier)
     }
 }
 
@@ -177,7 +191,7 @@ mod tests {
         let verifier: Verifier = text.parse().unwrap();
         assert_eq!((verifier.origin(), verifier.to_string().as_str()), ("PeterNeumann", text));
         for broken in ["", "a+b", "PeterNeumann+c74f20a4+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW", "a b+00000000+AR=="] {
-            assert_eq!(broken.parse::<Verifier>(), Err(Unsigned::Malformed), "{broken}");
+            assert_eq!(broken.parse::<Verifier>(), Err(NoVerifier), "{broken}");
         }
     }
 
@@ -188,6 +202,8 @@ mod tests {
         assert_eq!(verifier.open(note.as_bytes()), Ok(Checkpoint { origin: "paddock.dev/audit/test".into(), size: 5, root: [1; 32] }));
         let witnessed = format!("{note}— witness.example AAAAAAAA\n");
         assert!(verifier.open(witnessed.as_bytes()).is_ok());
+        let marked = signer().sign_as(5, [1; 32], &[9; 16]);
+        assert!(verifier.open(marked.as_bytes()) == verifier.open(note.as_bytes()) && marked != signer().sign_as(5, [1; 32], &[8; 16]));
         assert_eq!(verifier.open(note.replace("\n5\n", "\n6\n").as_bytes()), Err(Unsigned::NotSigned));
         assert_eq!(verifier.open(note.replace("\n5\n", "\n05\n").as_bytes()), Err(Unsigned::Malformed));
         assert_eq!(verifier.open(note.replace("/test\n5", "/other\n5").as_bytes()), Err(Unsigned::OtherOrigin));

@@ -10,9 +10,9 @@ mod tree;
 mod verify;
 mod writer;
 
-pub use checkpoint::{Checkpoint, Signer, Unsigned, Verifier};
+pub use checkpoint::{CHECKPOINT, Checkpoint, NoVerifier, Signer, Unsigned, Verifier};
 pub use record::{Record, RecordType, Salt, TOO_LARGE};
-pub use tile::{MOST_BYTES_OF_AN_ENTRY, Malformed, WIDTH, bundle_path, entries_of, tile_path};
+pub use tile::{MOST_BYTES_OF_A_FILE, MOST_BYTES_OF_AN_ENTRY, Malformed, WIDTH, bundle_path, entries_of, tile_path};
 pub use tree::{Hash, Tree};
 pub use verify::{Broken, Verified, verify};
-pub use writer::{Object, Writer};
+pub use writer::{Needed, Object, Writer};

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::tile::MOST_BYTES_OF_AN_ENTRY;
 
-/// What stands in the data of a record that would have been longer than an entry may be.
+/// What stands in the data of a record that would have been longer than an entry may be, beside the UID of the run.
 pub const TOO_LARGE: &str = "tooLarge";
 
 macro_rules! record_types {
@@ -57,10 +57,12 @@ record_types! {
     RunFinished = "dev.paddock.run.finished.v1",
     /// It was deleted before it was over.
     RunDeleted = "dev.paddock.run.deleted.v1",
-    /// It has connected to something by the egress gateway, and that is over.
-    EgressConnected = "dev.paddock.egress.connected.v1",
-    /// The egress gateway has refused it a connection, or has cut one.
+    /// The egress gateway let it go where it wanted to; the outcome tells what became of that.
+    EgressGranted = "dev.paddock.egress.granted.v1",
+    /// The egress gateway did not let it, or not any more.
     EgressRefused = "dev.paddock.egress.refused.v1",
+    /// It has made so many connections that from now on only the first to each new destination is told, and the sums at its end.
+    EgressCounted = "dev.paddock.egress.counted.v1",
 }
 
 /// One event.
@@ -99,7 +101,7 @@ impl Record {
         if entry.len() <= MOST_BYTES_OF_AN_ENTRY {
             return entry;
         }
-        let data = json!({ TOO_LARGE: entry.len() });
+        let data = json!({ "uid": self.data["uid"], TOO_LARGE: entry.len() });
         serde_json::to_vec(&Self { data, ..self.clone() }).unwrap_or_default()
     }
 }
@@ -149,10 +151,11 @@ mod tests {
 
     #[test]
     fn data_that_does_not_fit_is_left_out() {
-        let entry = record(json!("x".repeat(70_000))).entry();
+        let entry = record(json!({ "uid": "u", "x": "x".repeat(70_000) })).entry();
         assert!(entry.len() < 1000);
         let read: Record = serde_json::from_slice(&entry).unwrap();
         assert_eq!((read.id.as_str(), read.data[TOO_LARGE].as_u64() > Some(70_000)), ("1", true));
+        assert_eq!(read.data["uid"], "u");
     }
 
     #[test]

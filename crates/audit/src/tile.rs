@@ -6,6 +6,8 @@ use crate::tree::Hash;
 pub const WIDTH: usize = 256;
 /// The length of an entry has two bytes.
 pub const MOST_BYTES_OF_AN_ENTRY: usize = 65_535;
+/// No file of a log is larger: a bundle whose entries are all as long as they may be.
+pub const MOST_BYTES_OF_A_FILE: u64 = 256 * (2 + 65_535);
 
 /// The path of a tile; `width` is 256 for a full one.
 #[must_use]
@@ -41,7 +43,7 @@ pub(crate) fn hashes_of(tile: &[u8]) -> Option<Vec<Hash>> {
 }
 
 /// `entries` must not be longer than [`MOST_BYTES_OF_AN_ENTRY`] each: what is longer is cut, so that the bundle can be read in any case.
-pub(crate) fn bundle_of<'a>(entries: impl IntoIterator<Item = &'a Vec<u8>>) -> Vec<u8> {
+pub(crate) fn bundle_of(entries: &[Vec<u8>]) -> Vec<u8> {
     let mut bundle = Vec::new();
     for entry in entries {
         let length = u16::try_from(entry.len()).unwrap_or(u16::MAX);
@@ -63,12 +65,15 @@ pub struct Malformed;
 pub fn entries_of(bundle: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
     let (mut entries, mut rest) = (Vec::new(), bundle);
     while let [high, low, after @ ..] = rest {
+        if entries.len() == WIDTH {
+            return Err(Malformed);
+        }
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         let (entry, after) = after.split_at_checked(length).ok_or(Malformed)?;
         entries.push(entry.to_vec());
         rest = after;
     }
-    if rest.is_empty() && entries.len() <= WIDTH { Ok(entries) } else { Err(Malformed) }
+    if rest.is_empty() { Ok(entries) } else { Err(Malformed) }
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ impl Tree {
             }
             let hashes = std::mem::take(&mut self.edge[level]);
             hash = of_full(&hashes);
-            full.push(Full { level, index: entries_below(self.size, level + 1) - 1, hashes });
+            full.push(Full { level, index: hashes_at(self.size, level + 1) - 1, hashes });
         }
         full
     }
@@ -79,7 +79,7 @@ impl Tree {
     /// The hashes of the last tile of each level that is not full and not empty, and its index.
     pub(crate) fn partial(&self) -> impl Iterator<Item = (usize, u64, &[Hash])> {
         let levels = self.edge.iter().enumerate().filter(|(_, hashes)| !hashes.is_empty());
-        levels.map(|(level, hashes)| (level, entries_below(self.size, level + 1), hashes.as_slice()))
+        levels.map(|(level, hashes)| (level, hashes_at(self.size, level + 1), hashes.as_slice()))
     }
 
     /// The root of the whole.
@@ -100,15 +100,15 @@ impl Tree {
     }
 }
 
-/// How many full tiles there are whose hashes have this level: `size` divided by 256 to that power.
-fn entries_below(size: u64, level: usize) -> u64 {
+/// How many hashes of this level there are: `size` divided by 256 to that power. It is also the index of the last tile of the level below.
+pub(crate) fn hashes_at(size: u64, level: usize) -> u64 {
     u32::try_from(8 * level).ok().and_then(|bits| size.checked_shr(bits)).unwrap_or(0)
 }
 
 /// How many hashes the last tile of each level has, up to the last level that has any.
 pub(crate) fn widths(size: u64) -> Vec<usize> {
-    let levels = (0..8).take_while(|level| entries_below(size, *level) > 0);
-    levels.map(|level| usize::from(entries_below(size, level).to_le_bytes()[0])).collect()
+    let levels = (0..8).take_while(|level| hashes_at(size, *level) > 0);
+    levels.map(|level| usize::from(hashes_at(size, level).to_le_bytes()[0])).collect()
 }
 
 #[cfg(test)]

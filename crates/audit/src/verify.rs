@@ -2,13 +2,9 @@
 
 use std::io;
 
-use crate::checkpoint::{Checkpoint, Unsigned, Verifier};
-use crate::tile::{WIDTH, bundle_path, entries_of, tile_of};
-use crate::tree::Tree;
-use crate::writer::Writer;
-
-/// Where the checkpoint lies.
-const CHECKPOINT: &str = "checkpoint";
+use crate::checkpoint::{CHECKPOINT, Checkpoint, Unsigned, Verifier};
+use crate::tile::{WIDTH, bundle_path, entries_of, tile_of, tile_path};
+use crate::tree::{Hash, Tree};
 
 /// What a log was found to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,74 +70,83 @@ pub enum Broken {
 /// # Errors
 /// What is wrong first.
 pub fn verify(
-    mut read: impl FnMut(&str) -> io::Result<Option<Vec<u8>>>,
+    read: impl FnMut(&str) -> io::Result<Option<Vec<u8>>>,
     verifier: &Verifier,
     kept: &[(String, Vec<u8>)],
     mut each: impl FnMut(u64, &[u8]),
 ) -> Result<Verified, Broken> {
-    let mut file = |path: &str| read(path).map_err(|source| Broken::Unreadable { path: path.to_owned(), source });
+    let mut files = Files(read);
     let open = |path: &str, note: &[u8]| verifier.open(note).map_err(|source| Broken::Checkpoint { path: path.to_owned(), source });
-    let note = file(CHECKPOINT)?.ok_or_else(|| Broken::Missing { path: CHECKPOINT.into() })?;
-    let checkpoint = open(CHECKPOINT, &note)?;
-    let mut earlier = kept.iter().map(|(path, note)| open(path, note)).collect::<Result<Vec<_>, _>>()?;
-    earlier.sort_by_key(|kept| kept.size);
-    let mut earlier = earlier.into_iter().peekable();
-
-    let mut writer = Writer::default();
-    let mut goes_on = |tree: &Tree| match earlier.peek() {
-        Some(kept) if kept.size == tree.size() && kept.root != tree.root() => Err(Broken::Rewritten { size: kept.size }),
-        _ => {
-            while earlier.next_if(|kept| kept.size <= tree.size()).is_some() {}
-            Ok(earlier.peek().map(|kept| kept.size))
-        }
+    let checkpoint = open(CHECKPOINT, &files.must(CHECKPOINT)?)?;
+    let kept = kept.iter().map(|(path, note)| open(path, note)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(later) = kept.iter().find(|kept| kept.size > checkpoint.size) {
+        return Err(Broken::Rewritten { size: later.size });
+    }
+    let goes_on = |tree: &Tree| match kept.iter().find(|kept| kept.size == tree.size() && kept.root != tree.root()) {
+        Some(other) => Err(Broken::Rewritten { size: other.size }),
+        None => Ok(()),
     };
-    let mut next_kept = goes_on(writer.tree())?;
-    while writer.tree().size() < checkpoint.size {
-        let (index, left) = (writer.tree().size() / WIDTH as u64, checkpoint.size - writer.tree().size());
-        let width = usize::try_from(left).unwrap_or(WIDTH).min(WIDTH);
-        let path = bundle_path(index, width);
-        // Who cleans up keeps the full ones.
-        let bundle = match file(&path)? {
-            None if width < WIDTH => file(&bundle_path(index, WIDTH))?,
-            bundle => bundle,
-        };
-        let bundle = bundle.ok_or_else(|| Broken::Missing { path: path.clone() })?;
-        let mut entries = entries_of(&bundle).ok().filter(|entries| entries.len() >= width).ok_or(Broken::Malformed { path })?;
-        entries.truncate(width);
-        for (number, entry) in (writer.tree().size()..).zip(&entries) {
-            each(number, entry);
-        }
-        let mut hashes = Vec::new();
-        for entry in entries {
-            hashes = writer.append(vec![entry]);
-            if next_kept == Some(writer.tree().size()) {
-                next_kept = goes_on(writer.tree())?;
+
+    let mut tree = Tree::default();
+    goes_on(&tree)?;
+    while tree.size() < checkpoint.size {
+        for entry in files.entries(tree.size(), checkpoint.size)? {
+            each(tree.size(), &entry);
+            for full in tree.push(&entry) {
+                files.has(full.level, full.index, &full.hashes)?;
             }
-        }
-        for tile in hashes.into_iter().filter(|object| !object.path.starts_with("tile/entries/") && !object.path.contains(".p/")) {
-            if file(&tile.path)?.ok_or_else(|| Broken::Missing { path: tile.path.clone() })? != tile.bytes {
-                return Err(Broken::OtherHashes { path: tile.path });
+            if kept.iter().any(|kept| kept.size == tree.size()) {
+                goes_on(&tree)?;
             }
         }
     }
-    if writer.tree().root() != checkpoint.root {
+    if tree.root() != checkpoint.root {
         return Err(Broken::OtherEntries { size: checkpoint.size });
     }
-    if let Some(size) = next_kept {
-        return Err(Broken::Rewritten { size });
-    }
-    for (level, index, hashes) in writer.tree().partial() {
-        let path = crate::tile::tile_path(level, index, hashes.len());
-        let tile = match file(&path)? {
-            None => file(&crate::tile::tile_path(level, index, WIDTH))?,
-            tile => tile,
-        };
-        let expected = tile_of(hashes);
-        if tile.as_deref().and_then(|tile| tile.get(..expected.len())) != Some(&expected) {
-            return Err(Broken::OtherHashes { path });
-        }
+    for (level, index, hashes) in tree.partial() {
+        files.has(level, index, hashes)?;
     }
     Ok(Verified { checkpoint })
+}
+
+/// A copy of a log.
+struct Files<R>(R);
+
+impl<R: FnMut(&str) -> io::Result<Option<Vec<u8>>>> Files<R> {
+    fn get(&mut self, path: &str) -> Result<Option<Vec<u8>>, Broken> {
+        self.0(path).map_err(|source| Broken::Unreadable { path: path.to_owned(), source })
+    }
+
+    fn must(&mut self, path: &str) -> Result<Vec<u8>, Broken> {
+        self.get(path)?.ok_or_else(|| Broken::Missing { path: path.to_owned() })
+    }
+
+    /// A file that is not full, or the full one in its place: who cleans up keeps that.
+    fn partial(&mut self, path: &str, full: &str) -> Result<Vec<u8>, Broken> {
+        match self.get(path)? {
+            Some(partial) => Ok(partial),
+            None if path != full => self.get(full)?.ok_or_else(|| Broken::Missing { path: path.to_owned() }),
+            None => Err(Broken::Missing { path: path.to_owned() }),
+        }
+    }
+
+    /// The entries of the bundle that begins here, of a log of this size.
+    fn entries(&mut self, begin: u64, size: u64) -> Result<Vec<Vec<u8>>, Broken> {
+        let width = usize::try_from(size - begin).unwrap_or(WIDTH).min(WIDTH);
+        let index = begin / WIDTH as u64;
+        let path = bundle_path(index, width);
+        let bundle = self.partial(&path, &bundle_path(index, WIDTH))?;
+        let mut entries = entries_of(&bundle).ok().filter(|entries| entries.len() >= width).ok_or(Broken::Malformed { path })?;
+        entries.truncate(width);
+        Ok(entries)
+    }
+
+    /// Whether a tile has these hashes.
+    fn has(&mut self, level: usize, index: u64, hashes: &[Hash]) -> Result<(), Broken> {
+        let path = tile_path(level, index, hashes.len());
+        let (tile, expected) = (self.partial(&path, &tile_path(level, index, WIDTH))?, tile_of(hashes));
+        if tile.get(..expected.len()) == Some(&expected) { Ok(()) } else { Err(Broken::OtherHashes { path }) }
+    }
 }
 
 #[cfg(test)]
@@ -152,6 +157,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::Signer;
+    use crate::writer::Writer;
 
     type Files = BTreeMap<String, Vec<u8>>;
 

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::tile::{WIDTH, bundle_of, bundle_path, entries_of, hashes_of, tile_of, tile_path};
-use crate::tree::{Tree, of_leaf, widths};
+use crate::tree::{Tree, hashes_at, of_leaf, widths};
 
 /// A file of the log. Once a checkpoint covers it, it never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,34 @@ pub struct Object {
     pub path: String,
     /// Its content.
     pub bytes: Vec<u8>,
+}
+
+/// A file that has to be read, or the beginning of the full one that has taken its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needed {
+    /// Where it lies.
+    pub path: String,
+    /// Where the full one does, once there is one.
+    pub full: String,
+    part: Part,
+}
+
+/// How much of a full file the one that is needed has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Hashes(usize),
+    Entries(usize),
+}
+
+impl Needed {
+    /// What is needed of the full file. `None` if it has less.
+    #[must_use]
+    pub fn of_full(&self, full: &[u8]) -> Option<Vec<u8>> {
+        match self.part {
+            Part::Hashes(width) => full.get(..32 * width).map(<[u8]>::to_vec),
+            Part::Entries(width) => entries_of(full).ok()?.get(..width).map(bundle_of),
+        }
+    }
 }
 
 /// The end of a log.
@@ -24,9 +52,17 @@ pub struct Writer {
 impl Writer {
     /// What has to be read to go on after a checkpoint: the last bundle, if it is not full, and the last tile of each level that is not.
     #[must_use]
-    pub fn needs(size: u64) -> Vec<String> {
-        let tiles = tiles_of(size).map(|(level, index, width)| tile_path(level, index, width));
-        let bundle = tiles_of(size).find(|(level, ..)| *level == 0).map(|(_, index, width)| bundle_path(index, width));
+    pub fn needs(size: u64) -> Vec<Needed> {
+        let tiles = tiles_of(size).map(|(level, index, width)| Needed {
+            path: tile_path(level, index, width),
+            full: tile_path(level, index, WIDTH),
+            part: Part::Hashes(width),
+        });
+        let bundle = tiles_of(size).find(|(level, ..)| *level == 0).map(|(_, index, width)| Needed {
+            path: bundle_path(index, width),
+            full: bundle_path(index, WIDTH),
+            part: Part::Entries(width),
+        });
         bundle.into_iter().chain(tiles).collect()
     }
 
@@ -36,7 +72,7 @@ impl Writer {
     pub fn may_lie_ahead(&self) -> Vec<(String, String)> {
         let size = self.tree.size();
         let places = |level: Option<usize>| {
-            let first = size.checked_shr(8 * (u32::try_from(level.unwrap_or(0)).unwrap_or(8) + 1)).unwrap_or(0);
+            let first = hashes_at(size, level.unwrap_or(0) + 1);
             (first..=first + 1).map(move |index| match level {
                 Some(level) => tile_path(level, index, WIDTH),
                 None => bundle_path(index, WIDTH),
@@ -104,8 +140,8 @@ impl Writer {
 
 /// Level, index and width of the last tile of each level that is not full.
 fn tiles_of(size: u64) -> impl Iterator<Item = (usize, u64, usize)> {
-    let index = move |level: usize| size.checked_shr(8 * (u32::try_from(level).unwrap_or(8) + 1)).unwrap_or(0);
-    widths(size).into_iter().enumerate().filter(|(_, width)| *width > 0).map(move |(level, width)| (level, index(level), width))
+    let levels = widths(size).into_iter().enumerate().filter(|(_, width)| *width > 0);
+    levels.map(move |(level, width)| (level, hashes_at(size, level + 1), width))
 }
 
 #[cfg(test)]
@@ -122,7 +158,8 @@ mod tests {
 
     fn resumed(writer: &Writer, files: &BTreeMap<String, Vec<u8>>) -> Option<Writer> {
         let checkpoint = Checkpoint { origin: "x".into(), size: writer.tree().size(), root: writer.tree().root() };
-        let needed: Option<Vec<Vec<u8>>> = Writer::needs(checkpoint.size).iter().map(|path| files.get(path).cloned()).collect();
+        let read = |needed: &Needed| files.get(&needed.path).cloned().or_else(|| needed.of_full(files.get(&needed.full)?));
+        let needed: Option<Vec<Vec<u8>>> = Writer::needs(checkpoint.size).iter().map(read).collect();
         Writer::resume(&checkpoint, &needed?)
     }
 
@@ -141,6 +178,18 @@ mod tests {
             }
             prop_assert_eq!(writer.tree().size(), end as u64);
         }
+    }
+
+    #[test]
+    fn the_full_file_will_do_where_the_one_before_it_was_removed() {
+        let (mut writer, mut files) = (Writer::default(), BTreeMap::new());
+        files.extend(writer.append(entries(0..300)).into_iter().map(|object| (object.path, object.bytes)));
+        let before = writer.clone();
+        files.extend(writer.append(entries(300..600)).into_iter().map(|object| (object.path, object.bytes)));
+        for path in ["tile/entries/001.p/44", "tile/0/001.p/44"] {
+            files.remove(path).unwrap();
+        }
+        assert_eq!(resumed(&before, &files), Some(before));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `kubectl paddock audit`: a copy of the audit log, from its files alone. No cluster is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use paddock_audit::{Record, RecordType, Verified, Verifier, verify};
+use paddock_audit::{CHECKPOINT, MOST_BYTES_OF_A_FILE, Record, RecordType, Verified, Verifier, verify};
 
 use crate::arguments::Copied;
 use crate::exit::Exit;
@@ -22,9 +22,10 @@ pub(crate) fn verify_copy(copied: &Copied) -> Result<Exit> {
 pub(crate) fn show(copied: &Copied, run: Option<&str>) -> Result<Exit> {
     read(copied, |_, _| ())?;
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let (mut failed, mut known) = (None, BTreeSet::new());
+    let (mut failed, mut known, mut unknown) = (None, BTreeSet::new(), 0);
     read(copied, |_, entry| {
         let record: Option<Record> = serde_json::from_slice(entry).ok();
+        unknown += u64::from(record.is_none() && run.is_some());
         let is_wanted = run.is_none_or(|run| record.as_ref().is_some_and(|record| is_of(record, run)));
         // What a leader has told again is the same event.
         let is_new = record.is_none_or(|record| known.insert(record.id));
@@ -33,6 +34,9 @@ pub(crate) fn show(copied: &Copied, run: Option<&str>) -> Result<Exit> {
             failed = out.write_all(entry).and_then(|()| out.write_all(b"\n")).err();
         }
     })?;
+    if unknown > 0 {
+        eprintln!("{unknown} records are of another version: it is not known whether they are about this run");
+    }
     match failed.or(out.flush().err()) {
         Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
         _ => Ok(Exit::Done),
@@ -47,24 +51,32 @@ fn is_of(record: &Record, run: &str) -> bool {
 fn read(copied: &Copied, each: impl FnMut(u64, &[u8])) -> Result<Verified> {
     let verifier = verifier(&copied.key)?;
     let kept = copied.since.iter().map(|path| Ok((path.display().to_string(), bytes(path)?))).collect::<Result<Vec<_>>>()?;
-    let file = |name: &str| match std::fs::read(copied.folder.join(name)) {
+    let file = |name: &str| match bounded(&copied.folder.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         read => read.map(Some),
     };
-    if !copied.folder.join("checkpoint").is_file() {
+    if !copied.folder.join(CHECKPOINT).is_file() {
         bail!("{} is no copy of an audit log: it has no checkpoint", copied.folder.display());
     }
     Ok(verify(file, &verifier, &kept, each)?)
 }
 
+/// A copy may hold anything: no file of a log is larger.
+fn bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MOST_BYTES_OF_A_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST_BYTES_OF_A_FILE { Err(io::Error::other("it is larger than any file of a log")) } else { Ok(bytes) }
+}
+
 fn bytes(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))
+    bounded(path).with_context(|| format!("{} cannot be read", path.display()))
 }
 
 /// The key itself, or a file that holds it.
 fn verifier(key: &str) -> Result<Verifier> {
-    let text = if key.contains('+') { key.to_owned() } else { String::from_utf8(bytes(&PathBuf::from(key))?)? };
-    text.trim().parse().context("the key is not one of a log: NAME+ID+KEY, as in the field verifier of the Secret paddock-audit")
+    let path = PathBuf::from(key);
+    let text = if path.is_file() { String::from_utf8(bytes(&path)?)? } else { key.to_owned() };
+    text.trim().parse().context("the key is not that of a log: it is in the field verifier of the Secret paddock-audit")
 }
 
 /// What is in a log.
@@ -162,7 +174,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, object.bytes).unwrap();
         }
-        std::fs::write(folder.join("checkpoint"), signer().sign(writer.tree().size(), writer.tree().root())).unwrap();
+        std::fs::write(folder.join(CHECKPOINT), signer().sign(writer.tree().size(), writer.tree().root())).unwrap();
         Copied { folder, key: signer().verifier().to_string(), since: Vec::new() }
     }
 
@@ -196,7 +208,7 @@ mod tests {
         assert!(error.to_string().contains("are not those that were signed"), "{error}");
         assert!(show(&copied, None).is_err());
         let other = Copied { key: "nothing+1+2".into(), folder: copied.folder.clone(), since: Vec::new() };
-        assert!(verify_copy(&other).expect_err("no key").to_string().contains("the key is not one of a log"));
+        assert!(verify_copy(&other).expect_err("no key").to_string().contains("the key is not that of a log"));
         std::fs::remove_dir_all(copied.folder).unwrap();
     }
 }

@@ -11,6 +11,7 @@ mod text;
 
 pub use detector::Detector;
 pub use json::Renamed;
+pub use secret::plain;
 pub use text::{Counts, Cut, Masked, Part};
 
 use std::collections::BTreeSet;

@@ -35,8 +35,7 @@ impl Secrets {
     pub(crate) fn new(secrets: &[(String, Vec<u8>)]) -> Option<Self> {
         let mut forms = BTreeSet::new();
         for (name, value) in secrets {
-            let texts = std::iter::once(value.trim_ascii().to_vec()).chain(parts(value));
-            for form in texts.flat_map(|text| pieces(&text).into_iter().flat_map(forms_of).collect::<Vec<_>>()) {
+            for form in plain(value).into_iter().flat_map(|text| pieces(&text).into_iter().flat_map(forms_of).collect::<Vec<_>>()) {
                 forms.insert((format!("secret:{name}"), form));
             }
         }
@@ -100,6 +99,11 @@ impl Secrets {
         }
         found
     }
+}
+
+/// A value as scripts have it at hand: without white space at its ends, and what they take out of it.
+pub fn plain(value: &[u8]) -> Vec<Vec<u8>> {
+    std::iter::once(value.trim_ascii().to_vec()).chain(parts(value)).collect()
 }
 
 /// What scripts take out of a value: its lines, what stands behind `=` in one, and the strings of a JSON document.

@@ -205,3 +205,35 @@ async fn who_wrote_the_policy_must_be_allowed_to_read_the_secret() {
     })
     .await;
 }
+
+/// Each is a decision, and a status has room for so many.
+#[tokio::test]
+async fn the_gateway_adds_no_more_than_thirty_two_keys_for_a_run() {
+    namespace("gateway-many", json!({}), |tenant| async move {
+        let header = |host: usize, number: usize| json!({ "name": format!("X-{number}"), "secretKeyRef": { "name": "api", "key": format!("k{host}-{number}") } });
+        let grant = |host: usize| {
+            let headers: Vec<Value> = (0..8).map(|number| header(host, number)).collect();
+            json!({ "hosts": [format!("{host}.example.com")], "protocol": "HTTPS", "headers": headers })
+        };
+        let network: Vec<Value> = (0..5).map(grant).collect();
+        tenant.cluster_policy(json!({ "capabilities": { "network": network } })).await;
+        tenant.let_the_operator_read("secrets", "paddock-secret-reader").await;
+        let keys: serde_json::Map<String, Value> =
+            (0..5).flat_map(|host| (0..8).map(move |number| (format!("k{host}-{number}"), json!("a value")))).collect();
+        let secrets: Api<Secret> = Api::namespaced(tenant.client.clone(), &tenant.name);
+        let secret = serde_json::from_value(json!({ "metadata": { "name": "api" }, "stringData": keys })).unwrap();
+        secrets.create(&PostParams::default(), &secret).await.unwrap();
+        let asking = |hosts: usize| {
+            let network: Vec<String> = (0..hosts).map(|host| format!("http://{host}.example.com")).collect();
+            let policy = json!({ "kind": "ClusterSandboxPolicy", "name": tenant.name });
+            Script::python("print('ran')").with(json!({ "policyRef": policy, "capabilities": { "network": network } }))
+        };
+        let run = tenant.run(asking(4)).await;
+        assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+        let run = tenant.run(asking(5)).await;
+        assert_refused(&run, &Reason::CapabilityUnusable);
+        assert!(status(&run).message.unwrap().contains("more than 32 keys of Secrets"), "{:?}", run.status);
+        tenant.no_cluster_policy().await;
+    })
+    .await;
+}

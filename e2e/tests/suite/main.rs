@@ -30,6 +30,7 @@ mod languages;
 mod leftovers;
 mod lifecycle;
 mod monitoring;
+mod network;
 mod observed;
 mod policies;
 mod pool;

@@ -82,7 +82,7 @@ fn requests(account: &str) -> (Rights, Rights) {
 fn granted(roles: &[&str]) -> BTreeSet<(String, String, Option<Place>)> {
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());
     helm.args(["template", "paddock", "--set", "admission.stamps=Webhook", "--set", "baseline.create=false"]);
-    helm.args(["--set", "doctor.create=false"]);
+    helm.args(["--set", "doctor.create=false", "--set", "audit.url=s3://audit/log"]);
     helm.args(["--set", "egress.create=true", "--set", "egress.clusterNets={10.0.0.0/8}"]);
     let with_webhook = run(helm.arg(layout().clone.join("charts/paddock"))).unwrap();
     let mut helm = Command::new(component::build_one(&layout(), "helm").unwrap());

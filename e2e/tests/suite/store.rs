@@ -160,6 +160,7 @@ async fn a_result_too_large_for_a_status_and_the_audit_log_are_in_their_buckets(
     for name in [SECRET, audit::SECRET] {
         secrets.delete(name, &DeleteParams::default()).await.unwrap();
     }
+    audit::forget(&client).await;
     leader(&client).await;
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -3,14 +3,17 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::ResourceExt as _;
-use paddock_audit::{RecordType, Salt};
-use paddock_crds::{AuditEvent, Decision, OutputStream, ScriptRun, ScriptRunStatus, Verdict};
+use paddock_audit::{Record, RecordType, Salt};
+use paddock_crds::{
+    AuditEvent, ConditionStatus, ConditionType, Decision, OutputStream, Phase, Requester, RunResult, ScriptRun, ScriptRunStatus, Verdict,
+};
 use paddock_egress::wire::{Outcome, Report};
 use paddock_policy::{AT_GATEWAY, NETWORK_PERMISSION, SecretValues};
 use serde_json::{Map, Value, json};
 
-use crate::script_run::job::hash;
 use crate::script_run::result::{are_hidden, has_none_of};
+use crate::script_run::status::shown;
+use crate::script_run::validate::requester;
 
 /// Decisions in one record: a record has 64 KiB.
 const DECISIONS: usize = 16;
@@ -34,16 +37,20 @@ fn subject(run: &ScriptRun) -> String {
     format!("{}/{}", run.namespace().unwrap_or_default(), run.name_any())
 }
 
-/// What a write has made known of a run: the events that were not in the status before, and what was decided if that is new, as of `now`.
-pub(crate) fn of_write(before: Option<&ScriptRunStatus>, after: &ScriptRun, salt: &Salt, now: Timestamp) -> Vec<Told> {
-    let Some(status) = &after.status else { return Vec::new() };
-    let is_new = |event: &&AuditEvent| before.is_none_or(|before| !before.audit.contains(event));
-    let known = status.audit.iter().filter(is_new).filter_map(|event| Some((event, type_of(event)?)));
-    let mut all: Vec<Told> = known.map(|(event, type_)| of_event(after, status, event, type_, salt)).collect();
-    if before.is_none_or(|before| before.decisions != status.decisions) {
+/// What the status of a run makes known: the events whose times are new, and what was decided if that is, as of `now`.
+pub(crate) fn of_run(
+    run: &ScriptRun,
+    status: &ScriptRunStatus,
+    is_new: impl Fn(Timestamp) -> bool,
+    is_decided_anew: bool,
+    (salt, now): (&Salt, Timestamp),
+) -> Vec<Told> {
+    let known = status.audit.iter().filter(|event| is_new(event.time.0)).filter_map(|event| Some((event, type_of(event)?)));
+    let mut all: Vec<Told> = known.map(|(event, type_)| of_event(run, status, event, type_, salt)).collect();
+    if is_decided_anew {
         // After the first sight of a run, and before everything that follows from it.
         let first = all.iter().take_while(|told| told.type_ == RecordType::RunReceived).count();
-        all.splice(first..first, of_decisions(after, status, now));
+        all.splice(first..first, of_decisions(run, status, now));
     }
     all
 }
@@ -52,72 +59,115 @@ pub(crate) fn of_write(before: Option<&ScriptRunStatus>, after: &ScriptRun, salt
 fn of_event(run: &ScriptRun, status: &ScriptRunStatus, event: &AuditEvent, type_: RecordType, salt: &Salt) -> Told {
     let uid = run.uid().unwrap_or_default();
     let MicroTime(time) = event.time;
-    let mut data = json!({ "uid": uid });
-    if let (Some(reason), Value::Object(data)) = (&event.reason, &mut data) {
-        data.insert("reason".into(), json!(reason));
-    }
-    if let (Value::Object(more), Value::Object(data)) = (data_of(run, status, type_, salt), &mut data) {
-        data.extend(more.into_iter().filter(|(_, value)| !value.is_null()));
-    }
+    let mut data = Map::new();
+    data.insert("uid".into(), json!(uid));
+    data.insert("reason".into(), json!(event.reason));
+    data.extend(data_of(run, status, type_, salt));
+    data.retain(|_, value| !value.is_null());
     let id = format!("{uid}/{}/{}", type_.as_str(), time.as_microsecond());
-    Told { type_, id, time: time.to_string(), subject: Some(subject(run)), data }
+    Told { type_, id, time: time.to_string(), subject: Some(subject(run)), data: Value::Object(data) }
 }
 
-/// What belongs to an event, beside the reason. No text of a script, an input or an output, and no message.
-fn data_of(run: &ScriptRun, status: &ScriptRunStatus, type_: RecordType, salt: &Salt) -> Value {
-    let salted = |text: &Option<String>| text.as_ref().map(|text| salt.hash(text.as_bytes()));
-    match type_ {
+/// What belongs to an event, beside the reason. No text of a script, an input or an output, no message, and no hash by which these can be guessed.
+fn data_of(run: &ScriptRun, status: &ScriptRunStatus, type_: RecordType, salt: &Salt) -> Map<String, Value> {
+    let data = match type_ {
         RecordType::RunReceived => json!({
-            "requester": status.requester, "runtime": run.spec.script.runtime, "policyRef": run.spec.policy_ref,
-            "script": salted(&status.script_hash), "policies": status.policies, "risk": status.risk,
+            "requester": who(run, status), "runtime": run.spec.script.runtime, "policyRef": run.spec.policy_ref, "policies": status.policies, "risk": status.risk,
+            "script": salted(status.script_hash.as_ref(), salt),
         }),
-        RecordType::RunApproved => json!({ "approval": status.approval }),
-        RecordType::RunAdmitted => json!({
-            "requester": status.requester, "policies": status.policies, "script": salted(&status.script_hash), "job": salted(&status.job_digest),
-            "image": status.image, "timeoutSeconds": status.timeout_seconds, "approval": status.approval, "risk": status.risk,
+        RecordType::RunApproved => json!({ "approval": approval(status, salt) }),
+        // What was admitted may be admitted anew as something else until it starts: then it is what is run.
+        RecordType::RunAdmitted | RecordType::RunStarted => json!({
+            "requester": who(run, status), "policies": status.policies, "risk": status.risk, "approval": approval(status, salt),
+            "script": salted(status.script_hash.as_ref(), salt), "job": salted(status.job_digest.as_ref(), salt),
+            "image": status.image, "timeoutSeconds": status.timeout_seconds, "pod": status.pod, "path": status.path,
         }),
-        RecordType::RunStarted => json!({ "pod": status.pod, "path": status.path }),
-        RecordType::RunResultReady => status.result.as_ref().map_or(Value::Null, |result| {
-            let stream = |stream: &Option<OutputStream>| {
-                stream.as_ref().map(|stream| json!({ "bytes": stream.bytes, "text": salt.hash(stream.text.as_bytes()) }))
-            };
-            let output = result.output.as_ref().map(|output| salt.hash(output.to_string().as_bytes()));
-            let stored = result
-                .reference
-                .as_ref()
-                .map(|stored| json!({ "url": stored.url, "bytes": stored.bytes, "sha256": salt.hash(stored.sha256.as_bytes()) }));
-            json!({
-                "exitCode": result.exit_code, "signal": result.signal, "output": output, "stored": stored,
-                "stdout": stream(&result.stdout), "stderr": stream(&result.stderr), "redactions": result.redactions,
-            })
-        }),
-        RecordType::RunFinished => {
-            let sums = status.network.as_ref().map(|network| {
-                json!({
-                    "connections": network.connections, "refused": network.refused,
-                    "sentBytes": network.sent_bytes, "receivedBytes": network.received_bytes,
-                })
-            });
-            json!({ "phase": status.phase, "usage": status.usage, "network": sums, "clocks": status.clocks })
-        }
-        _ => Value::Object(Map::new()),
+        RecordType::RunResultReady => status.result.as_ref().map_or(Value::Null, |result| of_result(result, salt)),
+        RecordType::RunFinished => of_end(run, status, salt),
+        _ => Value::Null,
+    };
+    match data {
+        Value::Object(data) => data,
+        _ => Map::new(),
     }
 }
 
-/// The identifier is made of what was decided.
+/// Who created the run: also where nothing was decided yet.
+fn who(run: &ScriptRun, status: &ScriptRunStatus) -> Option<Requester> {
+    status.requester.clone().or_else(|| requester(run.annotations()).as_ref().map(shown))
+}
+
+fn salted(text: Option<&String>, salt: &Salt) -> Option<String> {
+    text.map(|text| salt.hash(text.as_bytes()))
+}
+
+/// Its digests are made of the script and the input.
+fn approval(status: &ScriptRunStatus, salt: &Salt) -> Option<Value> {
+    let approval = status.approval.as_ref()?;
+    let demanded = approval.demanded.iter().map(|demanded| {
+        json!({ "rule": demanded.rule, "count": demanded.count, "given": demanded.given, "digest": salt.hash(demanded.digest.as_bytes()) })
+    });
+    Some(
+        json!({ "demanded": demanded.collect::<Vec<_>>(), "excluded": approval.excluded, "digest": salt.hash(approval.digest.as_bytes()) }),
+    )
+}
+
+fn of_result(result: &RunResult, salt: &Salt) -> Value {
+    let stream = |stream: &Option<OutputStream>| {
+        stream.as_ref().map(|stream| {
+            let tail = stream.tail.as_ref().map(|tail| salt.hash(tail.as_bytes()));
+            json!({ "bytes": stream.bytes, "text": salt.hash(stream.text.as_bytes()), "tail": tail })
+        })
+    };
+    let stored = result
+        .reference
+        .as_ref()
+        .map(|stored| json!({ "url": stored.url, "bytes": stored.bytes, "sha256": salt.hash(stored.sha256.as_bytes()) }));
+    json!({
+        "exitCode": result.exit_code, "signal": result.signal, "stored": stored, "redactions": result.redactions,
+        "output": result.output.as_ref().map(|output| salt.hash(output.to_string().as_bytes())), "outputText": stream(&result.output_text),
+        "stdout": stream(&result.stdout), "stderr": stream(&result.stderr),
+    })
+}
+
+fn of_end(run: &ScriptRun, status: &ScriptRunStatus, salt: &Salt) -> Value {
+    let sums = status.network.as_ref().map(|network| {
+        json!({
+            "connections": network.connections, "refused": network.refused,
+            "sentBytes": network.sent_bytes, "receivedBytes": network.received_bytes,
+        })
+    });
+    let accepted = status.condition(&ConditionType::Accepted).filter(|accepted| accepted.status == ConditionStatus::False);
+    // Of a denial the message names who denied it, and nothing else.
+    let message = status.message.as_ref().filter(|_| status.phase == Some(Phase::Denied));
+    json!({
+        "requester": who(run, status), "phase": status.phase, "refusal": accepted.map(|accepted| &accepted.reason), "message": message, "approval": approval(status, salt),
+        "usage": status.usage, "network": sums, "clocks": status.clocks,
+    })
+}
+
+/// What was decided may change and change back: each time it is another event. Of those that a leader tells again, the one that changes nothing is left
+/// out by [`is_known`].
 fn of_decisions(run: &ScriptRun, status: &ScriptRunStatus, now: Timestamp) -> Vec<Told> {
-    let uid = run.uid().unwrap_or_default();
-    let part = |(number, decisions): (usize, &[Decision])| {
-        let digest = hash(json!(decisions).to_string().as_bytes());
-        Told {
-            type_: RecordType::PermissionDecided,
-            id: format!("{uid}/{}/{number}-{:.16}", RecordType::PermissionDecided.as_str(), digest),
-            time: now.to_string(),
-            subject: Some(subject(run)),
-            data: json!({ "uid": uid, "policies": status.policies, "decisions": decisions }),
-        }
+    let (uid, type_) = (run.uid().unwrap_or_default(), RecordType::PermissionDecided);
+    let part = |(part, decisions): (usize, &[Decision])| Told {
+        type_,
+        id: format!("{uid}/{}/{}-{part}", type_.as_str(), now.as_microsecond()),
+        time: now.to_string(),
+        subject: Some(subject(run)),
+        data: json!({ "uid": uid, "part": part, "policies": status.policies, "decisions": decisions }),
     };
     status.decisions.chunks(DECISIONS).enumerate().map(part).collect()
+}
+
+/// Whether the last records of a log have this already: the same event, or, of what was decided, the same as the last word on it.
+pub(crate) fn is_known(told: &Told, recent: &[Record]) -> bool {
+    if told.type_ != RecordType::PermissionDecided {
+        return recent.iter().any(|record| record.id == told.id);
+    }
+    let is_about_it =
+        |record: &&Record| record.type_ == told.type_ && record.data["uid"] == told.data["uid"] && record.data["part"] == told.data["part"];
+    recent.iter().rev().find(is_about_it).is_some_and(|last| last.data == told.data)
 }
 
 /// A run that went before it was over.
@@ -143,27 +193,48 @@ fn verdict(outcome: Outcome) -> Verdict {
     }
 }
 
+/// What is known of what a run was given. `None`: not any more, or not by this leader.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Given {
+    /// Secrets that its sandbox has.
+    pub(crate) copies: Option<SecretValues>,
+    /// Those that the gateway adds, which a host may have told it.
+    pub(crate) at_gateway: Option<Vec<Vec<u8>>>,
+}
+
+impl Given {
+    /// Everything, if it is known of all that was granted.
+    fn known(self, decisions: &[Decision]) -> Option<SecretValues> {
+        let is_given =
+            |what: &str| decisions.iter().any(|decision| decision.verdict == Verdict::Granted && decision.permission.starts_with(what));
+        let copies = if is_given("secrets:") { self.copies?.0 } else { Vec::new() };
+        let at_gateway = if is_given(AT_GATEWAY) { self.at_gateway? } else { Vec::new() };
+        Some(SecretValues(copies.into_iter().chain(at_gateway.into_iter().map(|value| (String::new(), value))).collect()))
+    }
+}
+
 /// What became of a connection. The name of the host is the script's: what it was given can be in it. It is told if the run itself asked for exactly
 /// this, or if it is known what the run was given and nothing of that is in it.
-pub(crate) fn of_connection(report: &Report, run: Option<&ScriptRun>, given: Option<&SecretValues>, id: String, now: Timestamp) -> Told {
-    let decisions = run.and_then(|run| run.status.as_ref()).map(|status| status.decisions.as_slice());
-    let is_told = decisions.is_some_and(|decisions| {
-        asks_for(decisions, &report.to)
-            || given.map_or_else(|| !are_secrets_given(decisions), |values| has_none_of(&are_hidden(values), &report.to))
+pub(crate) fn of_connection(report: &Report, status: Option<&ScriptRunStatus>, given: &Given, id: String, now: Timestamp) -> Told {
+    // A status that there was no room for says nothing.
+    let is_told = status.filter(|status| !status.policies.is_empty()).is_some_and(|status| {
+        let is_free = |values: SecretValues| has_none_of(&are_hidden(&values), &report.to);
+        asks_for(&status.decisions, &report.to) || given.clone().known(&status.decisions).is_some_and(is_free)
     });
     let verdict = verdict(report.outcome);
-    let type_ = if verdict == Verdict::Refused { RecordType::EgressRefused } else { RecordType::EgressConnected };
+    let type_ = if verdict == Verdict::Refused { RecordType::EgressRefused } else { RecordType::EgressGranted };
     let data = json!({
         "uid": report.run, "to": if is_told { &report.to } else { "withheld" }, "verdict": verdict, "rule": report.rule,
-        "outcome": format!("{:?}", report.outcome), "address": report.address.map(|address| address.to_string()),
+        "outcome": report.outcome, "address": report.address.map(|address| address.to_string()),
         "sentBytes": report.sent, "receivedBytes": report.received, "milliseconds": report.milliseconds,
     });
     Told { type_, id, time: now.to_string(), subject: Some(report.name.clone()), data }
 }
 
-fn are_secrets_given(decisions: &[Decision]) -> bool {
-    let is_secret = |decision: &Decision| decision.permission.starts_with("secrets:") || decision.permission.starts_with(AT_GATEWAY);
-    decisions.iter().any(|decision| decision.verdict == Verdict::Granted && is_secret(decision))
+/// More connections than are told one by one.
+pub(crate) fn of_counting(report: &Report, id: String, now: Timestamp) -> Told {
+    let (type_, data) = (RecordType::EgressCounted, json!({ "uid": report.run }));
+    Told { type_, id, time: now.to_string(), subject: Some(report.name.clone()), data }
 }
 
 /// Whether the run named this destination when it was created, before it was given anything.
@@ -175,7 +246,7 @@ fn asks_for(decisions: &[Decision], to: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use paddock_crds::{Phase, Reason};
+    use paddock_crds::{ApprovalDemanded, ApprovalStatus, Condition, Reason};
 
     use super::*;
     use crate::script_run::fixtures::{a_run, at};
@@ -201,31 +272,69 @@ mod tests {
     }
 
     #[test]
-    fn every_event_of_a_life_is_a_record() {
-        for name in ["received", "approved", "admitted", "started", "stopping", "result-ready", "finished"] {
-            assert!(type_of(&event(name, 0, None)).is_some(), "{name}");
-        }
-    }
-
-    #[test]
     fn a_write_tells_what_is_new() {
         let salt = Salt::new(&SALT);
         let decisions = (0..20).map(|number| decision(&format!("network:{number}.example.com"), Verdict::Granted)).collect();
         let first = ScriptRunStatus { audit: vec![event("received", 0, None)], decisions, ..ScriptRunStatus::default() };
-        let told = of_write(None, &run_with(first.clone()), &salt, at(0));
+        let all = |status: &ScriptRunStatus| of_run(&run_with(status.clone()), status, |_| true, true, (&salt, at(99)));
+        let told = all(&first);
         assert_eq!(types(&told), [RecordType::RunReceived, RecordType::PermissionDecided, RecordType::PermissionDecided]);
         assert_ne!(told[1].id, told[2].id);
         let mut second = first.clone();
         second.audit.push(event("finished", 5, Some(Reason::Succeeded)));
         second.phase = Some(Phase::Succeeded);
-        let later = of_write(Some(&first), &run_with(second.clone()), &salt, at(5));
+        let later = of_run(&run_with(second.clone()), &second, |time| time > at(0), false, (&salt, at(5)));
         assert_eq!(types(&later), [RecordType::RunFinished]);
         assert_eq!((&later[0].data["reason"], &later[0].data["phase"]), (&json!("Succeeded"), &json!("Succeeded")));
-        assert_eq!(of_write(Some(&second), &run_with(second.clone()), &salt, at(6)), []);
-        // Who tells it again tells the same: by the identifiers it is known as that.
-        let ids = |told: &[Told]| told.iter().map(|told| told.id.clone()).collect::<Vec<_>>();
-        let again = of_write(None, &run_with(second), &salt, at(99));
-        assert_eq!(ids(&again), ids(&[told, later].concat()));
+        // Who tells it again tells what is known.
+        let recent = recorded([told, later].concat());
+        for again in all(&second) {
+            assert!(is_known(&again, &recent), "{again:?}");
+        }
+        second.audit.push(event("stopping", 6, None));
+        assert!(all(&second).iter().any(|told| !is_known(told, &recent)));
+    }
+
+    fn recorded(told: Vec<Told>) -> Vec<Record> {
+        let record = |told: Told| Record::new(told.type_, "source", told.id, told.time, told.subject, told.data);
+        told.into_iter().map(record).collect()
+    }
+
+    #[test]
+    fn what_is_decided_anew_and_back_again_is_told_each_time() {
+        let salt = Salt::new(&SALT);
+        let with = |verdict| ScriptRunStatus { decisions: vec![decision("network:a", verdict)], ..ScriptRunStatus::default() };
+        let (granted, refused) = (with(Verdict::Granted), with(Verdict::Refused));
+        let of = |status: &ScriptRunStatus, second| of_run(&run_with(status.clone()), status, |_| true, true, (&salt, at(second)));
+        let (first, second, third) = (of(&granted, 0), of(&refused, 1), of(&granted, 2));
+        let told = recorded([first, second.clone(), third].concat());
+        let ids: std::collections::BTreeSet<&str> = told.iter().map(|record| record.id.as_str()).collect();
+        assert_eq!(ids.len(), 3);
+        let again = of(&granted, 9);
+        assert!(is_known(&again[0], &told), "the last word is known");
+        assert!(!is_known(&again[0], &told[..2]), "another was the last word");
+        assert!(!is_known(&second[0], &told));
+    }
+
+    #[test]
+    fn the_end_tells_why_a_run_was_refused_and_who_denied_it() {
+        let condition = Condition {
+            type_: ConditionType::Accepted,
+            status: ConditionStatus::False,
+            reason: Reason::QueueFull,
+            message: "full".into(),
+            observed_generation: None,
+            last_transition_time: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)),
+        };
+        let audit = vec![event("finished", 0, Some(Reason::Refused))];
+        let status = ScriptRunStatus { audit, conditions: vec![condition], message: Some("full".into()), ..ScriptRunStatus::default() };
+        let salt = Salt::new(&SALT);
+        let end = |status: &ScriptRunStatus| of_run(&run_with(status.clone()), status, |_| true, false, (&salt, at(0))).remove(0).data;
+        let data = end(&status);
+        assert_eq!((&data["refusal"], data.get("message")), (&json!("QueueFull"), None));
+        let message = Some("jane has decided that it may not run".to_owned());
+        let denied = ScriptRunStatus { phase: Some(Phase::Denied), conditions: Vec::new(), message: message.clone(), ..status };
+        assert_eq!(end(&denied)["message"], json!(message));
     }
 
     #[test]
@@ -236,19 +345,27 @@ mod tests {
             output: Some(json!({ "plan": "secret plan" })),
             ..paddock_crds::RunResult::default()
         };
-        let script_hash = hash(b"print('secret plan')");
-        let audit =
-            vec![event("received", 0, None), event("admitted", 1, None), event("result-ready", 2, None), event("finished", 3, None)];
-        let message = Some("the secret plan".to_owned());
+        let script_hash = crate::script_run::job::hash(b"print('secret plan')");
+        let lives = ["received", "approved", "admitted", "started", "result-ready", "finished"];
+        let audit = lives.into_iter().zip(0..).map(|(name, second)| event(name, second, None)).collect();
+        let demanded = ApprovalDemanded { rule: "r".into(), digest: "a-digest".into(), count: 1, ends_running: false, given: Vec::new() };
+        let approval = ApprovalStatus {
+            digest: "a-digest".into(),
+            schema_digest: Some("a-digest".into()),
+            demanded: vec![demanded],
+            ..ApprovalStatus::default()
+        };
         let run = run_with(ScriptRunStatus {
             audit,
             script_hash: Some(script_hash.clone()),
-            message,
+            job_digest: Some("a-digest".into()),
+            approval: Some(approval),
+            message: Some("the secret plan".to_owned()),
             result: Some(result),
             ..ScriptRunStatus::default()
         });
-        let text = |salt: [u8; 32]| format!("{:?}", of_write(None, &run, &Salt::new(&salt), at(3)));
-        assert!(!text(SALT).contains("plan") && !text(SALT).contains(&script_hash), "{}", text(SALT));
+        let text = |salt: [u8; 32]| format!("{:?}", of_run(&run, run.status.as_ref().unwrap(), |_| true, true, (&Salt::new(&salt), at(3))));
+        assert!(!text(SALT).contains("plan") && !text(SALT).contains("a-digest") && !text(SALT).contains(&script_hash), "{}", text(SALT));
         assert_ne!(text(SALT), text([8; 32]));
     }
 
@@ -259,9 +376,9 @@ mod tests {
 
     #[test]
     fn a_connection_is_told_with_its_verdict() {
-        let run = run_with(ScriptRunStatus::default());
-        let of = |outcome| of_connection(&report("a.example.com:443", outcome), Some(&run), None, "1".into(), at(0));
-        assert_eq!(of(Outcome::Closed).type_, RecordType::EgressConnected);
+        let status = decided(Vec::new());
+        let of = |outcome| of_connection(&report("a.example.com:443", outcome), Some(&status), &Given::default(), "1".into(), at(0));
+        assert_eq!(of(Outcome::Closed).type_, RecordType::EgressGranted);
         let refused = of(Outcome::NotGranted);
         assert_eq!((refused.type_, refused.subject.as_deref()), (RecordType::EgressRefused, Some("team/run")));
         let expected = json!({
@@ -271,22 +388,47 @@ mod tests {
         assert_eq!(refused.data, expected);
     }
 
+    /// Decided by a policy.
+    fn decided(decisions: Vec<Decision>) -> ScriptRunStatus {
+        let policy = json!({ "kind": "ClusterSandboxPolicy", "name": "p", "uid": "u", "generation": 1, "hash": "h" });
+        ScriptRunStatus { policies: vec![serde_json::from_value(policy).unwrap()], decisions, ..ScriptRunStatus::default() }
+    }
+
     #[test]
     fn a_host_that_can_have_a_secret_in_its_name_is_withheld() {
-        let decisions = vec![
-            decision("secrets:smtp", Verdict::Granted),
-            decision("network:*.example.com", Verdict::Granted),
-            decision("network:http://api.example.com", Verdict::Granted),
-        ];
-        let run = run_with(ScriptRunStatus { decisions, ..ScriptRunStatus::default() });
-        let values = SecretValues(vec![("smtp".into(), b"hunter22".to_vec())]);
-        let to = |host: &str, run: Option<&ScriptRun>, given: Option<&SecretValues>| {
-            of_connection(&report(host, Outcome::NotGranted), run, given, "1".into(), at(0)).data["to"].clone()
+        let copy = decision("secrets:smtp", Verdict::Granted);
+        let wide = decision("network:*.example.com", Verdict::Granted);
+        let status = decided(vec![copy.clone(), wide.clone(), decision("network:http://api.example.com", Verdict::Granted)]);
+        let known = |value: &str| {
+            let copies = Some(SecretValues(vec![("smtp".into(), value.as_bytes().to_vec())]));
+            Given { copies, at_gateway: None }
         };
-        assert_eq!(to("HUNTER22.example.com:443", Some(&run), Some(&values)), "withheld");
-        assert_eq!(to("a.example.com:443", Some(&run), Some(&values)), "a.example.com:443");
-        assert_eq!(to("a.example.com:443", Some(&run), None), "withheld", "what it was given is not known any more");
-        assert_eq!(to("api.example.com:80", Some(&run), None), "api.example.com:80", "the run itself named it");
-        assert_eq!(to("a.example.com:443", None, None), "withheld", "nothing is known of the run");
+        let unknown = Given::default();
+        let to = |host: &str, status: Option<&ScriptRunStatus>, given: &Given| {
+            of_connection(&report(host, Outcome::NotGranted), status, given, "1".into(), at(0)).data["to"].clone()
+        };
+        for (value, host) in [
+            ("hunter22", "HUNTER22.example.com:443"),
+            ("hunter22\n", "hunter22.example.com:443"),
+            ("user=me\nkey=hunter22hunter22", "hunter22.hunter22.example.com:443"),
+            ("{\"key\":\"hunter22hunter22\"}", "hunter22hunter22.example.com:443"),
+        ] {
+            assert_eq!(to(host, Some(&status), &known(value)), "withheld", "{value}");
+            assert_eq!(to("a.example.com:443", Some(&status), &known(value)), "a.example.com:443");
+        }
+        assert_eq!(to("a.example.com:443", Some(&status), &unknown), "withheld", "what it was given is not known any more");
+        assert_eq!(to("api.example.com:80", Some(&status), &unknown), "api.example.com:80", "the run itself named it");
+        assert_eq!(to("a.example.com:443", None, &unknown), "withheld", "nothing is known of the run");
+        assert_eq!(
+            to("a.example.com:443", Some(&ScriptRunStatus::default()), &unknown),
+            "withheld",
+            "nothing is known of what was decided"
+        );
+        // A host has told the script what the gateway told it.
+        let both = decided(vec![copy, wide, decision("gateway-secret:api/token", Verdict::Granted)]);
+        assert_eq!(to("a.example.com:443", Some(&both), &known("other")), "withheld", "one of the two is not known");
+        let given = Given { at_gateway: Some(vec![b"t0ken-of-api".to_vec()]), ..known("other") };
+        assert_eq!(to("a.example.com:443", Some(&both), &given), "a.example.com:443");
+        assert_eq!(to("t0ken-of-api.example.com:443", Some(&both), &given), "withheld");
     }
 }

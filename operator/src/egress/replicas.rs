@@ -1,7 +1,7 @@
 //! One conversation with each replica of the gateway, wherever the Service has one.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,6 +28,7 @@ use super::{NAME, OPERATOR_PORT, lock};
 use crate::context::Context;
 use crate::script_run::events;
 use crate::script_run::observe::policies_of;
+use crate::server::hash_of;
 
 /// How long a replica may take to answer.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -183,10 +184,16 @@ async fn take(context: &Arc<Context>, mut reports: mpsc::Receiver<Report>) {
         let (namespace, run) = report.name.split_once('/').unwrap_or_default();
         count(&report, (namespace, run), context);
         context.metrics.connected(namespace, &format!("{:?}", report.outcome), report.sent, report.received);
-        match lines.of(&report.run) {
+        match lines.of(&report) {
             Line::Told => {}
             Line::Last => {
-                tracing::info!(run, namespace, uid = report.run, "more connections of this run are counted and not told one by one");
+                tracing::info!(
+                    run,
+                    namespace,
+                    uid = report.run,
+                    "more connections of this run are counted, and told where they lead elsewhere"
+                );
+                context.audit.tell_of_counting(&report, context.now());
             }
             Line::Counted => continue,
         }
@@ -240,35 +247,47 @@ fn tell_of_spent((namespace, name): (&str, &str), uid: String, context: &Arc<Con
     tokio::spawn(async move { events::send(&event, &reference, &context).await });
 }
 
-/// Which reports are lines of the log: a run may ask thousands of times in a second.
+/// Which reports are told one by one: a run may ask thousands of times in a second. What leads where none has led before is told for longer, so that
+/// nobody hides one connection behind many.
 #[derive(Default)]
 struct Lines {
-    by_run: HashMap<String, u32>,
+    by_run: HashMap<String, OfRun>,
+}
+
+#[derive(Default)]
+struct OfRun {
+    reports: u32,
+    /// Hashes of where they led, and of what became of them.
+    kinds: HashSet<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Line {
     Told,
-    /// The last one that is told.
+    /// The last one that is told whatever it is.
     Last,
     Counted,
 }
 
-/// Lines of one run.
+/// Reports of one run that are told.
 const LINES: u32 = 200;
-/// Runs whose lines are remembered.
+/// Kinds that are remembered of one run.
+const KINDS: usize = 200;
+/// Runs whose reports are remembered.
 const REMEMBERED: usize = 4096;
 
 impl Lines {
-    fn of(&mut self, run: &str) -> Line {
-        if self.by_run.len() >= REMEMBERED && !self.by_run.contains_key(run) {
+    fn of(&mut self, report: &Report) -> Line {
+        if self.by_run.len() >= REMEMBERED && !self.by_run.contains_key(&report.run) {
             self.by_run.clear();
         }
-        let lines = self.by_run.entry(run.to_owned()).or_default();
-        *lines = lines.saturating_add(1);
-        match (*lines).cmp(&LINES) {
+        let of_run = self.by_run.entry(report.run.clone()).or_default();
+        of_run.reports = of_run.reports.saturating_add(1);
+        let is_new = of_run.kinds.len() < KINDS && of_run.kinds.insert(hash_of(&(&report.to, report.outcome)));
+        match of_run.reports.cmp(&LINES) {
             Ordering::Less => Line::Told,
             Ordering::Equal => Line::Last,
+            Ordering::Greater if is_new => Line::Told,
             Ordering::Greater => Line::Counted,
         }
     }
@@ -276,18 +295,28 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use paddock_egress::wire::Outcome;
     use serde_json::json;
 
     use super::*;
 
+    fn report(run: &str, to: &str) -> Report {
+        let (run, name, to, rule) = (run.to_owned(), "team/run".to_owned(), to.to_owned(), String::new());
+        Report { run, name, to, rule, outcome: Outcome::Closed, address: None, sent: 0, received: 0, milliseconds: 0 }
+    }
+
     #[test]
     fn a_run_that_asks_without_end_has_so_many_lines() {
         let mut lines = Lines::default();
-        let told: Vec<Line> = (0..1000).map(|_| lines.of("a")).filter(|line| *line != Line::Counted).collect();
+        let told: Vec<Line> = (0..1000).map(|_| lines.of(&report("a", "x:443"))).filter(|line| *line != Line::Counted).collect();
         assert_eq!((told.len(), told.last()), (200, Some(&Line::Last)));
-        assert_eq!(lines.of("b"), Line::Told);
+        assert_eq!(lines.of(&report("a", "y:443")), Line::Told, "what leads elsewhere is not hidden");
+        assert_eq!(lines.of(&report("a", "y:443")), Line::Counted);
+        assert_eq!(lines.of(&report("b", "x:443")), Line::Told);
+        let told = (0..1000).filter(|number| lines.of(&report("a", &number.to_string())) != Line::Counted).count();
+        assert_eq!(told, KINDS - 2);
         for run in 0..10_000 {
-            lines.of(&run.to_string());
+            lines.of(&report(&run.to_string(), "x:443"));
         }
         assert!(lines.by_run.len() <= REMEMBERED);
     }

@@ -75,7 +75,7 @@ impl ToldToRuns {
         self.0.remove(uid);
     }
 
-    fn of(&self, uid: &str, secret: &SecretKey) -> &[Vec<u8>] {
+    pub(super) fn of(&self, uid: &str, secret: &SecretKey) -> &[Vec<u8>] {
         self.0.get(uid).and_then(|values| values.get(secret)).map_or(&[], Vec::as_slice)
     }
 }

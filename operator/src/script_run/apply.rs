@@ -10,6 +10,7 @@ use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Precon
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ColdReason, ConditionType, Phase, PolicyRef, Reason, RunPath, RunResult, ScriptRun, ScriptRunStatus, StoredResult};
+use paddock_policy::QueueLimits;
 use paddock_protocol::{ControlMessage, pieces};
 use serde_json::json;
 
@@ -24,6 +25,7 @@ use super::status::{is_cut_short, least, smaller};
 use super::step::{Seen, Step, Stop};
 use super::validate::ValidRun;
 use super::{Guarded, Watched, copies, events, observe, sandbox, telling};
+use crate::audit::LogSeen;
 use crate::context::{Context, entry};
 use crate::egress::granted::permissions;
 use crate::error::{Error, code, response, within};
@@ -151,9 +153,6 @@ async fn release(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
     if kept.len() < run.finalizers().len() {
         write_finalizers(run, &kept, context).await?;
     }
-    if run.metadata.deletion_timestamp.is_some() && !run.status.as_ref().is_some_and(|status| status.is_true(&ConditionType::Finished)) {
-        context.audit.tell_of_deletion(run, context.now());
-    }
     context.forget(run);
     context.wake_waiting(&run.namespace().unwrap_or_default());
     Ok(Done::Gone)
@@ -211,7 +210,10 @@ fn reserve(run: &ScriptRun, seen: &Seen, context: &Context) -> Done {
     let living = |each: &mut dyn FnMut(LivingPod<'_>)| context.pods.living(each);
     let limits_of = |namespace: &str, policy: &PolicyRef| context.queue_limits(namespace, policy);
     let now = context.now().as_microsecond();
-    let admission = context.ledger.reserve(entry(run), valid.grant.queue, context.settings.cluster_limits, living, limits_of, now);
+    // While nothing can be recorded nobody is admitted; the bounds of the queue hold all the same.
+    let own = valid.grant.queue;
+    let own = QueueLimits { suspended: own.suspended || seen.log == LogSeen::Behind, ..own };
+    let admission = context.ledger.reserve(entry(run), own, context.settings.cluster_limits, living, limits_of, now);
     if matches!(admission, Admission::Wait { full: Full::Cluster, .. }) {
         context.wake_next(&valid.namespace, Some(&valid.name));
     }
@@ -464,6 +466,7 @@ async fn delete_run(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
 /// without what the script produced, and at last with the conditions alone.
 pub(crate) async fn write_status(watched: &Watched, status: ScriptRunStatus, context: &Arc<Context>) -> Result<Watched, Error> {
     let run = &watched.run;
+    let told = status.clone();
     let answer = Box::pin(put_status(watched, status.clone(), context)).await;
     let answer = match answer {
         Err(Error::Write { source, .. }) if is_too_much(&source) && status.result.is_some() => {
@@ -488,6 +491,8 @@ pub(crate) async fn write_status(watched: &Watched, status: ScriptRunStatus, con
     let newer = answer?;
     context.remember(&newer);
     context.succeeded(&uid);
+    // Also what there was no room for in the object.
+    context.audit.tell_of_run(&newer.run, &told, context.now());
     after_write(run, &newer.run, context);
     Ok(watched.succeeded_by(newer))
 }
@@ -506,6 +511,7 @@ fn is_too_large(error: &kube::Error) -> bool {
 /// deleted: with a finalizer on, even a deletion would need room.
 pub(crate) async fn give_up(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Action, Error> {
     tracing::warn!("the object of the run has no room for a status; nothing more is done with it");
+    context.audit.tell_of_deletion(run, context.now());
     context.metrics.error(Error::NoRoom.category());
     if let PodSeen::Present(pod) = &seen.pod {
         if !pod.deleting {
@@ -543,7 +549,6 @@ fn note_arrival(run: &ScriptRun, status: &ScriptRunStatus, context: &Context) {
 fn after_write(before: &ScriptRun, after: &ScriptRun, context: &Arc<Context>) {
     let had = |type_: &ConditionType| before.status.as_ref().is_some_and(|status| status.is_true(type_));
     let Some(status) = &after.status else { return };
-    context.audit.tell_of_write(before.status.as_ref(), after, context.now());
     let new = |type_: &ConditionType| status.is_true(type_) && !had(type_);
     for (clock, seconds) in reached(before, after) {
         context.metrics.reached(clock, seconds);

@@ -1,7 +1,7 @@
 //! What a script produced, from what the runner said of it: bounded, masked, and without anything invisible. Pure.
 
 use paddock_crds::{LargeResult, NetworkUsage, OutputStream, Redaction, RefusedDestination, RunResult, StoredResult};
-use paddock_mask::{Counts, Cut, Masker, Part};
+use paddock_mask::{Counts, Cut, Masker, Part, plain};
 use paddock_policy::{OutputGrant, SecretValues};
 use paddock_protocol::{Captured, Output, Report, Transcript};
 use serde_json::Value;
@@ -105,16 +105,20 @@ pub(crate) fn network_usage(used: &Used, rules: &Result<OutputGrant, String>) ->
     }
 }
 
-/// What must be in no name of a host.
+/// What must be in no name of a host, whatever dots are put between.
 pub(crate) fn are_hidden(secrets: &SecretValues) -> Vec<String> {
-    let texts = secrets.0.iter().filter_map(|(_, value)| std::str::from_utf8(value).ok());
-    // The gateway knows names in small letters.
-    texts.filter(|text| text.len() >= SHORTEST_VALUE).map(str::to_ascii_lowercase).collect()
+    let texts = secrets.0.iter().flat_map(|(_, value)| plain(value)).filter_map(|text| String::from_utf8(text).ok());
+    texts.map(|text| without_dots(&text)).filter(|text| text.len() >= SHORTEST_VALUE).collect()
 }
 
 pub(crate) fn has_none_of(hidden: &[String], host: &str) -> bool {
-    let host = host.to_ascii_lowercase();
+    let host = without_dots(host);
     !hidden.iter().any(|value| host.contains(value))
+}
+
+/// The gateway knows names in small letters, and a label of one has at most 63.
+fn without_dots(text: &str) -> String {
+    text.chars().filter(|letter| *letter != '.').map(|letter| letter.to_ascii_lowercase()).collect()
 }
 
 struct Covering<'a> {

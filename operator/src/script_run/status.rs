@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::ResourceExt as _;
+use paddock_audit::RecordType;
 use paddock_crds::script_run::{SHOWN_GROUP_LENGTH, SHOWN_GROUPS};
 use paddock_crds::{
     ApprovalStatus, AuditEvent, Clocks, ColdReason, Condition, ConditionStatus, ConditionType, Decision, Phase, PodRef, Preflight, Reason,
@@ -18,6 +19,7 @@ use super::result::{network_usage, signed};
 use super::step::{Back, Seen, Step, is_suspended};
 use super::text::{cut, visible};
 use super::validate::{ValidRun, requester};
+use crate::audit::LogSeen;
 use crate::names::sandbox_namespace;
 use crate::pool::waiting::Offer;
 
@@ -46,11 +48,11 @@ pub(crate) fn compute_status(run: &ScriptRun, seen: &Seen, step: &Step, done: &D
         (Step::AwaitApproval { until }, _) => report.awaits_approval(*until, valid?, &seen.approving),
         (Step::Admit, Done::Queued(admission)) => {
             report.approved(&seen.approving, valid);
-            report.queued(admission, valid?, is_suspended(&seen.containment));
+            report.queued(admission, valid?, seen);
         }
         (Step::Admit, Done::Given(pod, boot)) => {
             report.approved(&seen.approving, valid);
-            report.queued(&Admission::Admit, valid?, is_suspended(&seen.containment));
+            report.queued(&Admission::Admit, valid?, seen);
             report.started(run, pod, seen, boot, valid?);
         }
         (Step::CreatePod | Step::TakeSandbox | Step::Listen, Done::NotCreated(reason, detail)) => report.not_created(reason, detail),
@@ -187,16 +189,16 @@ impl Report {
         self.status.message = Some(cut(message, 1024).to_owned());
     }
 
-    fn audit(&mut self, event: &str, reason: Option<Reason>) {
+    fn audit(&mut self, event: RecordType, reason: Option<Reason>) {
         let time = self.clock();
-        self.status.audit.push(AuditEvent { time, type_: audit_type(event), reason });
+        self.status.audit.push(AuditEvent { time, type_: event.as_str().to_owned(), reason });
     }
 
     fn received(&mut self) {
         if self.status.clocks.as_ref().is_none_or(|clocks| clocks.received.is_none()) {
             let now = self.clock();
             self.clocks().received = Some(now);
-            self.audit("received", None);
+            self.audit(RecordType::RunReceived, None);
         }
     }
 
@@ -256,7 +258,7 @@ impl Report {
             Approving::Approved(status) => {
                 self.status.approval = Some(status.clone());
                 if !self.status.is_true(&ConditionType::Approved) {
-                    self.audit("approved", None);
+                    self.audit(RecordType::RunApproved, None);
                 }
                 self.condition(
                     ConditionType::Approved,
@@ -286,7 +288,7 @@ impl Report {
         self.tell(Phase::Queued, message);
     }
 
-    fn queued(&mut self, admission: &Admission, valid: &ValidRun, is_suspended: bool) {
+    fn queued(&mut self, admission: &Admission, valid: &ValidRun, seen: &Seen) {
         self.accepted(valid);
         match admission {
             Admission::Admit => {
@@ -294,8 +296,8 @@ impl Report {
                     let now = self.clock();
                     self.clocks().admitted = Some(now);
                     // A slot that was given back is not taken for the first time.
-                    if !self.status.audit.iter().any(|told| told.type_ == audit_type("admitted")) {
-                        self.audit("admitted", None);
+                    if !self.status.audit.iter().any(|told| told.type_ == RecordType::RunAdmitted.as_str()) {
+                        self.audit(RecordType::RunAdmitted, None);
                     }
                 }
                 self.status.job_digest = Some(valid.digest.clone());
@@ -303,8 +305,11 @@ impl Report {
                 self.in_progress("the sandbox is being started");
                 self.tell(Phase::Starting, "the sandbox is being started");
             }
-            Admission::Wait { .. } if is_suspended => {
+            Admission::Wait { .. } if is_suspended(&seen.containment) => {
                 self.waits(&Reason::Suspended, "a policy that the run is under is suspended; the run waits until that changes");
+            }
+            Admission::Wait { .. } if seen.log == LogSeen::Behind => {
+                self.waits(&Reason::AuditLogUnavailable, "the audit log cannot be written; the run waits until it can");
             }
             Admission::Wait { full, ahead } => {
                 // The place is that at which it began to wait. Each step forward would be a write for every run that waits.
@@ -372,7 +377,7 @@ impl Report {
         self.condition(ConditionType::Started, true, Reason::StartMessageSent, "the script may have run from here on");
         self.in_progress("the script runs");
         self.tell(Phase::Running, "the script runs");
-        self.audit("started", None);
+        self.audit(RecordType::RunStarted, None);
     }
 
     fn stopped(&mut self, reason: &Reason, seen: &Seen) {
@@ -391,7 +396,7 @@ impl Report {
         self.status.stopping = Some(Stopping { reason: reason.clone(), since: self.clock() });
         self.in_progress("the run is being ended");
         self.tell(Phase::Stopping, "the run is being ended");
-        self.audit("stopping", Some(reason.clone()));
+        self.audit(RecordType::RunStopping, Some(reason.clone()));
     }
 
     fn result(&mut self, seen: &Seen, result: &RunResult) {
@@ -410,7 +415,7 @@ impl Report {
         self.clocks().result_ready = Some(now);
         self.condition(ConditionType::ResultReady, true, Reason::ResultReceived, "the runner reported the end of the script");
         self.in_progress("the script has ended; the sandbox is being taken down");
-        self.audit("result-ready", None);
+        self.audit(RecordType::RunResultReady, None);
     }
 
     /// So many milliseconds after the start message, but never after now: the time is the runner's claim.
@@ -457,7 +462,7 @@ impl Report {
             self.condition(ConditionType::Stalled, true, outcome.reason.clone(), &outcome.message);
         }
         self.tell(outcome.phase.clone(), &outcome.message);
-        self.audit("finished", Some(outcome.reason.clone()));
+        self.audit(RecordType::RunFinished, Some(outcome.reason.clone()));
     }
 }
 
@@ -475,10 +480,6 @@ fn whose_places(full: Full) -> &'static str {
         Full::Tenant => "as many runs wait in this namespace as the policies allow",
         Full::Cluster => "as many runs wait in the cluster as its administrator allows",
     }
-}
-
-fn audit_type(event: &str) -> String {
-    format!("dev.paddock.run.{event}.v1")
 }
 
 /// What a run whose start budget is over was waiting for.
@@ -502,7 +503,7 @@ fn why_without_image(seen: &Seen) -> Option<String> {
 }
 
 /// What the status shows of a requester: identity providers give people more groups than an object should carry.
-fn shown(requester: &Requester) -> Requester {
+pub(crate) fn shown(requester: &Requester) -> Requester {
     let groups = requester.groups.iter().take(SHOWN_GROUPS).map(|group| group.chars().take(SHOWN_GROUP_LENGTH).collect());
     Requester {
         username: requester.username.chars().take(1024).collect(),

@@ -264,9 +264,6 @@ fn before_admission(run: &ScriptRun, seen: &Seen, now: Timestamp) -> Step {
     if let Some(wait) = stands_back(run, now) {
         return Step::Rest { wake: Some(wait) };
     }
-    if seen.log == LogSeen::Behind {
-        return Step::Hold(Reason::AuditLogUnavailable, "the audit log cannot be written; the run waits until it can");
-    }
     if !has_finalizer(run) {
         return Step::AddFinalizer;
     }

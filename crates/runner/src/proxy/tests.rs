@@ -241,3 +241,59 @@ fn what_is_cut_at_the_gateway_ends_at_the_script() {
     }
     assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
 }
+
+/// Between the proxy and its gateway: whether the gateway's first words of each connection say that it goes on with a session.
+fn tapped(gateway: SocketAddr) -> (SocketAddr, std::sync::mpsc::Receiver<bool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, seen) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for script in listener.incoming().flatten() {
+            let there = TcpStream::connect(gateway).unwrap();
+            let (mut from, mut to) = (script.try_clone().unwrap(), there.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            let (mut there, mut script, sender) = (there, script, sender.clone());
+            std::thread::spawn(move || {
+                let mut first = [0; 4096];
+                let length = there.read(&mut first).unwrap();
+                sender.send(goes_on_with_a_session(&first[..length])).unwrap();
+                script.write_all(&first[..length]).unwrap();
+                std::io::copy(&mut there, &mut script)
+            });
+        }
+    });
+    (address, seen)
+}
+
+/// Whether a `ServerHello` (RFC 8446, 4.1.3) has the extension `pre_shared_key`.
+fn goes_on_with_a_session(record: &[u8]) -> bool {
+    const PRE_SHARED_KEY: u16 = 41;
+    assert_eq!((record[0], record[5]), (22, 2), "a record of a handshake that begins with a ServerHello");
+    let number = |at: usize| u16::from_be_bytes([record[at], record[at + 1]]);
+    // Headers of record and message, version, random, session, cipher, compression.
+    let session = usize::from(record[5 + 4 + 2 + 32]);
+    let mut at = 5 + 4 + 2 + 32 + 1 + session + 2 + 1;
+    let end = at + 2 + usize::from(number(at));
+    at += 2;
+    while at < end {
+        if number(at) == PRE_SHARED_KEY {
+            return true;
+        }
+        at += 4 + usize::from(number(at + 2));
+    }
+    false
+}
+
+#[test]
+fn the_second_connection_and_those_after_it_need_no_certificate() {
+    let (mut world, to) = (world("paddock-egress"), echo());
+    let (tap, seen) = tapped(world.served.address);
+    world.proxy = proxy(tap, &world.served.authority);
+    for resumed in [false, true, true] {
+        let mut stream = world.connect(to);
+        // What the gateway hands out for the next time comes before this.
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        assert_eq!(seen.recv_timeout(Duration::from_secs(10)), Ok(resumed));
+    }
+}

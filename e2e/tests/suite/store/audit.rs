@@ -4,9 +4,9 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use k8s_openapi::api::core::v1::Secret as KubernetesSecret;
-use kube::api::PostParams;
-use kube::{Api, ResourceExt as _};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret as KubernetesSecret};
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
 use paddock_crds::{ConditionType, Phase, Reason, ScriptRun};
 use paddock_e2e::cluster::component;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::harness::internet::{https, names};
 use crate::harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, layout, namespace};
 
-/// The key of the log, which the operator makes.
+/// The key of the log, which the operator makes, and the last checkpoint.
 pub const SECRET: &str = "paddock-audit";
 const HOST: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 60);
 /// What a script is given, and tries to tell the log.
@@ -29,6 +29,14 @@ pub async fn a_run_is_not_admitted(tenant: &Tenant) -> ScriptRun {
             status.condition(&ConditionType::Admitted).is_some_and(|admitted| admitted.reason == wanted)
         })
         .await
+}
+
+/// The checkpoint that is kept in the cluster, without which another log may begin.
+pub async fn forget(client: &Client) {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    let kept = api.get(SECRET).await.unwrap().data.unwrap();
+    assert!(kept["checkpoint"].starts_with("paddock.dev/audit/"), "{kept:?}");
+    api.delete(SECRET, &DeleteParams::default()).await.unwrap();
 }
 
 fn log(folder: &Path) -> PathBuf {
@@ -135,13 +143,13 @@ for host in "audited.example.com", "www.example.org", token + ".example.com":
             (record["type"].clone(), data["to"].clone(), data["verdict"].clone(), data["outcome"].clone(), data["address"].clone())
         };
         let text = |texts: [&str; 4]| texts.map(Value::from);
-        let [type_, to, verdict, outcome] = text(["dev.paddock.egress.connected.v1", "audited.example.com:443", "Granted", "Closed"]);
+        let [type_, to, verdict, outcome] = text(["dev.paddock.egress.granted.v1", "audited.example.com:443", "Granted", "Closed"]);
         assert_eq!(of(reached), (type_, to, verdict, outcome, json!(HOST.to_string())));
         assert!(reached["data"]["sentBytes"].as_u64() > Some(100) && reached["data"]["receivedBytes"].as_u64() > Some(100), "{reached}");
         assert!(reached["data"]["rule"].as_str().unwrap().contains("capabilities.network[*.example.com]"), "{reached}");
         let [type_, to, verdict, outcome] = text(["dev.paddock.egress.refused.v1", "www.example.org:443", "Refused", "NotGranted"]);
         assert_eq!(of(refused), (type_, to, verdict, outcome, Value::Null));
-        let [type_, to, verdict, outcome] = text(["dev.paddock.egress.connected.v1", "withheld", "Granted", "NotResolved"]);
+        let [type_, to, verdict, outcome] = text(["dev.paddock.egress.granted.v1", "withheld", "Granted", "NotResolved"]);
         assert_eq!(of(withheld), (type_, to, verdict, outcome, Value::Null));
         let decided = records.iter().find(|record| record["type"] == "dev.paddock.permission.decided.v1").unwrap();
         let granted: Vec<&str> =

@@ -40,8 +40,10 @@ fn a_new_run_is_admitted_only_when_everything_is_in_place() {
         assert_eq!(step(&run, &Seen { sandbox, ..seen(&run) }, 0), expected);
     }
     let behind = Seen { log: LogSeen::Behind, ..seen(&run) };
-    let held = Step::Hold(Reason::AuditLogUnavailable, "the audit log cannot be written; the run waits until it can");
-    assert_eq!(step(&run, &behind, 0), held);
+    let waits = Done::Queued(Admission::Wait { full: Full::Tenant, ahead: 0 });
+    let held = after(&run, &behind, &Step::Admit, &waits, 0);
+    let told = status(&held).condition(&ConditionType::Admitted).cloned().unwrap();
+    assert_eq!((told.status, told.reason), (ConditionStatus::False, Reason::AuditLogUnavailable));
     let admitted = admitted(1);
     assert_eq!(step(&admitted, &behind, 0), step(&admitted, &seen(&run), 0), "what was admitted goes on");
     assert!(
