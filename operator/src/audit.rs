@@ -21,8 +21,6 @@ use paddock_egress::wire::Report;
 use tokio::sync::{mpsc, watch};
 
 use crate::bucket::Bucket;
-use crate::context::Context;
-use crate::egress::secrets::decided;
 use crate::server::hash_of;
 use key::Keys;
 use sequencer::Sequencer;
@@ -216,14 +214,9 @@ impl Audit {
     }
 
     /// A connection is over, or was refused.
-    pub(crate) fn tell_of_connection(&self, report: &Report, context: &Context) {
+    pub(crate) fn tell_of_connection(&self, report: &Report, to: &str, now: Timestamp) {
         let Self::On(told) = self else { return };
-        let (namespace, name) = report.name.split_once('/').unwrap_or_default();
-        let run = context.run(namespace, name).filter(|run| run.uid().as_deref() == Some(&report.run));
-        let status = run.as_ref().and_then(|run| run.status.as_ref());
-        let at_gateway = status.and_then(|status| context.egress.told_of(&report.run, decided(status).into_iter()));
-        let given = told::Given { copies: context.given(&report.run), at_gateway };
-        told.send(told::of_connection(report, status, &given, told.id_of(report), context.now()));
+        told.send(told::of_connection(report, to, told.id_of(report), now));
     }
 
     /// More connections of a run are not told one by one.

@@ -46,7 +46,7 @@ struct Written {
     attempt: Option<(State, usize)>,
     /// Records that were lost, of which the log tells.
     lost: u64,
-    /// When the checkpoint was last kept in the cluster.
+    /// When it was last tried to keep the checkpoint in the cluster.
     kept_at: Option<Instant>,
     /// Why it could not be written last.
     why: String,
@@ -99,11 +99,13 @@ impl Sequencer {
             if (was, teller.shared.look()) == (LogSeen::Behind, LogSeen::Fine) {
                 context.wake_concerned();
             }
-            if written.kept_at.is_none_or(|at| at.elapsed() >= KEEP_EVERY) {
-                kept::put(&context.client, &context.settings.operator_namespace, &log.checkpoint()).await?;
-                written.kept_at = Some(Instant::now());
-            }
             written.why.clear();
+            if written.kept_at.is_none_or(|at| at.elapsed() >= KEEP_EVERY) {
+                written.kept_at = Some(Instant::now());
+                if let Err(error) = kept::put(&context.client, &context.settings.operator_namespace, &log.checkpoint()).await {
+                    tracing::warn!(error = format!("{error:#}"), "the checkpoint of the audit log is not kept in the cluster");
+                }
+            }
         }
     }
 }

@@ -213,18 +213,23 @@ impl Given {
     }
 }
 
-/// What became of a connection. The name of the host is the script's: what it was given can be in it. It is told if the run itself asked for exactly
+/// Where a connection led. The name of the host is the script's: what it was given can be in it. It is told if the run itself asked for exactly
 /// this, or if it is known what the run was given and nothing of that is in it.
-pub(crate) fn of_connection(report: &Report, status: Option<&ScriptRunStatus>, given: &Given, id: String, now: Timestamp) -> Told {
+pub(crate) fn host<'a>(report: &'a Report, status: Option<&ScriptRunStatus>, given: Given) -> &'a str {
     // A status that there was no room for says nothing.
     let is_told = status.filter(|status| !status.policies.is_empty()).is_some_and(|status| {
         let is_free = |values: SecretValues| has_none_of(&are_hidden(&values), &report.to);
-        asks_for(&status.decisions, &report.to) || given.clone().known(&status.decisions).is_some_and(is_free)
+        asks_for(&status.decisions, &report.to) || given.known(&status.decisions).is_some_and(is_free)
     });
+    if is_told { &report.to } else { "withheld" }
+}
+
+/// What became of a connection to what [`host`] tells.
+pub(crate) fn of_connection(report: &Report, to: &str, id: String, now: Timestamp) -> Told {
     let verdict = verdict(report.outcome);
     let type_ = if verdict == Verdict::Refused { RecordType::EgressRefused } else { RecordType::EgressGranted };
     let data = json!({
-        "uid": report.run, "to": if is_told { &report.to } else { "withheld" }, "verdict": verdict, "rule": report.rule,
+        "uid": report.run, "to": to, "verdict": verdict, "rule": report.rule,
         "outcome": report.outcome, "address": report.address.map(|address| address.to_string()),
         "sentBytes": report.sent, "receivedBytes": report.received, "milliseconds": report.milliseconds,
     });
@@ -376,8 +381,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_told_with_its_verdict() {
-        let status = decided(Vec::new());
-        let of = |outcome| of_connection(&report("a.example.com:443", outcome), Some(&status), &Given::default(), "1".into(), at(0));
+        let of = |outcome| of_connection(&report("a.example.com:443", outcome), "a.example.com:443", "1".into(), at(0));
         assert_eq!(of(Outcome::Closed).type_, RecordType::EgressGranted);
         let refused = of(Outcome::NotGranted);
         assert_eq!((refused.type_, refused.subject.as_deref()), (RecordType::EgressRefused, Some("team/run")));
@@ -404,8 +408,8 @@ mod tests {
             Given { copies, at_gateway: None }
         };
         let unknown = Given::default();
-        let to = |host: &str, status: Option<&ScriptRunStatus>, given: &Given| {
-            of_connection(&report(host, Outcome::NotGranted), status, given, "1".into(), at(0)).data["to"].clone()
+        let to = |name: &str, status: Option<&ScriptRunStatus>, given: &Given| {
+            host(&report(name, Outcome::NotGranted), status, given.clone()).to_owned()
         };
         for (value, host) in [
             ("hunter22", "HUNTER22.example.com:443"),

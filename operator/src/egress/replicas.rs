@@ -12,7 +12,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::events::{Event as Told, EventType};
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Resource as _};
+use kube::{Api, Resource as _, ResourceExt as _};
 use paddock_crds::ScriptRun;
 use paddock_egress::feed::{All, Granted, converse};
 use paddock_egress::wire::Report;
@@ -23,8 +23,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
+use super::secrets::decided;
 use super::used::News;
 use super::{NAME, OPERATOR_PORT, lock};
+use crate::audit::told;
 use crate::context::Context;
 use crate::script_run::events;
 use crate::script_run::observe::policies_of;
@@ -197,12 +199,13 @@ async fn take(context: &Arc<Context>, mut reports: mpsc::Receiver<Report>) {
             }
             Line::Counted => continue,
         }
-        context.audit.tell_of_connection(&report, context);
+        let to = host(&report, context);
+        context.audit.tell_of_connection(&report, &to, context.now());
         tracing::info!(
             run,
             namespace,
             uid = report.run,
-            to = report.to,
+            to,
             rule = report.rule,
             outcome = format!("{:?}", report.outcome),
             address = report.address.map(|address| address.to_string()),
@@ -212,6 +215,15 @@ async fn take(context: &Arc<Context>, mut reports: mpsc::Receiver<Report>) {
             "a run has connected to something, or tried to"
         );
     }
+}
+
+/// Where a connection led, as far as that may be told.
+fn host(report: &Report, context: &Context) -> String {
+    let (namespace, name) = report.name.split_once('/').unwrap_or_default();
+    let run = context.run(namespace, name).filter(|run| run.uid().as_deref() == Some(&report.run));
+    let status = run.as_ref().and_then(|run| run.status.as_ref());
+    let at_gateway = status.and_then(|status| context.egress.told_of(&report.run, decided(status).into_iter()));
+    told::host(report, status, told::Given { copies: context.given(&report.run), at_gateway }).to_owned()
 }
 
 /// Counts what a run has used. Its next pass ends a run that has more refusals than its policies put up with; one that goes on asking is not looked

@@ -12,7 +12,7 @@ use paddock_e2e::cluster::component;
 use serde_json::{Value, json};
 
 use crate::harness::internet::{https, names};
-use crate::harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, layout, namespace};
+use crate::harness::{OPERATOR_NAMESPACE, Script, Tenant, admin, assert_end, eventually, kubectl, layout, namespace};
 
 /// The key of the log, which the operator makes, and the last checkpoint.
 pub const SECRET: &str = "paddock-audit";
@@ -151,6 +151,8 @@ for host in "audited.example.com", "www.example.org", token + ".example.com":
         assert_eq!(of(refused), (type_, to, verdict, outcome, Value::Null));
         let [type_, to, verdict, outcome] = text(["dev.paddock.egress.granted.v1", "withheld", "Granted", "NotResolved"]);
         assert_eq!(of(withheld), (type_, to, verdict, outcome, Value::Null));
+        let logged = kubectl(&["logs", "-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/component=operator", "--tail=-1"], "").unwrap();
+        assert!(logged.contains("www.example.org:443") && !logged.contains(GIVEN), "a Secret in the operator's log");
         let decided = records.iter().find(|record| record["type"] == "dev.paddock.permission.decided.v1").unwrap();
         let granted: Vec<&str> =
             decided["data"]["decisions"].as_array().unwrap().iter().map(|decision| decision["permission"].as_str().unwrap()).collect();
