@@ -104,7 +104,9 @@ fn expressions(rules: usize) -> impl FnMut() -> bool {
     let (run, labels) = (a_run(), BTreeMap::new());
     let requester = Requester { username: "jane".into(), uid: None, groups: vec!["team-data".into()] };
     move || {
-        let Ok(grant) = decide(&policies, &Ask::of(&run.spec, Objects::new(), AtGateway::new(), Gateway::Installed)).result else { return false };
+        let Ok(grant) = decide(&policies, &Ask::of(&run.spec, Objects::new(), AtGateway::new(), Gateway::Installed)).result else {
+            return false;
+        };
         let tenant = TenantFacts { name: "team", labels: &labels };
         let risk = risk(&grant.capabilities, None);
         let subject = Subject::of(&run, (&grant, "aa", 0), (&risk, None), tenant, &requester, Timestamp::UNIX_EPOCH);

@@ -26,14 +26,17 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 /// What is measured, in this order.
-const PARTS: [&str; 6] = [
+const PARTS: [&str; 7] = [
     "microsecondsOfARequest",
     "gigabytesPerSecond",
     "megabytesPerSecondOfAGigabit",
     "connectionsPerSecond",
     "microsecondsOfOthers",
     "bytesOfAnIdleTunnel",
+    BY_ITSELF,
 ];
+/// Measured only where it is named: what the gateway had for other tunnels before would be taken again.
+const BY_ITSELF: &str = "bytesOfAStuckTunnel";
 /// Requests on a connection that is open, of each side.
 const REQUESTS: usize = 3000;
 /// Bytes of a request's answer.
@@ -54,6 +57,8 @@ const TURNS: usize = 5;
 const MOST_IDLE: usize = 10_000;
 /// Of one address.
 const OF_ONE: usize = 100;
+/// Tunnels that are stuck.
+const STUCK: usize = 400;
 const TOKEN: &str = "a token of the bench";
 const GATEWAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 28443);
 const OPERATOR: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 28444);
@@ -130,13 +135,14 @@ async fn measure_all(parts: &[String], authority: &Authority, gateway: u32, busy
     tell(authority.connector(Some("paddock-operator"))?, &[server, another]).await?;
     ensure!(parts.iter().all(|part| PARTS.contains(&part.as_str())), "parts are {PARTS:?}");
     let mut told = serde_json::Map::new();
-    for part in PARTS.iter().filter(|part| parts.is_empty() || parts.iter().any(|named| named == *part)) {
+    for part in PARTS.iter().filter(|part| (parts.is_empty() && **part != BY_ITSELF) || parts.iter().any(|named| named == *part)) {
         let value = match *part {
             "microsecondsOfARequest" => latency(&world).await?,
             "gigabytesPerSecond" => throughput(&world, LARGE, 1e9).await?,
             "megabytesPerSecondOfAGigabit" => throughput(&world, PACED | MEDIUM, 1e6).await?,
             "connectionsPerSecond" => rate(&world).await?,
             "microsecondsOfOthers" => others::others(&world, another).await?,
+            BY_ITSELF => memory_of_stuck_tunnels(&world, gateway).await?,
             _ => memory_of_idle_tunnels(&world, gateway).await?,
         };
         told.insert((*part).to_owned(), value);
@@ -217,6 +223,25 @@ async fn memory_of_idle_tunnels(world: &World, gateway: u32) -> Result<Value> {
         let mut stream = world.open(Side::Gateway, Ipv4Addr::new(127, 0, 1, group + 1)).await?;
         request(&mut stream, SMALL).await?;
         open.push(stream);
+    }
+    let each = resident(gateway)?.saturating_sub(before) / open.len() as u64;
+    Ok(json!({ "tunnels": open.len(), "each": each }))
+}
+
+/// The same where neither side reads what the other sends: every buffer on the way is full.
+async fn memory_of_stuck_tunnels(world: &World, gateway: u32) -> Result<Value> {
+    let before = resident(gateway)?;
+    let mut open = Vec::new();
+    for number in 0..STUCK {
+        let group = u8::try_from(number / OF_ONE)?;
+        let mut stream = world.open(Side::Gateway, Ipv4Addr::new(127, 0, 1, group + 1)).await?;
+        stream.write_all(&LARGE.to_be_bytes()).await?;
+        open.push(stream);
+    }
+    // The server sends, and reads nothing meanwhile.
+    for stream in &mut open {
+        let chunk = vec![0; 64 << 10];
+        while tokio::time::timeout(Duration::from_millis(100), stream.write_all(&chunk)).await.is_ok() {}
     }
     let each = resident(gateway)?.saturating_sub(before) / open.len() as u64;
     Ok(json!({ "tunnels": open.len(), "each": each }))
