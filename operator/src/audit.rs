@@ -261,12 +261,15 @@ impl Teller {
         let before = known.get(&uid).copied();
         // What was before this replica led, the one before it has told, or it is told again as a whole.
         let is_new = |time: Timestamp| before.map_or(time >= self.since, |before| time > before.until);
-        if before.is_some_and(|before| last <= before.until && before.decisions == decisions_of(status))
-            || (before.is_none() && !is_new(last))
-        {
+        let decisions = decisions_of(status);
+        if before.is_none() && !is_new(last) {
+            // From now on what changes is told.
+            known.insert(uid, Known { until: last, decisions });
             return;
         }
-        let decisions = decisions_of(status);
+        if before.is_some_and(|before| last <= before.until && before.decisions == decisions) {
+            return;
+        }
         let is_decided_anew = before.is_none_or(|before| before.decisions != decisions);
         known.insert(uid, Known { until: before.map_or(last, |before| before.until.max(last)), decisions });
         drop(known);
@@ -300,7 +303,9 @@ impl Teller {
         let is_connection = matches!(told.type_, RecordType::EgressGranted | RecordType::EgressRefused | RecordType::EgressCounted);
         let now = Instant::now();
         if is_connection && self.shared.queue().unwritten >= MANY_FOR_CONNECTIONS {
-            return self.shared.queue().lost(now);
+            // That is how they give way: nobody waits for it.
+            self.shared.queue().lost += 1;
+            return;
         }
         // Counted before it can be written.
         self.shared.came(now);
@@ -320,7 +325,7 @@ fn decisions_of(status: &ScriptRunStatus) -> u64 {
 mod tests {
     use object_store::memory::InMemory;
     use paddock_audit::Signer;
-    use paddock_crds::AuditEvent;
+    use paddock_crds::{AuditEvent, Decision, Verdict};
     use serde_json::json;
 
     use super::*;
@@ -396,6 +401,12 @@ mod tests {
         let unwritten = || audit.count().unwritten;
         audit.tell_of_run(&run, &events(&[("received", -5)]), at(1));
         assert_eq!(unwritten(), 0, "that was told by the leader before");
+        let mut decided = events(&[("received", -5)]);
+        decided.decisions = vec![Decision { permission: "network:a".into(), verdict: Verdict::Granted, rule: "r".into() }];
+        audit.tell_of_run(&run, &decided, at(1));
+        assert_eq!(unwritten(), 1, "what it decided is not what is decided now");
+        audit.tell_of_run(&run, &events(&[("received", -5)]), at(1));
+        let unwritten = || audit.count().unwritten - 1;
         audit.tell_of_run(&run, &events(&[("received", -5), ("admitted", 1)]), at(1));
         assert_eq!(unwritten(), 1);
         // The write of `started` had no answer, and a pass sees it.

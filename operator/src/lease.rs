@@ -48,6 +48,12 @@ impl Fence {
         Timestamp::from_second(self.up_since.load(Ordering::Acquire)).unwrap_or_default()
     }
 
+    /// For tests of what only a leader does.
+    #[cfg(test)]
+    pub(crate) fn raise_now(&self) {
+        self.raise(Instant::now());
+    }
+
     fn raise(&self, renewed_at: Instant) {
         if !self.is_up() {
             self.up_since.store(Timestamp::now().as_second(), Ordering::Release);

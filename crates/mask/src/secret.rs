@@ -35,7 +35,9 @@ impl Secrets {
     pub(crate) fn new(secrets: &[(String, Vec<u8>)]) -> Option<Self> {
         let mut forms = BTreeSet::new();
         for (name, value) in secrets {
-            for form in plain(value).into_iter().flat_map(|text| pieces(&text).into_iter().flat_map(forms_of).collect::<Vec<_>>()) {
+            for form in
+                plain(value, LEAST_OF_A_PART).into_iter().flat_map(|text| pieces(&text).into_iter().flat_map(forms_of).collect::<Vec<_>>())
+            {
                 forms.insert((format!("secret:{name}"), form));
             }
         }
@@ -102,12 +104,13 @@ impl Secrets {
 }
 
 /// A value as scripts have it at hand: without white space at its ends, and what they take out of it.
-pub fn plain(value: &[u8]) -> Vec<Vec<u8>> {
-    std::iter::once(value.trim_ascii().to_vec()).chain(parts(value)).collect()
+/// Parts have so many bytes at least.
+pub fn plain(value: &[u8], least: usize) -> Vec<Vec<u8>> {
+    std::iter::once(value.trim_ascii().to_vec()).chain(parts(value, least)).collect()
 }
 
 /// What scripts take out of a value: its lines, what stands behind `=` in one, and the strings of a JSON document.
-fn parts(value: &[u8]) -> Vec<Vec<u8>> {
+fn parts(value: &[u8], least: usize) -> Vec<Vec<u8>> {
     let Ok(text) = std::str::from_utf8(value) else { return Vec::new() };
     let mut parts = Vec::new();
     if let Ok(json @ (Value::Object(_) | Value::Array(_))) = serde_json::from_str(text) {
@@ -122,7 +125,7 @@ fn parts(value: &[u8]) -> Vec<Vec<u8>> {
     }
     let assigned = lines().filter_map(|line| Some(line.split_once('=')?.1.trim().trim_matches(['"', '\''])));
     parts.extend(assigned.map(ToOwned::to_owned));
-    parts.into_iter().filter(|part| part.len() >= LEAST_OF_A_PART).map(String::into_bytes).collect()
+    parts.into_iter().filter(|part| part.len() >= least).map(String::into_bytes).collect()
 }
 
 /// The strings of a document, which `serde_json` has read and which is therefore not too deep.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::{Error as StoreError, ObjectMeta, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, PutResult, UpdateVersion};
 use paddock_audit::{CHECKPOINT, Hash, MOST_BYTES_OF_A_FILE, Object, Record, Signer, WIDTH, Writer, bundle_path, entries_of};
 use uuid::Uuid;
@@ -38,7 +38,9 @@ pub(super) struct Log<'a> {
     version: Option<UpdateVersion>,
     /// What lies where nothing is yet by the checkpoint: what a leader wrote that ended before it had signed it.
     ahead: BTreeMap<String, UpdateVersion>,
-    /// What became full is removed in its parts; not everybody may.
+    /// What became full, and lies there in its parts still.
+    full: Vec<String>,
+    /// Not everybody may remove these.
     may_remove: bool,
 }
 
@@ -50,7 +52,16 @@ impl<'a> Log<'a> {
         leads: Leads<'a>,
         is_it: impl Fn(State) -> Result<()>,
     ) -> Result<Self> {
-        let new = Self { bucket, signer, leads, writer: Writer::default(), version: None, ahead: BTreeMap::new(), may_remove: true };
+        let new = Self {
+            bucket,
+            signer,
+            leads,
+            writer: Writer::default(),
+            version: None,
+            ahead: BTreeMap::new(),
+            full: Vec::new(),
+            may_remove: true,
+        };
         let Some((note, version)) = get(bucket, CHECKPOINT).await? else {
             is_it(new.state())?;
             return new.begin().await;
@@ -131,13 +142,11 @@ impl<'a> Log<'a> {
     /// Writes entries, the hashes, and then the checkpoint that covers them: at most 256 entries.
     pub(super) async fn append(&mut self, entries: Vec<Vec<u8>>) -> Result<()> {
         let objects = self.writer.append(entries);
-        let full: Vec<String> = objects.iter().map(|object| object.path.clone()).filter(|path| !path.contains(".p/")).collect();
+        self.full.extend(objects.iter().map(|object| object.path.clone()).filter(|path| !path.contains(".p/")));
         for Object { path, bytes } in objects {
             self.put(&path, bytes).await?;
         }
-        self.exchange(self.checkpoint()).await?;
-        self.remove_parts(&full).await;
-        Ok(())
+        self.exchange(self.checkpoint()).await
     }
 
     async fn exchange(&mut self, note: String) -> Result<()> {
@@ -163,14 +172,19 @@ impl<'a> Log<'a> {
         }
     }
 
-    /// Removes what the full files have taken the place of, which a checkpoint covers by now. Where that may not be, it stays.
-    async fn remove_parts(&mut self, full: &[String]) {
-        for path in full {
-            if self.may_remove
-                && let Err(error) = remove_all(self.bucket, &format!("{path}.p")).await
-            {
-                tracing::info!(error = format!("{error:#}"), "parts of the audit log that became full stay in the bucket");
-                self.may_remove = false;
+    /// Removes what the full files have taken the place of, which a checkpoint covers by now. What may not be removed stays.
+    pub(super) async fn remove_parts(&mut self) {
+        for path in std::mem::take(&mut self.full) {
+            if !self.may_remove {
+                return;
+            }
+            match remove_all(self.bucket, &format!("{path}.p")).await {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::info!(error = format!("{error:#}"), "parts of the audit log that became full stay in the bucket");
+                    let refused = error.downcast_ref::<StoreError>();
+                    self.may_remove = !matches!(refused, Some(StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. }));
+                }
             }
         }
     }
@@ -202,11 +216,11 @@ async fn list(bucket: &Bucket, folder: &str) -> Result<Vec<ObjectMeta>> {
     listed.with_context(|| format!("{folder} cannot be listed"))
 }
 
+/// So many in one request as the server takes.
 async fn remove_all(bucket: &Bucket, folder: &str) -> Result<()> {
-    for meta in list(bucket, folder).await? {
-        let removed = tokio::time::timeout(LIMIT, bucket.store.delete(&meta.location)).await.context("the bucket does not answer")?;
-        removed.with_context(|| format!("{} cannot be removed", meta.location))?;
-    }
+    let found = list(bucket, folder).await?.into_iter().map(|meta| Ok(meta.location));
+    let removed = bucket.store.delete_stream(futures::stream::iter(found).boxed()).try_collect::<Vec<_>>();
+    tokio::time::timeout(LIMIT, removed).await.context("the bucket does not answer")??;
     Ok(())
 }
 
@@ -319,7 +333,8 @@ mod tests {
         next.append(entries(5..8)).await.unwrap();
         // Where the other has written already, behind that, and where it is about to.
         for batch in [3, 1, 4] {
-            let mut late = Log { ahead: BTreeMap::new(), writer: frozen.writer.clone(), version: frozen.version.clone(), ..frozen };
+            let mut late =
+                Log { ahead: BTreeMap::new(), writer: frozen.writer.clone(), version: frozen.version.clone(), full: Vec::new(), ..frozen };
             late.append(entries(700..700 + batch)).await.unwrap_err();
         }
         next.append(entries(8..9)).await.unwrap_err();
@@ -373,6 +388,7 @@ mod tests {
         let mut log = open(&bucket, &signer).await.unwrap();
         for end in (0..600).step_by(100) {
             log.append(entries(end..end + 100)).await.unwrap();
+            log.remove_parts().await;
         }
         let left = bucket.store.list(None).try_collect::<Vec<_>>().await.unwrap();
         let left: Vec<&str> = left.iter().map(|meta| meta.location.as_ref()).filter(|path| path.contains("entries")).collect();

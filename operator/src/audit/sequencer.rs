@@ -1,6 +1,7 @@
 //! The one who writes the log: takes what waits, and appends it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 
 use super::log::{Log, State};
 use super::told::Told;
-use super::{Entry, Inbox, LogSeen, Teller, kept};
+use super::{Entry, Inbox, LogSeen, Shared, Teller, kept};
 use crate::bucket::Bucket;
 use crate::context::Context;
 
@@ -22,6 +23,8 @@ const GATHER: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_secs(1);
 /// What runs say of the time so long before the last record is told again by a new leader, if it is not among the last records.
 const OVERLAP: SignedDuration = SignedDuration::from_secs(60);
+/// How often it is looked whether runs need not wait for the log any more.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often it is looked whether all runs were listed.
 const LISTED_EVERY: Duration = Duration::from_millis(100);
 /// How often the checkpoint is kept in the cluster, if it is another.
@@ -46,18 +49,23 @@ struct Written {
     attempt: Option<(State, usize)>,
     /// Records that were lost, of which the log tells.
     lost: u64,
-    /// When it was last tried to keep the checkpoint in the cluster.
-    kept_at: Option<Instant>,
+    /// What was last kept in the cluster, or was to be, and when.
+    kept: Option<(State, Instant)>,
     /// Why it could not be written last.
     why: String,
 }
 
 impl Sequencer {
     /// Writes until this replica does not lead any more.
-    pub(crate) async fn keep(mut self, context: Arc<Context>) {
+    pub(crate) async fn keep(self, context: Arc<Context>) {
+        let shared = self.teller.shared.clone();
+        tokio::join!(self.write(&context), wake_who_waited(&context, &shared));
+    }
+
+    async fn write(mut self, context: &Context) {
         let mut written = Written::default();
         loop {
-            if let Err(error) = self.go_on(&context, &mut written).await {
+            if let Err(error) = self.go_on(context, &mut written).await {
                 let why = format!("{error:#}");
                 if why != written.why {
                     tracing::warn!(error = why, "the audit log cannot be written; it is tried again every second");
@@ -79,14 +87,19 @@ impl Sequencer {
         let mut log = Log::open(bucket, signer, &leads, |found| written.is_the_log(found, least)).await?;
         let done = written.attempt.take().filter(|(attempt, _)| *attempt == log.state()).map_or(0, |(_, entries)| entries);
         written.wrote(done, &log, inbox);
-        if written.last.replace(log.state()).is_none() {
+        if written.last.is_none() {
             let first = first_words(&log, context, teller).await?;
             inbox.put_first(&mut written.waiting, first);
         }
-        teller.shared.is_open.store(true, std::sync::atomic::Ordering::Release);
-        context.wake_concerned();
+        written.last = Some(log.state());
+        teller.shared.is_open.store(true, Ordering::Release);
         loop {
-            inbox.take(&mut written.waiting, WIDTH).await?;
+            // What is taken stays where the time is over.
+            let Ok(taken) = tokio::time::timeout(KEEP_EVERY, inbox.take(&mut written.waiting)).await else {
+                written.keep_checkpoint(&log, context).await;
+                continue;
+            };
+            taken?;
             written.tell_of_the_lost(teller, inbox, context.now());
             let batch: Vec<Vec<u8>> = written.waiting.iter().take(WIDTH).map(|entry| entry.bytes.clone()).collect();
             let entries = batch.len();
@@ -94,19 +107,26 @@ impl Sequencer {
                 written.attempt = Some((log.state(), entries));
                 return Err(error);
             }
-            let was = teller.shared.look();
             written.wrote(entries, &log, inbox);
-            if (was, teller.shared.look()) == (LogSeen::Behind, LogSeen::Fine) {
-                context.wake_concerned();
-            }
             written.why.clear();
-            if written.kept_at.is_none_or(|at| at.elapsed() >= KEEP_EVERY) {
-                written.kept_at = Some(Instant::now());
-                if let Err(error) = kept::put(&context.client, &context.settings.operator_namespace, &log.checkpoint()).await {
-                    tracing::warn!(error = format!("{error:#}"), "the checkpoint of the audit log is not kept in the cluster");
-                }
+            if written.kept.is_none_or(|(_, at)| at.elapsed() >= KEEP_EVERY) {
+                written.keep_checkpoint(&log, context).await;
             }
+            log.remove_parts().await;
         }
+    }
+}
+
+/// Runs that were held back by the log look again as soon as it is no more behind, by whatever that came about.
+async fn wake_who_waited(context: &Context, shared: &Shared) {
+    let mut was = shared.look();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let is = shared.look();
+        if (was, is) == (LogSeen::Behind, LogSeen::Fine) {
+            context.wake_concerned();
+        }
+        was = is;
     }
 }
 
@@ -138,6 +158,17 @@ impl Written {
         }
     }
 
+    async fn keep_checkpoint(&mut self, log: &Log<'_>, context: &Context) {
+        if self.kept.is_some_and(|(kept, _)| kept == log.state()) {
+            return;
+        }
+        self.kept = Some((log.state(), Instant::now()));
+        if let Err(error) = kept::put(&context.client, &context.settings.operator_namespace, &log.checkpoint()).await {
+            tracing::warn!(error = format!("{error:#}"), "the checkpoint of the audit log is not kept in the cluster");
+            self.kept = None;
+        }
+    }
+
     fn tell_of_the_lost(&mut self, teller: &Teller, inbox: &Inbox, now: Timestamp) {
         let lost = teller.shared.queue().lost;
         if lost > self.lost {
@@ -156,13 +187,13 @@ impl Inbox {
         waiting.splice(0..0, entries);
     }
 
-    /// What is there, up to so many; waits for the first.
-    async fn take(&mut self, waiting: &mut Vec<Entry>, most: usize) -> Result<()> {
+    /// What is there, waiting for the first. One more than is written at once: where more comes than that, the next is known, and since when it waits.
+    async fn take(&mut self, waiting: &mut Vec<Entry>) -> Result<()> {
         if waiting.is_empty() {
             waiting.push(self.receiver.recv().await.context("nobody tells anything any more")?);
             tokio::time::sleep(GATHER).await;
         }
-        while waiting.len() < most
+        while waiting.len() <= WIDTH
             && let Ok(entry) = self.receiver.try_recv()
         {
             waiting.push(entry);
@@ -175,8 +206,10 @@ impl Inbox {
 async fn first_words(log: &Log<'_>, context: &Context, teller: &Teller) -> Result<Vec<Entry>> {
     let size = log.state().size;
     let recent = log.recent().await?;
-    let mut first = vec![of_the_log(teller, RecordType::LogOpened, json!({ "entries": size }), context.now())];
-    if let Some(last) = recent.iter().filter_map(|record| record.time.parse::<Timestamp>().ok()).max() {
+    let mut first = Vec::new();
+    // Those of the log itself are written before what has waited longer.
+    let of_runs = recent.iter().filter(|record| record.subject.is_some());
+    if let Some(last) = of_runs.filter_map(|record| record.time.parse::<Timestamp>().ok()).max() {
         while !context.ledger.is_listed() {
             tokio::time::sleep(LISTED_EVERY).await;
         }
@@ -184,7 +217,8 @@ async fn first_words(log: &Log<'_>, context: &Context, teller: &Teller) -> Resul
         let runs: Vec<ScriptRun> = runs.iter().filter_map(|run| run.0.as_ref().ok()).map(|watched| watched.run.clone()).collect();
         first.extend(teller.told_again(&runs, &recent, last.saturating_sub(OVERLAP).unwrap_or(last)));
     }
-    tracing::info!(size, again = first.len() - 1, verifier = log.verifier(), "goes on with the audit log");
+    tracing::info!(size, again = first.len(), verifier = log.verifier(), "goes on with the audit log");
+    first.push(of_the_log(teller, RecordType::LogOpened, json!({ "entries": size }), context.now()));
     Ok(first)
 }
 
@@ -195,7 +229,77 @@ fn of_the_log(teller: &Teller, type_: RecordType, data: serde_json::Value, now: 
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+    use object_store::memory::InMemory;
+    use object_store::{ObjectStoreExt as _, PutPayload};
+    use paddock_audit::{Record, Salt, bundle_path, entries_of};
+
+    use super::super::key::Keys;
+    use super::super::{Audit, open};
     use super::*;
+    use crate::fake_api::{Exchange, context, expect};
+    use crate::script_run::fixtures::{a_run, at};
+
+    const KEPT: &str = "/api/v1/namespaces/paddock-system/configmaps/paddock-audit";
+
+    /// A replica that leads from this second on, until what it is told is written and the checkpoint kept.
+    async fn lead(store: &Arc<InMemory>, second: i64, exchanges: Vec<Exchange>, tell: impl FnOnce(&Audit)) {
+        let keys = Keys { signer: Signer::new("x", &[1; 32]).unwrap(), salt: Salt::new(&[2; 32]), origin: "x".into() };
+        let (audit, sequencer) = open(keys, Bucket::in_memory(store.clone()), at(second));
+        let (context, fake) = context(exchanges, &[]);
+        context.fence.raise_now();
+        context.ledger.list_begins();
+        context.ledger.list_ends();
+        tell(&audit);
+        let writing = tokio::spawn(sequencer.keep(context));
+        // The checkpoint is kept after it was signed.
+        fake.finished().await;
+        assert_eq!((audit.count().unwritten, audit.look()), (0, LogSeen::Fine));
+        writing.abort();
+    }
+
+    async fn written(store: &InMemory, count: usize) -> Vec<Record> {
+        let bundle = store.get(&bundle_path(0, count).into()).await.unwrap().bytes().await.unwrap();
+        entries_of(&bundle).unwrap().iter().map(|entry| serde_json::from_slice(entry).unwrap()).collect()
+    }
+
+    fn kept(note: &[u8]) -> serde_json::Value {
+        json!({ "metadata": { "name": "paddock-audit" }, "data": { "checkpoint": String::from_utf8_lossy(note) } })
+    }
+
+    #[tokio::test]
+    async fn one_leader_goes_on_after_the_other_and_the_checkpoint_is_kept() {
+        let store = Arc::new(InMemory::new());
+        let none = || expect(Method::GET, KEPT, 404, json!("none"));
+        let made = expect(Method::POST, "/api/v1/namespaces/paddock-system/configmaps", 201, kept(b"")).holding("x\\n2\\n");
+        lead(&store, 0, vec![none(), none(), made], |audit| audit.tell_of_deletion(&a_run(), at(1))).await;
+        let types: Vec<RecordType> = written(&store, 2).await.iter().map(|record| record.type_).collect();
+        assert_eq!(types, [RecordType::LogOpened, RecordType::RunDeleted]);
+
+        let note = store.get(&"checkpoint".into()).await.unwrap().bytes().await.unwrap();
+        let there = || expect(Method::GET, KEPT, 200, kept(&note));
+        let exchanged = expect(Method::PUT, KEPT, 200, kept(b"")).holding("x\\n3\\n");
+        lead(&store, 10, vec![there(), there(), exchanged], |_| ()).await;
+        assert_eq!(written(&store, 3).await[2].data["entries"], 2);
+    }
+
+    /// Whoever puts an earlier state back is not helped to write anew what came after it.
+    #[tokio::test(start_paused = true)]
+    async fn no_leader_goes_on_from_less_than_was_kept() {
+        let store = Arc::new(InMemory::new());
+        let signer = Signer::new("x", &[1; 32]).unwrap();
+        let tree = paddock_audit::Tree::default();
+        store.put(&"checkpoint".into(), PutPayload::from(signer.sign(0, tree.root()).into_bytes())).await.unwrap();
+        let keys = Keys { signer: Signer::new("x", &[1; 32]).unwrap(), salt: Salt::new(&[2; 32]), origin: "x".into() };
+        let (audit, sequencer) = open(keys, Bucket::in_memory(store.clone()), at(0));
+        let later = kept(signer.sign(5, tree.root()).as_bytes());
+        let (context, fake) = context((0..3).map(|_| expect(Method::GET, KEPT, 200, later.clone())).collect(), &[]);
+        context.fence.raise_now();
+        let writing = tokio::spawn(sequencer.keep(context));
+        fake.finished().await;
+        assert_eq!(audit.look(), LogSeen::Behind);
+        writing.abort();
+    }
 
     const fn state(size: u64, root: u8) -> State {
         State { size, root: [root; 32] }

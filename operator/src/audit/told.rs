@@ -415,6 +415,7 @@ mod tests {
             ("hunter22", "HUNTER22.example.com:443"),
             ("hunter22\n", "hunter22.example.com:443"),
             ("user=me\nkey=hunter22hunter22", "hunter22.hunter22.example.com:443"),
+            ("password=hunt", "hunt.example.com:443"),
             ("{\"key\":\"hunter22hunter22\"}", "hunter22hunter22.example.com:443"),
         ] {
             assert_eq!(to(host, Some(&status), &known(value)), "withheld", "{value}");

@@ -8,12 +8,14 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::apply::{Done, apply, give_up, write_status};
-use super::fixtures::{POD_UID, a_pod, a_run, admitted, present, seen, started, valid};
+use super::fixtures::{POD_UID, a_pod, a_run, admitted, decided, present, seen, started, valid};
 use super::observe::{observe, whole};
 use super::pod::{render_job, render_pod};
 use super::pod_facts::PodSeen;
+use super::queue::Admission;
 use super::step::{Seen, Step};
 use super::{Body, Watched};
+use crate::audit::LogSeen;
 use crate::error::Error;
 use crate::fake_api::{Exchange, context, expect};
 use crate::script_run::fixtures::settings;
@@ -328,4 +330,24 @@ async fn a_run_without_room_loses_its_pod_and_then_its_finalizer() {
     );
     give_up(&run, &seen(&run), &context).await.unwrap();
     fake.finished().await;
+}
+
+#[tokio::test]
+async fn while_the_audit_log_is_behind_a_run_waits_within_the_bounds_of_the_queue() {
+    let run = a_run();
+    let (context, _fake) = context(Vec::new(), &[]);
+    context.ledger.list_begins();
+    context.ledger.list_ends();
+    let admit = async |queued: u32, log: LogSeen| {
+        let mut valid = valid(&run);
+        valid.grant.queue.queued = queued;
+        let seen = Seen { log, ..decided(valid) };
+        match apply(&run, &seen, &Step::Admit, &context).await {
+            Ok(Done::Queued(admission)) => admission,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(matches!(admit(0, LogSeen::Behind).await, Admission::Refuse(_)));
+    assert!(matches!(admit(5, LogSeen::Behind).await, Admission::Wait { .. }));
+    assert_eq!(admit(5, LogSeen::Fine).await, Admission::Admit);
 }

@@ -511,7 +511,6 @@ fn is_too_large(error: &kube::Error) -> bool {
 /// deleted: with a finalizer on, even a deletion would need room.
 pub(crate) async fn give_up(run: &ScriptRun, seen: &Seen, context: &Context) -> Result<Action, Error> {
     tracing::warn!("the object of the run has no room for a status; nothing more is done with it");
-    context.audit.tell_of_deletion(run, context.now());
     context.metrics.error(Error::NoRoom.category());
     if let PodSeen::Present(pod) = &seen.pod {
         if !pod.deleting {
@@ -519,6 +518,7 @@ pub(crate) async fn give_up(run: &ScriptRun, seen: &Seen, context: &Context) -> 
         }
         return Ok(Action::requeue(Duration::from_secs(5)));
     }
+    context.audit.tell_of_deletion(run, context.now());
     release(run, context).await?;
     Ok(Action::await_change())
 }

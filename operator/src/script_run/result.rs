@@ -107,7 +107,7 @@ pub(crate) fn network_usage(used: &Used, rules: &Result<OutputGrant, String>) ->
 
 /// What must be in no name of a host, whatever dots are put between.
 pub(crate) fn are_hidden(secrets: &SecretValues) -> Vec<String> {
-    let texts = secrets.0.iter().flat_map(|(_, value)| plain(value)).filter_map(|text| String::from_utf8(text).ok());
+    let texts = secrets.0.iter().flat_map(|(_, value)| plain(value, SHORTEST_VALUE)).filter_map(|text| String::from_utf8(text).ok());
     texts.map(|text| without_dots(&text)).filter(|text| text.len() >= SHORTEST_VALUE).collect()
 }
 

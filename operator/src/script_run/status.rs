@@ -190,7 +190,9 @@ impl Report {
     }
 
     fn audit(&mut self, event: RecordType, reason: Option<Reason>) {
-        let time = self.clock();
+        // Whoever tells them goes by their order, whatever became of the clock.
+        let after_the_last = self.status.audit.last().and_then(|last| Timestamp::from_microsecond(last.time.0.as_microsecond() + 1).ok());
+        let time = MicroTime(self.clock().0.max(after_the_last.unwrap_or(Timestamp::MIN)));
         self.status.audit.push(AuditEvent { time, type_: event.as_str().to_owned(), reason });
     }
 
@@ -322,8 +324,9 @@ impl Report {
                 self.waits(&Reason::WaitingForSlot, &message);
             }
             Admission::Refuse(full) => {
-                let message = whose_places(*full);
-                self.condition(ConditionType::Accepted, false, Reason::QueueFull, message);
+                let why = if seen.log == LogSeen::Behind { "; none is admitted while the audit log cannot be written" } else { "" };
+                let message = format!("{}{why}", whose_places(*full));
+                self.condition(ConditionType::Accepted, false, Reason::QueueFull, &message);
                 self.end(&Outcome::plain(Phase::Refused, Reason::Refused, message));
             }
         }
