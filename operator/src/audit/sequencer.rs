@@ -49,8 +49,10 @@ struct Written {
     attempt: Option<(State, usize)>,
     /// Records that were lost, of which the log tells.
     lost: u64,
-    /// What was last kept in the cluster, or was to be, and when.
-    kept: Option<(State, Instant)>,
+    /// What was last kept in the cluster.
+    kept: Option<State>,
+    /// When that was last tried.
+    kept_at: Option<Instant>,
     /// Why it could not be written last.
     why: String,
 }
@@ -109,7 +111,7 @@ impl Sequencer {
             }
             written.wrote(entries, &log, inbox);
             written.why.clear();
-            if written.kept.is_none_or(|(_, at)| at.elapsed() >= KEEP_EVERY) {
+            if written.kept_at.is_none_or(|at| at.elapsed() >= KEEP_EVERY) {
                 written.keep_checkpoint(&log, context).await;
             }
             log.remove_parts().await;
@@ -159,13 +161,13 @@ impl Written {
     }
 
     async fn keep_checkpoint(&mut self, log: &Log<'_>, context: &Context) {
-        if self.kept.is_some_and(|(kept, _)| kept == log.state()) {
+        if self.kept == Some(log.state()) {
             return;
         }
-        self.kept = Some((log.state(), Instant::now()));
-        if let Err(error) = kept::put(&context.client, &context.settings.operator_namespace, &log.checkpoint()).await {
-            tracing::warn!(error = format!("{error:#}"), "the checkpoint of the audit log is not kept in the cluster");
-            self.kept = None;
+        self.kept_at = Some(Instant::now());
+        match kept::put(&context.client, &context.settings.operator_namespace, &log.checkpoint()).await {
+            Ok(()) => self.kept = Some(log.state()),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "the checkpoint of the audit log is not kept in the cluster"),
         }
     }
 

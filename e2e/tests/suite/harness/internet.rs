@@ -23,9 +23,13 @@ pub fn inside<T: Send + 'static>(make: impl FnOnce() -> T + Send + 'static) -> T
 /// Gives the cluster's node this address too.
 fn own(address: IpAddr) {
     let namespace = format!("--net={}", Layout::network_namespace().display());
-    let status =
-        std::process::Command::new("nsenter").args([&namespace, "ip", "address", "replace", &address.to_string(), "dev", "lo"]).status();
-    assert!(status.unwrap().success());
+    let mut ip = std::process::Command::new("nsenter");
+    ip.args([&namespace, "ip", "address", "replace", &address.to_string(), "dev", "lo"]);
+    if address.is_ipv6() {
+        // Nobody can be listening there before it is known that no other has it, which takes a moment also where there are no others.
+        ip.arg("nodad");
+    }
+    assert!(ip.status().unwrap().success());
 }
 
 static NAMES: Mutex<BTreeMap<String, IpAddr>> = Mutex::new(BTreeMap::new());
