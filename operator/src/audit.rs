@@ -2,6 +2,8 @@
 //!
 //! Passes hand in records and go on. A log that cannot be written keeps new runs from being admitted, and holds up nothing else.
 
+#[cfg(test)]
+mod flaky;
 mod kept;
 pub(crate) mod key;
 pub(crate) mod log;
@@ -333,7 +335,7 @@ mod tests {
 
     fn log() -> (Arc<Teller>, Audit, Sequencer) {
         let keys = Keys { signer: Signer::new("x", &[1; 32]).unwrap(), salt: Salt::new(&[2; 32]), origin: "x".into() };
-        let (audit, sequencer) = open(keys, Bucket::in_memory(Arc::new(InMemory::new())), at(0));
+        let (audit, sequencer) = open(keys, Bucket::of(Arc::new(InMemory::new())), at(0));
         let Audit::On(teller) = &audit else { panic!("a log") };
         (teller.clone(), audit, sequencer)
     }

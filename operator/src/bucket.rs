@@ -49,9 +49,9 @@ impl Bucket {
         self.is_a_folder
     }
 
-    /// One in memory, for tests.
+    /// Any other, for tests.
     #[cfg(test)]
-    pub(crate) fn in_memory(store: Arc<object_store::memory::InMemory>) -> Self {
+    pub(crate) fn of(store: Arc<dyn ObjectStore>) -> Self {
         Self { store, root: Path::default(), is_a_folder: false }
     }
 

@@ -94,6 +94,25 @@ pub(crate) fn client(exchanges: Vec<Exchange>) -> (Client, Fake) {
 /// A context with such a client.
 pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Arc<Context>, Fake) {
     let (client, fake) = client(exchanges);
+    (context_of(client, namespaces), fake)
+}
+
+/// A client whose API server has nothing and takes everything.
+pub(crate) fn empty_api() -> Client {
+    let answer = |request: Request<Body>| async move {
+        let code = if request.method() == Method::GET { 404 } else { 201 };
+        let body = if code == 404 {
+            serde_json::to_vec(&json!({ "code": 404, "message": "none", "reason": "NotFound", "status": "Failure" })).unwrap_or_default()
+        } else {
+            request.into_body().collect_bytes().await?.to_vec()
+        };
+        Ok::<_, tower::BoxError>(Response::builder().status(code).body(Body::from(body))?)
+    };
+    Client::new(tower::service_fn(answer), "default")
+}
+
+/// A context with any client.
+pub(crate) fn context_of(client: Client, namespaces: &[Namespace]) -> Arc<Context> {
     let (stored, mut writer) = reflector::store();
     for namespace in namespaces {
         writer.apply_watcher_event(&watcher::Event::Apply(namespace.clone()));
@@ -111,20 +130,17 @@ pub(crate) fn context(exchanges: Vec<Exchange>, namespaces: &[Namespace]) -> (Ar
     let recorder = Recorder::new(client.clone(), Reporter { controller: "test".into(), instance: None });
     let metrics = Metrics::new(&mut Registry::default(), 100);
     let results = Results { sealing_key: sealing_key(), store: None };
-    (
-        Arc::new(Context::new(Parts {
-            egress: crate::egress::Egress::new(None),
-            client,
-            fence: Fence::new(),
-            settings: settings(),
-            results,
-            metrics,
-            recorder,
-            caches,
-            traces: None,
-            audit: Audit::default(),
-            wake,
-        })),
-        fake,
-    )
+    Arc::new(Context::new(Parts {
+        egress: crate::egress::Egress::new(None),
+        client,
+        fence: Fence::new(),
+        settings: settings(),
+        results,
+        metrics,
+        recorder,
+        caches,
+        traces: None,
+        audit: Audit::default(),
+        wake,
+    }))
 }

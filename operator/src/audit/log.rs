@@ -263,7 +263,7 @@ mod tests {
     }
 
     fn bucket() -> Bucket {
-        Bucket::in_memory(Arc::new(InMemory::new()))
+        Bucket::of(Arc::new(InMemory::new()))
     }
 
     fn entries(range: std::ops::Range<usize>) -> Vec<Vec<u8>> {

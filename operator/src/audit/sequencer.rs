@@ -231,15 +231,19 @@ fn of_the_log(teller: &Teller, type_: RecordType, data: serde_json::Value, now: 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use futures::FutureExt as _;
     use http::Method;
     use object_store::memory::InMemory;
     use object_store::{ObjectStoreExt as _, PutPayload};
     use paddock_audit::{Record, Salt, bundle_path, entries_of};
 
+    use super::super::flaky::{Fails, Flaky};
     use super::super::key::Keys;
     use super::super::{Audit, open};
     use super::*;
-    use crate::fake_api::{Exchange, context, expect};
+    use crate::fake_api::{Exchange, context, context_of, empty_api, expect};
     use crate::script_run::fixtures::{a_run, at};
 
     const KEPT: &str = "/api/v1/namespaces/paddock-system/configmaps/paddock-audit";
@@ -247,7 +251,7 @@ mod tests {
     /// A replica that leads from this second on, until what it is told is written and the checkpoint kept.
     async fn lead(store: &Arc<InMemory>, second: i64, exchanges: Vec<Exchange>, tell: impl FnOnce(&Audit)) {
         let keys = Keys { signer: Signer::new("x", &[1; 32]).unwrap(), salt: Salt::new(&[2; 32]), origin: "x".into() };
-        let (audit, sequencer) = open(keys, Bucket::in_memory(store.clone()), at(second));
+        let (audit, sequencer) = open(keys, Bucket::of(store.clone()), at(second));
         let (context, fake) = context(exchanges, &[]);
         context.fence.raise_now();
         context.ledger.list_begins();
@@ -285,6 +289,56 @@ mod tests {
         assert_eq!(written(&store, 3).await[2].data["entries"], 2);
     }
 
+    /// Each request to the bucket fails once, before it is done and after it: nothing is missing, nothing is there twice, and all of it verifies.
+    #[tokio::test(start_paused = true)]
+    async fn whatever_request_fails_each_record_is_written_once() {
+        for fails in [Fails::Unheard, Fails::Unanswered] {
+            for before in 0.. {
+                let inner = Arc::new(InMemory::new());
+                let flaky = Arc::new(Flaky::new(inner.clone(), before, fails));
+                // One after the other, so that bundles are gone on with; then more than one has room for.
+                for (leader, batches) in [(0, [1, 2, 40]), (1, [1, 250, 1])] {
+                    let keys = Keys { signer: Signer::new("x", &[1; 32]).unwrap(), salt: Salt::new(&[2; 32]), origin: "x".into() };
+                    let (audit, sequencer) = open(keys, Bucket::of(flaky.clone()), at(leader));
+                    let context = context_of(empty_api(), &[]);
+                    context.fence.raise_now();
+                    context.ledger.list_begins();
+                    context.ledger.list_ends();
+                    let writing = tokio::spawn(sequencer.keep(context));
+                    for (number, batch) in batches.into_iter().enumerate() {
+                        for one in 0..batch {
+                            let mut run = a_run();
+                            run.metadata.uid = Some(format!("{leader}-{number}-{one}"));
+                            audit.tell_of_deletion(&run, at(1));
+                        }
+                        audit.flush().await;
+                        assert_eq!(audit.count().unwritten, 0, "{fails:?} after {before}");
+                    }
+                    writing.abort();
+                    let _ = writing.await;
+                }
+                let mut ids = BTreeMap::new();
+                let read = |path: &str| Ok(files(&inner, path));
+                let verifier = Signer::new("x", &[1; 32]).unwrap().verifier();
+                paddock_audit::verify(read, &verifier, &[], |_, entry| {
+                    let record: Record = serde_json::from_slice(entry).unwrap();
+                    *ids.entry(record.id).or_insert(0) += 1;
+                })
+                .unwrap_or_else(|error| panic!("{fails:?} after {before}: {error}"));
+                assert!(ids.values().all(|count| *count == 1) && ids.len() == 2 + 43 + 252, "{fails:?} after {before}: {}", ids.len());
+                if !flaky.has_failed() {
+                    assert!(before > 30, "only {before} requests were made");
+                    break;
+                }
+            }
+        }
+    }
+
+    fn files(store: &InMemory, path: &str) -> Option<Vec<u8>> {
+        let read = async { store.get(&path.into()).await.ok()?.bytes().await.ok() };
+        read.now_or_never().flatten().map(|bytes| bytes.to_vec())
+    }
+
     /// Whoever puts an earlier state back is not helped to write anew what came after it.
     #[tokio::test(start_paused = true)]
     async fn no_leader_goes_on_from_less_than_was_kept() {
@@ -293,7 +347,7 @@ mod tests {
         let tree = paddock_audit::Tree::default();
         store.put(&"checkpoint".into(), PutPayload::from(signer.sign(0, tree.root()).into_bytes())).await.unwrap();
         let keys = Keys { signer: Signer::new("x", &[1; 32]).unwrap(), salt: Salt::new(&[2; 32]), origin: "x".into() };
-        let (audit, sequencer) = open(keys, Bucket::in_memory(store.clone()), at(0));
+        let (audit, sequencer) = open(keys, Bucket::of(store.clone()), at(0));
         let later = kept(signer.sign(5, tree.root()).as_bytes());
         let (context, fake) = context((0..3).map(|_| expect(Method::GET, KEPT, 200, later.clone())).collect(), &[]);
         context.fence.raise_now();
