@@ -1,12 +1,13 @@
 //! Sandboxes that begin before there is a run for them.
 
-use crate::harness::{Script, Tenant, assert_end, eventually, kubectl, namespace, status, stderr, stdout, tenant};
+use crate::harness::{Script, Tenant, assert_end, eventually, eventually_within, kubectl, namespace, status, stderr, stdout, tenant};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use paddock_crds::{ColdReason, ConditionStatus, Phase, PoolReason, Reason, RunPath, SandboxPool, ScriptRun};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 fn pools(tenant: &Tenant) -> Api<SandboxPool> {
     Api::namespaced(tenant.client.clone(), &tenant.name)
@@ -386,6 +387,51 @@ async fn who_administers_a_namespace_makes_pools_in_it() {
         assert_eq!(of(admin.clone()).get_scale("shell").await.unwrap().spec.unwrap().replicas.unwrap_or(0), 0);
         of(admin).patch_scale("shell", &PatchParams::default(), &patch).await.unwrap();
         filled(&tenant, "shell").await;
+    })
+    .await;
+}
+
+/// More runs at once than sandboxes that wait: those that find none begin at once, and say why.
+#[tokio::test]
+async fn a_burst_beyond_a_pool_goes_on_cold_and_waits_for_no_refill() {
+    tenant("burst", |tenant| async move {
+        make_pool(&tenant, "shell", 3, json!({})).await;
+        filled(&tenant, "shell").await;
+        let waiting = sandboxes(&tenant).await;
+        let mut created = Vec::new();
+        for _ in 0..9 {
+            created.push(tenant.create(Script::shell("echo done")).await);
+        }
+        let mut paths = Vec::new();
+        let mut given = BTreeSet::new();
+        for run in &created {
+            let run = tenant.finished(run).await;
+            assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
+            given.insert(pod_uid(&run));
+            paths.push(path(&run));
+        }
+        assert_eq!(given.len(), 9, "each had a sandbox of its own");
+        assert_eq!(given.intersection(&waiting).count(), 3, "those that waited were all given away: {paths:?}");
+        assert!(paths.iter().all(|path| *path == WARM || *path == cold(ColdReason::NoneFree)), "{paths:?}");
+        assert!(paths.contains(&cold(ColdReason::NoneFree)), "{paths:?}");
+        delete_pool(&tenant, "shell").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_has_waited_too_long_is_replaced() {
+    tenant("aged", |tenant| async move {
+        make_pool(&tenant, "shell", 1, json!({ "maxAgeSeconds": 60 })).await;
+        filled(&tenant, "shell").await;
+        let first = sandboxes(&tenant).await;
+        eventually_within(Duration::from_secs(150), "another waits in its place", || async {
+            let now = sandboxes(&tenant).await;
+            if now.len() == 1 && now.is_disjoint(&first) { Ok(()) } else { Err(now) }
+        })
+        .await;
+        filled(&tenant, "shell").await;
+        delete_pool(&tenant, "shell").await;
     })
     .await;
 }
