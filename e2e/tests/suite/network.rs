@@ -398,7 +398,7 @@ print(carry(16 << 10), carry(128 << 10))
         let told = stdout(&run);
         let took: Vec<f64> = told.split_whitespace().map(|seconds| seconds.parse().unwrap()).collect();
         // Both directions count: 32 KiB come at once, and of the 256 KiB after them what is left of the first second.
-        assert!(took[0] < 1.4 && (2.9..12.0).contains(&took[1]), "{told}");
+        assert!(took[0] < took[1] && (2.9..20.0).contains(&took[1]), "{told}");
         tenant.no_cluster_policy().await;
     })
     .await;

@@ -135,9 +135,17 @@ for host in "audited.example.com", "www.example.org", token + ".example.com":
             .await;
         let run = tenant.finished(&run).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
-        let records = life(&folder, &run).await;
-        let connections: Vec<&Value> = records.iter().filter(|record| record["type"].as_str().unwrap().contains(".egress.")).collect();
-        let [reached, refused, withheld] = connections[..] else { panic!("{connections:#?}") };
+        let key = key().await;
+        // Each replica of the gateway tells of its own.
+        let records = eventually("the end and the three connections are in the log", || async {
+            let records = shown(&folder, &key, Some(&run))?;
+            let told = types(&records);
+            let connections = told.iter().filter(|type_| type_.starts_with("egress.")).count();
+            if told.contains(&"run.finished") && connections == 3 { Ok(records) } else { Err(format!("{records:?}")) }
+        })
+        .await;
+        let with = |outcome: &str| records.iter().find(|record| record["data"]["outcome"] == outcome).expect(outcome);
+        let (reached, refused, withheld) = (with("Closed"), with("NotGranted"), with("NotResolved"));
         let of = |record: &Value| {
             let data = &record["data"];
             (record["type"].clone(), data["to"].clone(), data["verdict"].clone(), data["outcome"].clone(), data["address"].clone())
