@@ -286,13 +286,10 @@ impl Teller {
     }
 
     /// What the objects of runs tell of the time since then, and the last records lack, as entries: what a leader that ended may not have written.
-    fn told_again(&self, runs: &[ScriptRun], recent: &[Record], since: Timestamp) -> Vec<Entry> {
-        let status = |run: &ScriptRun| run.status.clone().filter(|status| status.audit.last().is_some_and(|last| last.time.0 >= since));
-        let of_late = runs.iter().filter_map(|run| Some((run, status(run)?)));
-        let all = of_late.flat_map(|(run, status)| {
-            let last = status.audit.last().map_or(since, |event| event.time.0);
-            told::of_run(run, &status, |time| time >= since, true, (&self.salt, last))
-        });
+    fn told_again<'a>(&self, runs: impl Iterator<Item = &'a ScriptRun>, recent: &[Record], since: Timestamp) -> Vec<Entry> {
+        let last = |status: &ScriptRunStatus| status.audit.last().map(|event| event.time.0).filter(|last| *last >= since);
+        let of_late = runs.filter_map(|run| run.status.as_ref().and_then(|status| Some((run, status, last(status)?))));
+        let all = of_late.flat_map(|(run, status, last)| told::of_run(run, status, |time| time >= since, true, (&self.salt, last)));
         all.filter(|told| !told::is_known(told, recent)).map(|told| self.entry(told)).collect()
     }
 
@@ -428,7 +425,7 @@ mod tests {
         let (teller, ..) = log();
         let mut run = a_run();
         run.status = Some(events(&[("received", -100), ("admitted", -3), ("started", -2)]));
-        let entries = |recent: &[Record]| teller.told_again(std::slice::from_ref(&run), recent, at(-60));
+        let entries = |recent: &[Record]| teller.told_again(std::iter::once(&run), recent, at(-60));
         let all = entries(&[]);
         assert_eq!(all.len(), 2, "what is older was written long ago");
         let recent: Vec<Record> = all[..1].iter().map(|entry| serde_json::from_slice(&entry.bytes).unwrap()).collect();

@@ -192,9 +192,8 @@ impl Context {
     }
 
     /// The run of this name, as the cache has it.
-    pub(crate) fn run(&self, namespace: &str, name: &str) -> Option<ScriptRun> {
-        let guarded = self.runs.get()?.get(&ObjectRef::new(name).within(namespace))?;
-        guarded.0.as_ref().ok().map(|watched| watched.run.clone())
+    pub(crate) fn run(&self, namespace: &str, name: &str) -> Option<Arc<Guarded>> {
+        self.runs.get()?.get(&ObjectRef::new(name).within(namespace))
     }
 
     /// UIDs of the runs that have been admitted and are not over; `None` before all runs were listed.

@@ -20,6 +20,7 @@ mod health;
 mod input_check;
 mod lease;
 mod listed;
+mod made_once;
 mod metrics;
 mod names;
 mod pods;

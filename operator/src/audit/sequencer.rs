@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 use paddock_audit::{RecordType, Signer, WIDTH};
-use paddock_crds::ScriptRun;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -216,8 +215,8 @@ async fn first_words(log: &Log<'_>, context: &Context, teller: &Teller) -> Resul
             tokio::time::sleep(LISTED_EVERY).await;
         }
         let runs = context.runs();
-        let runs: Vec<ScriptRun> = runs.iter().filter_map(|run| run.0.as_ref().ok()).map(|watched| watched.run.clone()).collect();
-        first.extend(teller.told_again(&runs, &recent, last.saturating_sub(OVERLAP).unwrap_or(last)));
+        let runs = runs.iter().filter_map(|run| run.0.as_ref().ok()).map(|watched| &watched.run);
+        first.extend(teller.told_again(runs, &recent, last.saturating_sub(OVERLAP).unwrap_or(last)));
     }
     tracing::info!(size, again = first.len(), verifier = log.verifier(), "goes on with the audit log");
     first.push(of_the_log(teller, RecordType::LogOpened, json!({ "entries": size }), context.now()));

@@ -220,8 +220,9 @@ async fn take(context: &Arc<Context>, mut reports: mpsc::Receiver<Report>) {
 /// Where a connection led, as far as that may be told.
 fn host(report: &Report, context: &Context) -> String {
     let (namespace, name) = report.name.split_once('/').unwrap_or_default();
-    let run = context.run(namespace, name).filter(|run| run.uid().as_deref() == Some(&report.run));
-    let status = run.as_ref().and_then(|run| run.status.as_ref());
+    let guarded = context.run(namespace, name);
+    let run = guarded.as_ref().and_then(|guarded| guarded.0.as_ref().ok()).map(|watched| &watched.run);
+    let status = run.filter(|run| run.uid().as_deref() == Some(&report.run)).and_then(|run| run.status.as_ref());
     let at_gateway = status.and_then(|status| context.egress.told_of(&report.run, decided(status).into_iter()));
     told::host(report, status, told::Given { copies: context.given(&report.run), at_gateway }).to_owned()
 }

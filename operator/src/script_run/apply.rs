@@ -466,7 +466,6 @@ async fn delete_run(run: &ScriptRun, context: &Context) -> Result<Done, Error> {
 /// without what the script produced, and at last with the conditions alone.
 pub(crate) async fn write_status(watched: &Watched, status: ScriptRunStatus, context: &Arc<Context>) -> Result<Watched, Error> {
     let run = &watched.run;
-    let told = status.clone();
     let answer = Box::pin(put_status(watched, status.clone(), context)).await;
     let answer = match answer {
         Err(Error::Write { source, .. }) if is_too_much(&source) && status.result.is_some() => {
@@ -492,7 +491,7 @@ pub(crate) async fn write_status(watched: &Watched, status: ScriptRunStatus, con
     context.remember(&newer);
     context.succeeded(&uid);
     // Also what there was no room for in the object.
-    context.audit.tell_of_run(&newer.run, &told, context.now());
+    context.audit.tell_of_run(&newer.run, &status, context.now());
     after_write(run, &newer.run, context);
     Ok(watched.succeeded_by(newer))
 }
