@@ -333,19 +333,26 @@ python3 -c 'import httpx, sys; print("httpx", httpx.get(sys.argv[1]).text)' $pla
     .await;
 }
 
-/// A net that the policies name is reached whatever is spoken there, also where it is a private one; what is beside it is not.
-#[tokio::test]
-async fn a_net_that_is_named_is_reached_as_it_is() {
-    const SCRIPT: &str = r#"
+/// A connection through the proxy, and the first line of its answer.
+const TUNNEL: &str = r#"
 import os, socket, urllib.parse
 proxy = urllib.parse.urlsplit(os.environ["HTTPS_PROXY"])
-for to in ["10.77.0.5:5432", "10.77.0.5:5433", "10.77.0.6:5432", "10.77.1.5:5432", "database.example.com:5432"]:
+
+def tunnel(to):
     connection = socket.create_connection((proxy.hostname, proxy.port))
     connection.sendall(f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n".encode())
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += connection.recv(1)
-    told = head.decode().split("\r\n")[0]
+    return connection, head.decode().split("\r\n")[0]
+"#;
+
+/// A net that the policies name is reached whatever is spoken there, also where it is a private one; what is beside it is not.
+#[tokio::test]
+async fn a_net_that_is_named_is_reached_as_it_is() {
+    const SCRIPT: &str = r#"
+for to in ["10.77.0.5:5432", "10.77.0.5:5433", "10.77.0.6:5432", "10.77.1.5:5432", "database.example.com:5432"]:
+    connection, told = tunnel(to)
     if " 200" in told:
         connection.sendall(b"ping")
         told += " " + connection.recv(4).decode()
@@ -355,14 +362,14 @@ for to in ["10.77.0.5:5432", "10.77.0.5:5433", "10.77.0.6:5432", "10.77.1.5:5432
     names(&[("database.example.com", PRIVATE)]);
     namespace("net", json!({}), |tenant| async move {
         tenant.cluster_policy(grants(&json!([{ "cidrs": ["10.77.0.0/24"], "ports": [5432, 5433] }]))).await;
-        let run = tenant.run(asking(&tenant, SCRIPT, &["tcp://10.77.0.5:5432"], &json!({}))).await;
+        let run = tenant.run(asking(&tenant, &(TUNNEL.to_owned() + SCRIPT), &["tcp://10.77.0.5:5432"], &json!({}))).await;
         let refused = "HTTP/1.1 403 NotGranted";
         let told = format!(
             "10.77.0.5:5432 HTTP/1.1 200 OK ping\n10.77.0.5:5433 {refused}\n10.77.0.6:5432 {refused}\n10.77.1.5:5432 {refused}\ndatabase.example.com:5432 {refused}\n"
         );
         assert_eq!(stdout(&run), told, "{:#?}", run.status);
         // A net that no policy names is not granted, whoever asks.
-        let other = tenant.run(asking(&tenant, SCRIPT, &["tcp://10.77.1.5:5432"], &json!({}))).await;
+        let other = tenant.run(asking(&tenant, &(TUNNEL.to_owned() + SCRIPT), &["tcp://10.77.1.5:5432"], &json!({}))).await;
         assert_refused(&other, &Reason::CapabilityRefused);
         tenant.no_cluster_policy().await;
     })
@@ -373,13 +380,8 @@ for to in ["10.77.0.5:5432", "10.77.0.5:5433", "10.77.0.6:5432", "10.77.1.5:5432
 #[tokio::test]
 async fn a_run_carries_no_more_bytes_in_a_second_than_it_may() {
     const SCRIPT: &str = r#"
-import os, socket, threading, time, urllib.parse
-proxy = urllib.parse.urlsplit(os.environ["HTTPS_PROXY"])
-connection = socket.create_connection((proxy.hostname, proxy.port))
-connection.sendall(b"CONNECT 10.77.0.7:5432 HTTP/1.1\r\nHost: 10.77.0.7:5432\r\n\r\n")
-head = b""
-while not head.endswith(b"\r\n\r\n"):
-    head += connection.recv(1)
+import threading, time
+connection, _ = tunnel("10.77.0.7:5432")
 def carry(left):
     begin = time.monotonic()
     threading.Thread(target=connection.sendall, args=[bytes(left)], daemon=True).start()
@@ -393,7 +395,7 @@ print(carry(16 << 10), carry(128 << 10))
         let mut rules = grants(&json!([{ "cidrs": ["10.77.0.0/24"], "ports": [5432] }]));
         rules["limits"]["maxNetworkBytesPerSecond"] = json!(64 << 10);
         tenant.cluster_policy(rules).await;
-        let run = tenant.run(asking(&tenant, SCRIPT, &["tcp://10.77.0.7:5432"], &json!({}))).await;
+        let run = tenant.run(asking(&tenant, &(TUNNEL.to_owned() + SCRIPT), &["tcp://10.77.0.7:5432"], &json!({}))).await;
         assert_end(&run, &Phase::Succeeded, &Reason::Succeeded);
         let told = stdout(&run);
         let took: Vec<f64> = told.split_whitespace().map(|seconds| seconds.parse().unwrap()).collect();
